@@ -1,0 +1,1 @@
+"""qsr: low-bit quantised image super-resolution (QuantSR, NeurIPS 2023)."""
