@@ -1,0 +1,415 @@
+"""The super-resolution network: head, body of blocks, tail.
+
+    lr -> normalise -> head -> blocks -> body_conv -> + head's output -> tail -> sr
+
+One class serves all four networks of the paper; they differ in their blocks:
+
+    srresnet(scale)          residual blocks, full precision      (EDSR-baseline shape, no BN)
+    quantsr_c(scale, bits)   the same, quantised, 32 blocks run at depths 32, 16 and 8
+    swinir_s(scale)          Swin transformer blocks, full precision (SwinIR, lightweight)
+    quantsr_t(scale, bits)   the same, quantised, 4 blocks run at depths 4, 2 and 1
+
+What stays in full precision: the head (first convolution) and the tail (upsampler and last
+convolution). The convolution after the body is quantised in C and full precision in T: that is
+what the paper's Table 2 counts; the released code keeps it in full precision for C as well
+(`quantize_body_conv=False`).
+
+Depth is an argument: `net(lr, net.plan(16))`. The order in which blocks are kept is stored with
+the weights (`block_order`) and set by `rank_blocks`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import Matmul, ResidualBlock, Shortcut, SwinBlock
+from .depth import DepthPlan
+from .layers import Bits, QConv2d, QLinear, QMatmul, split_bits
+from .quantizer import LSQ, RLQ
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; every network of this family subtracts it
+QUANTIZERS = {"rlq": RLQ, "lsq": LSQ}
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What both families share. Use the presets `srresnet`, `quantsr_c`, `swinir_s`, `quantsr_t`.
+
+    Raises ValueError on construction if a field breaks its rule.
+    """
+
+    scale: int = 4  # 2, 3 or 4
+    bits: Bits | None = None  # one width or (weights, activations); None: full precision
+    blocks: int = 16
+    depths: tuple[int, ...] = ()  # block counts trained together, deepest first; () = (blocks,)
+    features: int = 64
+    quantizer: Literal["rlq", "lsq"] = "rlq"
+    sharpness: float = 1.0  # phi's k (rlq)
+    per_channel: bool = False  # one weight step size per output channel
+    quantize_body_conv: bool = True
+    learnable_shortcuts: bool = False
+    dropped: tuple[int, ...] = ()  # blocks sliced away: only their shortcut is left
+
+    def __post_init__(self) -> None:
+        # Lists become tuples, so that a config read from JSON equals the one that was written.
+        for name in ("depths", "dropped"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.bits is not None and not isinstance(self.bits, int):
+            object.__setattr__(self, "bits", tuple(self.bits))
+        object.__setattr__(self, "depths", self.depths or (self.blocks,))
+        _require(self.scale in (2, 3, 4), "scale", self.scale, "is 2, 3 or 4")
+        _require(self.blocks >= 1, "blocks", self.blocks, "is 1 or more")
+        _require(self.features >= 1, "features", self.features, "is 1 or more")
+        _require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, "is one of rlq, lsq")
+        for width in [] if self.bits is None else split_bits(self.bits):
+            _require(width in range(2, 9), "bits", self.bits, "has widths from 2 to 8")
+        falls = all(a > b for a, b in itertools.pairwise((*self.depths, 0)))
+        _require(
+            self.depths[0] == self.blocks and falls,
+            "depths",
+            self.depths,
+            f"starts with all {self.blocks} blocks and falls, each 1 or more",
+        )
+        _require(
+            set(self.dropped) < set(range(self.blocks)),
+            "dropped",
+            self.dropped,
+            f"names some, not all, of the blocks 0..{self.blocks - 1}",
+        )
+
+
+@dataclass(frozen=True)
+class ConvConfig(NetworkConfig):
+    """SRResNet and QuantSR-C: residual blocks of two 3x3 convolutions."""
+
+    @property
+    def pixel_range(self) -> float:
+        return 255.0  # features of size 1 to 100, as the released code
+
+    @property
+    def window(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class SwinConfig(NetworkConfig):
+    """SwinIR_S and QuantSR-T: residual Swin transformer blocks (RSTB)."""
+
+    features: int = 60
+    quantize_body_conv: bool = False
+    layers: int = 6  # per block
+    heads: int = 6
+    window: int = 8
+    mlp_ratio: int = 2
+    attention_bits: Bits | None = None  # of q.k and probabilities.v; None as in the paper
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attention_bits is not None and not isinstance(self.attention_bits, int):
+            object.__setattr__(self, "attention_bits", tuple(self.attention_bits))
+        _require(
+            self.features % self.heads == 0,
+            "features",
+            self.features,
+            f"is a multiple of heads ({self.heads})",
+        )
+        _require(
+            self.window >= 2 and self.window % 2 == 0, "window", self.window, "is even, 2 or more"
+        )
+
+    @property
+    def pixel_range(self) -> float:
+        return 1.0
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"`{name}` is {value!r}; it {rule}. Change the configuration.")
+
+
+def srresnet(scale: int = 4, blocks: int = 16, **changes) -> ConvConfig:
+    """SRResNet in full precision as the paper's backbone: 1,369,859 parameters at x2."""
+    return ConvConfig(scale=scale, blocks=blocks, **changes)
+
+
+def quantsr_c(
+    scale: int = 4,
+    bits: Bits = 4,
+    blocks: int = 32,
+    depths: tuple[int, ...] | None = None,
+    **changes,
+) -> ConvConfig:
+    """QuantSR-C: 32 residual blocks, quantised, also run with 16 and 8 of them.
+
+    >>> quantsr_c(scale=2, bits=2).depths
+    (32, 16, 8)
+    """
+    return ConvConfig(
+        scale=scale,
+        bits=bits,
+        blocks=blocks,
+        depths=_halvings(blocks, depths),
+        **{"learnable_shortcuts": True, **changes},
+    )
+
+
+def swinir_s(scale: int = 4, blocks: int = 4, **changes) -> SwinConfig:
+    """SwinIR_S in full precision: 929,628 parameters at x4."""
+    return SwinConfig(scale=scale, blocks=blocks, **changes)
+
+
+def quantsr_t(
+    scale: int = 4,
+    bits: Bits = 4,
+    blocks: int = 4,
+    depths: tuple[int, ...] | None = None,
+    **changes,
+) -> SwinConfig:
+    """QuantSR-T: 4 Swin transformer blocks, quantised, also run with 2 and 1 of them."""
+    return SwinConfig(
+        scale=scale,
+        bits=bits,
+        blocks=blocks,
+        depths=_halvings(blocks, depths),
+        **{"learnable_shortcuts": True, **changes},
+    )
+
+
+def _halvings(blocks: int, depths: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The paper's three depths: all blocks, half of them, a quarter."""
+    if depths is not None:
+        return depths
+    return tuple(n for n in (blocks, blocks // 2, blocks // 4) if n >= 1)
+
+
+class QuantSR(nn.Module):
+    """A super-resolution network by its configuration.
+
+    net(lr, plan=None): lr float RGB [N, 3, H, W] in [0, 1], any H and W from 1 up
+    -> sr float [N, 3, scale H, scale W], not clipped. plan: a DepthPlan; None runs all blocks.
+
+    >>> net = QuantSR(srresnet(scale=2, blocks=1, features=4))
+    >>> net(torch.zeros(1, 3, 5, 7)).shape
+    torch.Size([1, 3, 10, 14])
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        features = config.features
+        conv, linear = _layer_factories(config)
+        body_conv = conv if config.quantize_body_conv else nn.Conv2d
+        self.head = nn.Conv2d(3, features, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            Shortcut(config.learnable_shortcuts)
+            if i in config.dropped
+            else _make_block(config, conv, linear)
+            for i in range(config.blocks)
+        )
+        self.body_conv = body_conv(features, features, 3, padding=1)
+        if isinstance(config, SwinConfig):
+            self.norm_in, self.norm_out = ChannelNorm(features), ChannelNorm(features)
+            self.tail = nn.Sequential(
+                nn.Conv2d(features, 3 * config.scale**2, 3, padding=1),
+                nn.PixelShuffle(config.scale),
+            )
+            self.apply(_init_linear)
+        else:
+            self.norm_in, self.norm_out = nn.Identity(), nn.Identity()
+            self.tail = _upsampler(features, config.scale)
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("block_order", torch.arange(config.blocks))
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Block numbers, the most valuable first."""
+        return tuple(self.block_order.tolist())
+
+    def plan(self, blocks: int | None = None) -> DepthPlan:
+        """The depth plan that keeps the `blocks` most valuable blocks; None keeps all."""
+        return DepthPlan.from_order(self.order, blocks or self.config.blocks)
+
+    def forward(self, lr: Tensor, plan: DepthPlan | None = None) -> Tensor:
+        _check_pictures(lr)
+        keep = (plan or DepthPlan.full(len(self.blocks))).keep
+        if len(keep) != len(self.blocks):
+            raise ValueError(
+                f"the plan speaks of {len(keep)} blocks and this network has {len(self.blocks)}; "
+                "make it with net.plan(count)."
+            )
+        height, width = lr.shape[2:]
+        x = (lr - self.mean) * self.config.pixel_range
+        shallow = self.head(_reflect_to_multiple(x, self.config.window))
+        deep = self.norm_in(shallow)
+        for block, runs in zip(self.blocks, keep, strict=True):
+            deep = block(deep) if runs else block.skip(deep)
+        deep = self.body_conv(self.norm_out(deep)) + shallow
+        sr = self.tail(deep) / self.config.pixel_range + self.mean
+        return sr[:, :, : height * self.config.scale, : width * self.config.scale]
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each pixel of [N, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _layer_factories(config: NetworkConfig):
+    """(conv, linear) constructors for the body: plain, or quantised as the configuration says."""
+    if config.bits is None:
+        return nn.Conv2d, nn.Linear
+    quantizer = QUANTIZERS[config.quantizer]
+    if config.quantizer == "rlq":
+        quantizer = functools.partial(quantizer, sharpness=config.sharpness)
+    options = {"bits": config.bits, "quantizer": quantizer, "per_channel": config.per_channel}
+    return functools.partial(QConv2d, **options), functools.partial(QLinear, **options)
+
+
+def _make_block(config: NetworkConfig, conv, linear) -> nn.Module:
+    if not isinstance(config, SwinConfig):
+        return ResidualBlock(config.features, conv, config.learnable_shortcuts)
+    matmul = Matmul
+    if config.attention_bits is not None:
+        quantizer = QUANTIZERS[config.quantizer]
+        matmul = functools.partial(QMatmul, bits=config.attention_bits, quantizer=quantizer)
+    return SwinBlock(
+        config.features,
+        conv,
+        config.learnable_shortcuts,
+        linear=linear,
+        matmul=matmul,
+        layers=config.layers,
+        heads=config.heads,
+        window=config.window,
+        mlp_ratio=config.mlp_ratio,
+    )
+
+
+def _upsampler(features: int, scale: int) -> nn.Sequential:
+    """Convolution and pixel shuffle (twice for x4), then the last convolution. No activation."""
+    layers: list[nn.Module] = []
+    for factor in (2, 2) if scale == 4 else (scale,):
+        layers += [nn.Conv2d(features, features * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
+    return nn.Sequential(*layers, nn.Conv2d(features, 3, 3, padding=1))
+
+
+def _init_linear(module: nn.Module) -> None:
+    """SwinIR's start: small normal weights in linear layers, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad right and bottom by reflection to a multiple; works for pictures of any size.
+
+    The reflection goes back and forth where a picture is smaller than its padding, which
+    F.pad refuses: 3 pixels abc become abcbabcb.
+    """
+    for dim in (2, 3):
+        length = x.shape[dim]
+        padded = -(-length // multiple) * multiple
+        if padded > length:
+            period = max(1, 2 * (length - 1))
+            position = torch.arange(padded, device=x.device) % period
+            x = x.index_select(dim, torch.minimum(position, period - position) % length)
+    return x
+
+
+def _check_pictures(lr: Tensor) -> None:
+    if lr.ndim != 4 or lr.shape[1] != 3 or 0 in lr.shape:
+        raise ValueError(
+            f"`lr` has shape {tuple(lr.shape)}; a network takes RGB pictures [N, 3, H, W], none of "
+            "the sizes 0. Repeat a grey picture to three channels."
+        )
+    if not lr.is_floating_point():
+        raise TypeError(
+            f"`lr` is {lr.dtype}; a network takes floating point RGB in [0, 1]. "
+            "Divide 8-bit pictures by 255."
+        )
+
+
+# Depth -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def rank_blocks(
+    net: QuantSR, lr: Tensor | None = None, hr: Tensor | None = None
+) -> tuple[int, ...]:
+    """Block numbers, the most valuable first.
+
+    Without pictures, by the learned shortcut as in the paper: a small |s| means that the block
+    changes its input a lot, so it comes first. (The paper does not state the direction; this is
+    the reading under which a nearly-identity block is dropped first.)
+    With lr [N, 3, H, W] and hr [N, 3, scale H, scale W] in [0, 1]: by measured sensitivity, the
+    mean absolute error of the network without the block; the block that is missed most comes first.
+
+    Store the result: `net.block_order.copy_(torch.tensor(rank_blocks(net)))`.
+    """
+    count = len(net.blocks)
+    if lr is None:
+        if not net.config.learnable_shortcuts:
+            raise ValueError(
+                "this network's shortcuts are fixed at 1, so they rank nothing; "
+                "pass lr and hr to rank by measured sensitivity."
+            )
+        value = [-block_shortcut(block).scale.abs().item() for block in net.blocks]
+    else:
+        value = [
+            (net(lr, DepthPlan(tuple(j != i for j in range(count)))) - hr).abs().mean().item()
+            for i in range(count)
+        ]
+    return tuple(sorted(range(count), key=lambda i: -value[i]))
+
+
+def block_shortcut(block: nn.Module) -> Shortcut:
+    """The Shortcut of a block, also of one that was sliced away."""
+    return block if isinstance(block, Shortcut) else block.shortcut
+
+
+def slice_depth(net: QuantSR, plan: DepthPlan) -> QuantSR:
+    """A static, smaller copy of `net` that holds only the blocks of `plan`.
+
+    slice_depth(net, plan)(lr) equals net(lr, plan) exactly: the dropped blocks stay as their
+    shortcuts, a scalar each. Its own depths are those of `net` up to plan.count blocks.
+    """
+    dropped = tuple(i for i, runs in enumerate(plan.keep) if not runs)
+    config = dataclasses.replace(net.config, dropped=dropped, depths=(net.config.blocks,))
+    sliced = copy.deepcopy(net)
+    sliced.config = config
+    for i in dropped:
+        sliced.blocks[i] = block_shortcut(sliced.blocks[i])
+    return sliced
+
+
+def load_tail(net: QuantSR, source: QuantSR, parts: Sequence[str] = ("body_conv", "tail")) -> None:
+    """Copy full-precision weights of `source` into `net` by the names of their parts.
+
+    The released code starts a quantised network from a full-precision one by its tail only; pass
+    parts=("head", "blocks", "body_conv", "tail") for the whole. Quantizers are not touched, so
+    calibrate afterwards.
+    """
+    wanted = {
+        name: value
+        for name, value in source.state_dict().items()
+        if name.split(".")[0] in parts and "quantizer" not in name
+    }
+    own = net.state_dict()
+    for name, value in wanted.items():
+        if name not in own or own[name].shape != value.shape:
+            raise ValueError(
+                f"the source has {name!r} of shape {tuple(value.shape)} and this network has not; "
+                "both must have the same features, scale and number of blocks."
+            )
+    net.load_state_dict(wanted, strict=False)

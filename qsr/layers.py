@@ -1,0 +1,224 @@
+"""Quantised layers: a familiar layer with a quantizer on its weights and one on its input.
+
+    y = conv(input_quantizer(x), weight_quantizer(weight)) + bias
+
+That is all there is. Padding zeros are inserted after quantisation, so a padded pixel has code 0;
+the bias stays full precision; `tau` of the input quantizer is not subtracted again (QuantSR,
+released code). Because both factors are a step size times integers,
+
+    y = (step_a * step_w) * (codes_a conv codes_w) + bias,
+
+and the bracket on the right is the integer convolution that `qsr.pack` hands to the kernels.
+
+`quantize` puts such layers into a copy of any network.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .quantizer import RLQ, Quantizer
+
+QuantizerFactory = Callable[..., Quantizer]  # a Quantizer class, or functools.partial of one
+Bits = int | tuple[int, int]  # one width for both, or (weights, activations)
+
+
+def split_bits(bits: Bits) -> tuple[int, int]:
+    """(weight bits, activation bits) of `bits`.
+
+    >>> split_bits(4), split_bits((2, 4))
+    ((4, 4), (2, 4))
+    """
+    if isinstance(bits, int):
+        return bits, bits
+    weight_bits, activation_bits = bits
+    return weight_bits, activation_bits
+
+
+class QConv2d(nn.Conv2d):
+    """nn.Conv2d whose weights and input are quantised. Zero padding only.
+
+    bits: one width, or (weight bits, activation bits), 2 to 8.
+    quantizer: a `Quantizer` class (or functools.partial of one) for both roles.
+    per_channel: one weight step size per output channel instead of one per layer; costs nothing
+    at inference. x: float [N, in_channels, H, W].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        bits: Bits = 4,
+        quantizer: QuantizerFactory = RLQ,
+        per_channel: bool = False,
+        **conv_options,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, **conv_options)
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            raise ValueError(
+                f"padding {self.padding!r} with mode {self.padding_mode!r}; a quantised convolution "
+                "pads with the code 0 by a number of pixels. Pad before the layer instead."
+            )
+        weight_bits, activation_bits = split_bits(bits)
+        self.weight_quantizer = quantizer(
+            weight_bits, signed=True, steps=out_channels if per_channel else None
+        )
+        self.input_quantizer = quantizer(activation_bits, channels=in_channels, channel_dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight_quantizer(self.weight)
+        return self._conv_forward(self.input_quantizer(x), weight, self.bias)
+
+
+class QLinear(nn.Linear):
+    """nn.Linear whose weights and input are quantised; options as `QConv2d`.
+
+    x: float [..., in_features].
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bits: Bits = 4,
+        quantizer: QuantizerFactory = RLQ,
+        per_channel: bool = False,
+        **linear_options,
+    ) -> None:
+        super().__init__(in_features, out_features, **linear_options)
+        weight_bits, activation_bits = split_bits(bits)
+        self.weight_quantizer = quantizer(
+            weight_bits, signed=True, steps=out_features if per_channel else None
+        )
+        self.input_quantizer = quantizer(activation_bits, channels=in_features, channel_dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+
+
+class QMatmul(nn.Module):
+    """A matrix product of two activations, both quantised: attention's q.k and probabilities.v.
+
+    a: float [..., M, K], b: float [..., K, N] -> float [..., M, N]. One step size per factor.
+    """
+
+    def __init__(self, *, bits: Bits = 4, quantizer: QuantizerFactory = RLQ) -> None:
+        super().__init__()
+        left, right = split_bits(bits)
+        self.left_quantizer = quantizer(left)
+        self.right_quantizer = quantizer(right)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.left_quantizer(a) @ self.right_quantizer(b)
+
+
+def quantize(
+    module: nn.Module,
+    bits: Bits = 4,
+    quantizer: QuantizerFactory = RLQ,
+    skip: Sequence[str] = (),
+    per_channel: bool = False,
+) -> nn.Module:
+    """A copy of `module` in which every Conv2d and Linear became a QConv2d or QLinear.
+
+    Weights and biases are copied. skip: names as in `module.named_modules()`, wildcards allowed
+    ("head", "tail.*"), of layers that stay in full precision. Calibrate the result before use:
+    `qsr.calibrate(net, batch)`. Raises ValueError if a name in `skip` matches nothing.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
+    >>> [type(layer).__name__ for layer in quantize(net, bits=2, skip=["2"])]
+    ['QConv2d', 'ReLU', 'Conv2d']
+    """
+    options = {"bits": bits, "quantizer": quantizer, "per_channel": per_channel}
+    net = copy.deepcopy(module)
+    names = [name for name, _ in net.named_modules()]
+    for pattern in skip:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise ValueError(
+                f"`skip` has {pattern!r}, which no layer is called; names are those of "
+                "module.named_modules(), for example " + ", ".join(repr(n) for n in names[1:4])
+            )
+
+    def replace(layer: nn.Module, prefix: str) -> nn.Module:
+        if any(fnmatch(prefix, pattern) for pattern in skip):
+            return layer
+        if type(layer) in (nn.Conv2d, nn.Linear):
+            return _quantized_twin(layer, options)
+        for name, child in layer.named_children():
+            setattr(layer, name, replace(child, f"{prefix}.{name}" if prefix else name))
+        return layer
+
+    return replace(net, "")
+
+
+def _quantized_twin(layer: nn.Conv2d | nn.Linear, options: dict) -> nn.Module:
+    """The QConv2d or QLinear with the geometry and the values of `layer`."""
+    if isinstance(layer, nn.Conv2d):
+        twin = QConv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            bias=layer.bias is not None,
+            padding_mode=layer.padding_mode,
+            **options,
+        )
+    else:
+        twin = QLinear(
+            layer.in_features, layer.out_features, bias=layer.bias is not None, **options
+        )
+    with torch.no_grad():
+        twin.weight.copy_(layer.weight)
+        if layer.bias is not None:
+            twin.bias.copy_(layer.bias)
+    return twin.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+
+
+@torch.no_grad()
+def calibrate(net: nn.Module, batch: Tensor) -> None:
+    """Initialise every quantizer of `net`: weights from themselves, inputs from one forward pass.
+
+    batch: what `net` takes, for a QuantSR float RGB [N, 3, H, W] in [0, 1]. In the forward pass
+    each input quantizer is calibrated by what reaches it through the quantised layers before it,
+    in the order of execution. The same batch gives the same steps on every device and rank.
+    Raises ValueError if a quantizer is never reached.
+    """
+    waiting = {name: m for name, m in net.named_modules() if isinstance(m, Quantizer)}
+    for layer in net.modules():
+        if isinstance(layer, (QConv2d, QLinear)):
+            layer.weight_quantizer.calibrate(layer.weight)
+    weight_quantizers = {
+        id(m.weight_quantizer) for m in net.modules() if isinstance(m, (QConv2d, QLinear))
+    }
+    waiting = {n: m for n, m in waiting.items() if id(m) not in weight_quantizers}
+    reached: set[int] = set()
+
+    def calibrate_first(quantizer: Quantizer, args: tuple[Tensor, ...]) -> None:
+        if id(quantizer) not in reached:
+            quantizer.calibrate(args[0])
+            reached.add(id(quantizer))
+
+    hooks = [m.register_forward_pre_hook(calibrate_first) for m in waiting.values()]
+    try:
+        net(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    missed = [name for name, m in waiting.items() if id(m) not in reached]
+    if missed:
+        raise ValueError(
+            f"calibration never reached {missed[0]!r} ({len(missed)} in all); every quantised layer "
+            "must run in net(batch). Remove the unused layer, or skip it in quantize()."
+        )

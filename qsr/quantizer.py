@@ -1,0 +1,339 @@
+"""Learnable quantizers: from real numbers to a few integers, and a gradient back.
+
+A b-bit quantizer writes a tensor as `step_size * codes`, where the codes are integers of b bits:
+
+    z = (x + tau) / step_size            where on the integer grid does x lie?
+    codes = clamp(round(z), qmin, qmax)
+    x_hat = step_size * codes
+
+Rounding has derivative zero, so a network could never learn through it. The cure is a *surrogate*:
+forward uses the rounded value, backward pretends that something smoother was there. All quantizers
+here share one forward pass and differ only in the slope that the surrogate has inside an interval,
+that is, as a function of u = z - floor(z):
+
+    LSQ    slope = 1                 the straight-through estimator: rounding looks like identity
+    RLQ    slope = phi'(u)           QuantSR: an interval keeps its ends, phi(0) = 0 and phi(1) = 1,
+                                     but is steepest in its middle, where the rounding decision is
+
+and RLQ moves the activations by a learned `tau` per input channel, so that each channel uses its
+codes well ("redistribution"). The step size is learned too: LSQ's gradient says how the error of
+all elements changes when the grid widens.
+
+Nothing initialises itself behind your back: `calibrate(x)` sets the step size and, for activations,
+whether the codes are signed. A quantizer that was never calibrated refuses to run.
+
+Write your own by overriding one method:
+
+    class Steeper(qsr.Quantizer):
+        def slope(self, u):
+            return 6 * u * (1 - u)
+
+Sources: QuantSR (Qin et al., NeurIPS 2023) and its released code; LSQ (Esser et al., ICLR 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+MIN_STEP_SIZE = 1e-8  # the forward pass never divides by less: a learned step may cross zero
+SIGNED_BELOW = -1e-5  # activations with a value below this need signed codes (released code)
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """The integers that `bits` bits can write.
+
+    Signed codes are two's complement, so 2 bits give -2, -1, 0, 1: one more below zero than above.
+
+    >>> QuantSpec(4).qmin, QuantSpec(4).qmax, QuantSpec(2, signed=False).qmax
+    (-8, 7, 3)
+    """
+
+    bits: int
+    signed: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits not in range(1, 9):
+            raise ValueError(
+                f"`bits` is {self.bits!r}; codes have 1 to 8 bits. Choose a width in that range."
+            )
+
+    @property
+    def qmin(self) -> int:
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The byte that holds a code: int8 when signed, uint8 when not."""
+        return torch.int8 if self.signed else torch.uint8
+
+
+def phi(u: Tensor, sharpness: float = 1.0) -> Tensor:
+    """RLQ's transformation of one interval: [0, 1] onto [0, 1], steepest at u = 1/2.
+
+        phi(u) = (tanh(k (u - 1/2)) / tanh(k / 2) + 1) / 2,    k = sharpness
+
+    The paper's released code has k = 1; k -> 0 is the straight line of LSQ. u: float, any shape.
+
+    >>> phi(torch.tensor([0.0, 0.5, 1.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    if sharpness == 0:
+        return u
+    return (torch.tanh(sharpness * (u - 0.5)) / math.tanh(sharpness / 2) + 1) / 2
+
+
+def phi_slope(u: Tensor, sharpness: float = 1.0) -> Tensor:
+    """The derivative of `phi`: phi'(u) = k (1 - tanh(k (u - 1/2))^2) / (2 tanh(k / 2)).
+
+    Its mean over the interval is 1, so the gradient is moved about, not made larger.
+
+    >>> [round(v, 4) for v in phi_slope(torch.tensor([0.0, 0.25, 0.5])).tolist()]
+    [0.8509, 1.0171, 1.082]
+    """
+    if sharpness == 0:
+        return torch.ones_like(u)
+    t = torch.tanh(sharpness * (u - 0.5))
+    return (1 - t * t) * (sharpness / (2 * math.tanh(sharpness / 2)))
+
+
+def to_codes(x: Tensor, step_size: Tensor, spec: QuantSpec, tau: Tensor | None = None) -> Tensor:
+    """The integer codes of x: clamp(round((x + tau) / step_size), qmin, qmax), halves to even.
+
+    x: float, any shape; step_size: float > 0, units of x, broadcastable to x; tau likewise.
+    Returns int8 (signed) or uint8 (unsigned), the shape of x. The quotient is a division, never a
+    product with 1 / step_size: the two differ at rounding thresholds (design: exactness contract).
+
+    >>> to_codes(torch.tensor([-0.9, 0.2, 0.25, 5.0]), torch.tensor(0.5), QuantSpec(2)).tolist()
+    [-2, 0, 0, 1]
+    """
+    z = x / step_size if tau is None else (x + tau) / step_size
+    return z.round().clamp(spec.qmin, spec.qmax).to(spec.dtype)
+
+
+class FakeQuantize(torch.autograd.Function):
+    """x -> step_size * codes, with the surrogate's gradients for x, step_size and tau.
+
+    With G = dL/dx_hat, u = z - floor(z) and `inside` = (qmin <= z <= qmax):
+
+        dL/dx         = G slope(u) inside
+        dL/dtau       = the same, summed over everything that shares one tau
+        dL/dstep_size = g * sum G d,    d = round(z) - slope(u) z   inside
+                                        d = qmin or qmax            outside
+        g             = 1 / sqrt(n qmax),   n = elements that share one step size
+
+    g is LSQ's: it keeps the relative update of a step size about as large as that of a weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        step_size: Tensor,
+        tau: Tensor | None,
+        spec: QuantSpec,
+        slope: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        step = step_size.clamp(min=MIN_STEP_SIZE)
+        z = x / step if tau is None else (x + tau) / step
+        ctx.save_for_backward(z)
+        ctx.spec, ctx.slope = spec, slope
+        ctx.step_shape = step_size.shape
+        ctx.tau_shape = None if tau is None else tau.shape
+        return z.round().clamp_(spec.qmin, spec.qmax).mul_(step)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (z,) = ctx.saved_tensors
+        spec, wants = ctx.spec, ctx.needs_input_grad
+        inside = (z >= spec.qmin) & (z <= spec.qmax)
+        slope = ctx.slope(z - z.floor()).mul_(inside)
+        grad_x = grad * slope
+        grad_step = grad_tau = None
+        if wants[1]:
+            shared = z.numel() // max(1, math.prod(ctx.step_shape))
+            # round(clamp(z)) is round(z) inside and qmin or qmax outside; slope is zero outside.
+            d = z.clamp(spec.qmin, spec.qmax).round_().sub_(slope.mul_(z))
+            grad_step = (d * grad).sum_to_size(ctx.step_shape) / math.sqrt(shared * spec.qmax)
+        if wants[2]:
+            grad_tau = grad_x.sum_to_size(ctx.tau_shape)
+        return (grad_x if wants[0] else None), grad_step, grad_tau, None, None
+
+
+class Quantizer(nn.Module):
+    """Base of all quantizers: a learned step size, codes, and fake-quantised values.
+
+    bits: 2 to 8 (one signed bit has qmax = 0, nothing above zero could be written).
+    signed: True or False, or None to let `calibrate` decide from the data.
+    channels: number of input channels, on `channel_dim`, for quantizers that treat each apart.
+    steps: None for one step size (the paper), or the number of step sizes along dimension 0.
+
+    Three things make a quantizer, and a network that uses any subclass can be packed:
+    `step()`, `shift()` and `slope(u)`; then `codes(x)` and `forward(x)` follow, and
+    forward(x) == step() * codes(x).
+
+    >>> q = LSQ(bits=2, signed=True)
+    >>> x = torch.tensor([-1.0, 0.4, 1.0])
+    >>> q.calibrate(x)
+    >>> round(q.step_size.item(), 3), q.codes(x).tolist(), q(x).requires_grad
+    (1.6, [-1, 0, 1], True)
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        signed: bool | None = None,
+        channels: int | None = None,
+        channel_dim: int = 1,
+        steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        if bits not in range(2, 9):
+            why = ", because one signed bit has no code above zero" if bits == 1 else ""
+            raise ValueError(
+                f"`bits` is {bits!r}; quantizers take 2 to 8{why}. Use 2 bits or more, "
+                "or leave the layer in full precision."
+            )
+        self.bits = bits
+        self.channels = channels
+        self.channel_dim = channel_dim
+        self.signed = signed
+        self.calibrated = False
+        self.step_size = nn.Parameter(torch.ones(() if steps is None else (steps,)))
+
+    # What a subclass may change -----------------------------------------------------------------
+
+    def slope(self, u: Tensor) -> Tensor:
+        """Derivative of the surrogate at position u in [0, 1) of its interval. Here: 1."""
+        return torch.ones_like(u)
+
+    def shift(self, x: Tensor) -> Tensor | None:
+        """What is added to x before the division, broadcastable to x, or None. Here: None."""
+        return None
+
+    def initial_step_size(self, x: Tensor) -> Tensor:
+        """LSQ's start for the (shifted) data x: 2 mean|x| / sqrt(qmax), shape of `step_size`."""
+        magnitude = x.abs()
+        mean = magnitude.mean() if self.step_size.ndim == 0 else magnitude.flatten(1).mean(1)
+        # All zeros (a new residual branch) say nothing about the scale: assume the mean |x| of
+        # PyTorch's default initialisation, uniform within 1 / sqrt(elements per output).
+        fallback = 0.5 / math.sqrt(max(1, x[0].numel() if x.ndim else 1))
+        mean = torch.where(mean > 0, mean, torch.full_like(mean, fallback))
+        return 2 * mean / math.sqrt(self.spec.qmax)
+
+    # What follows from it -----------------------------------------------------------------------
+
+    @property
+    def spec(self) -> QuantSpec:
+        """Bits and sign of the codes. Raises ValueError while the sign is undecided."""
+        if self.signed is None:
+            raise ValueError(
+                "this quantizer has not seen data yet, so the sign of its codes is unknown; "
+                "call qsr.calibrate(net, batch) first, or load trained weights."
+            )
+        return QuantSpec(self.bits, self.signed)
+
+    def step(self, x: Tensor) -> Tensor:
+        """The positive step size(s), shaped to multiply x."""
+        step = self.step_size.clamp(min=MIN_STEP_SIZE)
+        return step if step.ndim == 0 else step.view(-1, *[1] * (x.ndim - 1))
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Set the step size, and the sign if it is undecided, from the data x.
+
+        Raises ValueError if x is empty or not finite.
+        """
+        if x.numel() == 0 or not torch.isfinite(x).all():
+            raise ValueError(
+                f"calibration data of shape {tuple(x.shape)} is empty or not finite; "
+                "a step size needs real numbers. Check the batch."
+            )
+        shift = self.shift(x)
+        x = x if shift is None else x + shift
+        if self.signed is None:
+            self.signed = bool(x.min() < SIGNED_BELOW)
+        self.step_size.copy_(self.initial_step_size(x))
+        self.calibrated = True
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Integer codes of x: int8 (signed) or uint8 (unsigned), the shape of x."""
+        self._require_calibration()
+        return to_codes(x, self.step(x), self.spec, self.shift(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantised values step() * codes(x), float, with the surrogate's gradient."""
+        self._require_calibration()
+        step = self.step_size
+        if step.ndim:
+            step = step.view(-1, *[1] * (x.ndim - 1))
+        return FakeQuantize.apply(x, step, self.shift(x), self.spec, self.slope)
+
+    def _require_calibration(self) -> None:
+        if not self.calibrated:
+            raise ValueError(
+                "this quantizer has no step size yet; call qsr.calibrate(net, batch) first, "
+                "or load trained weights."
+            )
+
+    # The sign and the fact of calibration travel with the weights, as a tensor of two bytes, so
+    # that a state dict holds tensors only (safetensors) and copies, EMA and resume just work.
+    def get_extra_state(self) -> Tensor:
+        signed = 2 if self.signed is None else int(self.signed)
+        return torch.tensor([self.calibrated, signed], dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        calibrated, signed = state.tolist()
+        self.calibrated = bool(calibrated)
+        self.signed = None if signed == 2 else bool(signed)
+
+    def extra_repr(self) -> str:
+        sign = {None: "sign undecided", True: "signed", False: "unsigned"}[self.signed]
+        return f"{self.bits} bits, {sign}" + ("" if self.calibrated else ", not calibrated")
+
+
+class LSQ(Quantizer):
+    """Learned step size quantisation (Esser et al., 2020): straight through, no shift.
+
+    The ablation baseline of QuantSR: RLQ without redistribution.
+    """
+
+
+class RLQ(Quantizer):
+    """The redistribution-driven learnable quantizer of QuantSR: LSQ + phi + tau.
+
+    With `channels`, activations are moved by `tau` (one value per input channel, starts at 0,
+    units of x) before quantisation; tau is never subtracted again, the layer learns around it.
+    Without `channels` (weights) there is no tau. `sharpness` is phi's k; 1 is the released code.
+    """
+
+    def __init__(self, bits: int, *, sharpness: float = 1.0, **options) -> None:
+        super().__init__(bits, **options)
+        if not sharpness >= 0:
+            raise ValueError(
+                f"`sharpness` is {sharpness!r}; phi needs 0 (straight line) or more. The paper's is 1."
+            )
+        self.sharpness = sharpness
+        self.tau = None if self.channels is None else nn.Parameter(torch.zeros(self.channels))
+
+    def slope(self, u: Tensor) -> Tensor:
+        """phi'(u), see `phi_slope`."""
+        return phi_slope(u, self.sharpness)
+
+    def shift(self, x: Tensor) -> Tensor | None:
+        """tau, shaped to be added to x along its channel dimension."""
+        if self.tau is None:
+            return None
+        shape = [1] * x.ndim
+        shape[self.channel_dim] = -1
+        return self.tau.view(shape)
