@@ -1,0 +1,57 @@
+// THE tables: which kernels there are, best first, and what each needs of the processor.
+#include <cstring>
+
+#include "kernels.h"
+
+namespace qsr {
+namespace {
+
+bool anywhere() { return true; }
+
+bool has_popcnt() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  return __builtin_cpu_supports("popcnt");
+#else
+  return false;  // elsewhere the compiler's builtin is already the best there is
+#endif
+}
+
+constexpr Kernel<Conv2d> kConv2d[] = {
+    {"popcnt", has_popcnt, conv2d_popcnt},
+    {"scalar", anywhere, conv2d_scalar},
+};
+
+constexpr Kernel<QuantizePack> kQuantizePack[] = {
+    {"scalar", anywhere, quantize_pack_scalar},
+};
+
+template <class Job, size_t N>
+const Kernel<Job>* find(const Kernel<Job> (&table)[N], const char* name) {
+  const bool any = std::strcmp(name, "auto") == 0;
+  for (const Kernel<Job>& row : table)
+    if ((any || std::strcmp(name, row.name) == 0) && row.supported()) return &row;
+  return nullptr;
+}
+
+template <class Job, size_t N>
+std::string names(const Kernel<Job> (&table)[N]) {
+  std::string list;
+  for (const Kernel<Job>& row : table)
+    if (row.supported()) list += (list.empty() ? "" : ",") + std::string(row.name);
+  return list;
+}
+
+}  // namespace
+
+const Kernel<Conv2d>* find_conv2d(const char* name) { return find(kConv2d, name); }
+const Kernel<QuantizePack>* find_quantize_pack(const char* name) {
+  return find(kQuantizePack, name);
+}
+
+std::string available(const char* op) {
+  if (std::strcmp(op, "conv2d") == 0) return names(kConv2d);
+  if (std::strcmp(op, "quantize_pack") == 0) return names(kQuantizePack);
+  return "";
+}
+
+}  // namespace qsr

@@ -1,0 +1,60 @@
+// What kernels see: pointers and sizes, never torch. Each struct is one job; a kernel computes a
+// range of its rows, so that any thread pool can split the work and the result cannot depend on how.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "format.h"
+
+namespace qsr {
+
+// Integer convolution of packed codes; a linear layer is the case of 1x1 pictures and kernels.
+struct Conv2d {
+  const Word* a;  // [n, height, width, groups, a_bits, words]
+  const Word* w;  // [out_channels, kernel_h, kernel_w, 1, w_bits, words]
+  int32_t* out;   // [n, out_h, out_w, out_channels]
+  int64_t n, height, width, groups, words;
+  int64_t out_channels, kernel_h, kernel_w;
+  int64_t out_h, out_w, stride_h, stride_w, pad_h, pad_w;
+  int a_bits, w_bits;
+  bool a_signed, w_signed;
+};
+
+// Quantisation and packing in one pass: float32 of any strides -> planes.
+struct QuantizePack {
+  const float* x;  // element (n, c, y, x) at n * stride_n + c * stride_c + y * stride_y + x * stride_x
+  int64_t stride_n, stride_c, stride_y, stride_x;
+  const float* tau;  // [channels] or null
+  float step_size;
+  Word* out;  // [n, height, width, groups, bits, words]
+  int64_t n, height, width, channels, groups, words;
+  int bits;
+  bool is_signed;
+};
+
+// A row of the dispatch table: rows of output [first, last) of the job.
+template <class Job>
+struct Kernel {
+  const char* name;
+  bool (*supported)();  // by this processor
+  void (*run)(const Job&, int64_t first, int64_t last);
+};
+
+// conv2d_scalar.cpp, quantize_pack.cpp
+void conv2d_popcnt(const Conv2d&, int64_t first, int64_t last);
+void conv2d_scalar(const Conv2d&, int64_t first, int64_t last);
+void quantize_pack_scalar(const QuantizePack&, int64_t first, int64_t last);
+
+// pack.cpp: `count` pixels of `channels` bytes <-> planes.
+void pack_codes(const uint8_t* codes, Word* out, int64_t count, int64_t channels, int64_t groups,
+                int bits);
+void unpack_codes(const Word* words, uint8_t* codes, int64_t count, int64_t channels,
+                  int64_t groups, int bits, bool is_signed);
+
+// dispatch.cpp: THE tables, best first. `name` "auto" takes the first supported row; null if none.
+const Kernel<Conv2d>* find_conv2d(const char* name);
+const Kernel<QuantizePack>* find_quantize_pack(const char* name);
+// Comma-separated names of the supported rows of an op ("conv2d", "quantize_pack"), best first.
+std::string available(const char* op);
+
+}  // namespace qsr

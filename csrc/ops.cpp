@@ -1,0 +1,179 @@
+// The only file that sees torch, through its stable ABI: one binary for several torch versions.
+//
+// These are the raw operators `qsr_native::*`. The public ones, `qsr::*`, are declared in
+// qsr/kernels.py, which checks its arguments with full messages and then calls these; the checks
+// here are the net below, so that no call can read or write outside its tensors.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+#define QSR_STRING(x) #x
+#define QSR_QUOTE(x) QSR_STRING(x)
+// The loader looks for this text in the compiled file, to notice a build of older sources.
+extern "C" __attribute__((used)) const char qsr_source_hash[] =
+    "qsr-source-hash:" QSR_QUOTE(QSR_SOURCE_HASH);
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void check_words(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous(), name, " must be contiguous and on the CPU");
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.dim() == 6, name,
+                  " must be int64 [N, H, W, groups, bits, words]");
+  STD_TORCH_CHECK(t.size(4) >= 1 && t.size(4) <= qsr::kMaxBits, name, " must have 1 to 8 planes");
+}
+
+// Split [0, rows) over torch's threads, about `work` operations a row.
+template <class Job>
+void run(const qsr::Kernel<Job>* kernel, const Job& job, int64_t rows, int64_t work) {
+  constexpr int64_t kWorthAThread = 100000;
+  const int64_t grain = 1 + kWorthAThread / (work + 1);
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
+    kernel->run(job, first, last);
+  });
+}
+
+int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad) {
+  return (in + 2 * pad - kernel) / stride + 1;
+}
+
+Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
+              std::vector<int64_t> stride, std::vector<int64_t> padding, std::string kernel) {
+  check_words(a, "a");
+  check_words(w, "w");
+  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2, "stride and padding are pairs");
+  STD_TORCH_CHECK(stride[0] > 0 && stride[1] > 0 && padding[0] >= 0 && padding[1] >= 0,
+                  "stride must be positive and padding not negative");
+  STD_TORCH_CHECK(w.size(3) == 1 && a.size(5) == w.size(5) && w.size(0) % a.size(3) == 0,
+                  "a and w must have the same words a group, and groups must divide the outputs");
+  qsr::Conv2d job{};
+  job.n = a.size(0), job.height = a.size(1), job.width = a.size(2), job.groups = a.size(3);
+  job.words = a.size(5), job.out_channels = w.size(0);
+  job.kernel_h = w.size(1), job.kernel_w = w.size(2);
+  job.stride_h = stride[0], job.stride_w = stride[1];
+  job.pad_h = padding[0], job.pad_w = padding[1];
+  job.a_bits = static_cast<int>(a.size(4)), job.w_bits = static_cast<int>(w.size(4));
+  job.a_signed = a_signed, job.w_signed = w_signed;
+  STD_TORCH_CHECK(job.height + 2 * job.pad_h >= job.kernel_h &&
+                      job.width + 2 * job.pad_w >= job.kernel_w,
+                  "the kernel must fit into the padded picture");
+  const int64_t depth = job.kernel_h * job.kernel_w * job.words * qsr::kWordBits;
+  const int64_t largest_a = a_signed ? 1 << (job.a_bits - 1) : (1 << job.a_bits) - 1;
+  const int64_t largest_w = w_signed ? 1 << (job.w_bits - 1) : (1 << job.w_bits) - 1;
+  STD_TORCH_CHECK(depth * largest_a * largest_w < (int64_t{1} << 31),
+                  "the sums could leave int32");
+  job.out_h = out_size(job.height, job.kernel_h, job.stride_h, job.pad_h);
+  job.out_w = out_size(job.width, job.kernel_w, job.stride_w, job.pad_w);
+  const auto* row = qsr::find_conv2d(kernel.c_str());
+  STD_TORCH_CHECK(row, "no kernel '", kernel, "' for conv2d on this processor");
+  Tensor out = torch::stable::new_empty(a, {job.n, job.out_h, job.out_w, job.out_channels},
+                                        ScalarType::Int);
+  job.a = static_cast<const qsr::Word*>(a.const_data_ptr());
+  job.w = static_cast<const qsr::Word*>(w.const_data_ptr());
+  job.out = static_cast<int32_t*>(out.mutable_data_ptr());
+  run(row, job, job.n * job.out_h,
+      job.out_w * job.out_channels * job.kernel_h * job.kernel_w * job.words * job.a_bits *
+          job.w_bits);
+  return out;
+}
+
+Tensor quantize_pack(const Tensor& x, double step_size, std::optional<Tensor> tau, int64_t bits,
+                     bool is_signed, int64_t groups, std::string kernel) {
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 4,
+                  "x must be float32 [N, C, H, W] on the CPU");
+  STD_TORCH_CHECK(bits >= 1 && bits <= qsr::kMaxBits, "bits must be 1 to 8");
+  STD_TORCH_CHECK(groups >= 1 && x.size(1) >= 1 && x.size(1) % groups == 0,
+                  "groups must divide the channels");
+  qsr::QuantizePack job{};
+  job.n = x.size(0), job.channels = x.size(1), job.height = x.size(2), job.width = x.size(3);
+  job.stride_n = x.stride(0), job.stride_c = x.stride(1);
+  job.stride_y = x.stride(2), job.stride_x = x.stride(3);
+  job.groups = groups, job.words = qsr::words_for(job.channels / groups);
+  job.bits = static_cast<int>(bits), job.is_signed = is_signed;
+  job.step_size = static_cast<float>(step_size);
+  if (tau.has_value()) {
+    STD_TORCH_CHECK(tau->is_cpu() && tau->scalar_type() == ScalarType::Float &&
+                        tau->is_contiguous() && tau->numel() == job.channels,
+                    "tau must be contiguous float32 [C] on the CPU");
+    job.tau = static_cast<const float*>(tau->const_data_ptr());
+  }
+  const auto* row = qsr::find_quantize_pack(kernel.c_str());
+  STD_TORCH_CHECK(row, "no kernel '", kernel, "' for quantize_pack on this processor");
+  Tensor out = torch::stable::new_empty(
+      x, {job.n, job.height, job.width, groups, bits, job.words}, ScalarType::Long);
+  job.x = static_cast<const float*>(x.const_data_ptr());
+  job.out = static_cast<qsr::Word*>(out.mutable_data_ptr());
+  run(row, job, job.n * job.height, job.width * job.channels * 8);
+  return out;
+}
+
+Tensor pack_codes(const Tensor& codes, int64_t bits, int64_t groups) {
+  STD_TORCH_CHECK(codes.is_cpu() && codes.is_contiguous() && codes.dim() == 4 &&
+                      codes.element_size() == 1,
+                  "codes must be contiguous bytes [N, H, W, C] on the CPU");
+  STD_TORCH_CHECK(bits >= 1 && bits <= qsr::kMaxBits, "bits must be 1 to 8");
+  const int64_t channels = codes.size(3);
+  STD_TORCH_CHECK(groups >= 1 && channels >= 1 && channels % groups == 0,
+                  "groups must divide the channels");
+  const int64_t words = qsr::words_for(channels / groups);
+  Tensor out = torch::stable::new_empty(
+      codes, {codes.size(0), codes.size(1), codes.size(2), groups, bits, words}, ScalarType::Long);
+  qsr::pack_codes(static_cast<const uint8_t*>(codes.const_data_ptr()),
+                  static_cast<qsr::Word*>(out.mutable_data_ptr()),
+                  codes.size(0) * codes.size(1) * codes.size(2), channels, groups,
+                  static_cast<int>(bits));
+  return out;
+}
+
+Tensor unpack_codes(const Tensor& words, bool is_signed, int64_t channels) {
+  check_words(words, "words");
+  const int64_t groups = words.size(3);
+  STD_TORCH_CHECK(channels >= 1 && channels % groups == 0 &&
+                      qsr::words_for(channels / groups) == words.size(5),
+                  "channels must fit the words");
+  Tensor out = torch::stable::new_empty(
+      words, {words.size(0), words.size(1), words.size(2), channels},
+      is_signed ? ScalarType::Char : ScalarType::Byte);
+  qsr::unpack_codes(static_cast<const qsr::Word*>(words.const_data_ptr()),
+                    static_cast<uint8_t*>(out.mutable_data_ptr()),
+                    words.size(0) * words.size(1) * words.size(2), channels, groups,
+                    static_cast<int>(words.size(4)), is_signed);
+  return out;
+}
+
+std::string available(std::string op) { return qsr::available(op.c_str()); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(qsr_native, m) {
+  m.def(
+      "conv2d(Tensor a, Tensor w, bool a_signed, bool w_signed, int[] stride, int[] padding, "
+      "str kernel) -> Tensor");
+  m.def(
+      "quantize_pack(Tensor x, float step_size, Tensor? tau, int bits, bool signed, int groups, "
+      "str kernel) -> Tensor");
+  m.def("pack_codes(Tensor codes, int bits, int groups) -> Tensor");
+  m.def("unpack_codes(Tensor words, bool signed, int channels) -> Tensor");
+  m.def("available(str op) -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("quantize_pack", TORCH_BOX(&quantize_pack));
+  m.impl("pack_codes", TORCH_BOX(&pack_codes));
+  m.impl("unpack_codes", TORCH_BOX(&unpack_codes));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(qsr_native, CompositeExplicitAutograd, m) {
+  m.impl("available", TORCH_BOX(&available));
+}
