@@ -6,11 +6,12 @@ training patches.
 
 Sets lie under the folder that the environment variable QSR_DATA names:
 
-    $QSR_DATA/eval/NAME/HR/*.png         Set5, Set14, B100, Urban100, Manga109, ...
-    $QSR_DATA/train/NAME/*.png|jpg       T91, General100, DIV2K, ...
+    $QSR_DATA/eval/NAME/HR/*             Set5, Set14, B100, Urban100, Manga109, ...
+    $QSR_DATA/train/NAME/*               T91, General100, DIV2K, ...
 
-Any folder of pictures works as well, and "embedded" needs no folder at all: a few photographs that
-come with qsr and synthetic textures. Nothing is downloaded.
+Any folder of PNG, JPEG or WebP pictures works as well, and "embedded" needs no folder at all: the
+photographs that come with qsr (sources and licences: qsr/pictures/LICENSES.md) and synthetic
+textures. Nothing is downloaded.
 
 Training patches are a pure function of (seed, step): resuming a run needs no state of a sampler,
 and two machines that start from the same seed see the same patches.
@@ -21,11 +22,12 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -34,6 +36,7 @@ from .image import FORMATS, Picture, imresize, read, to_uint8
 
 EMBEDDED = "embedded"
 PICTURES = Path(__file__).parent / "pictures"
+SPLITS = ("train", "validation", "all")
 
 # Named sets ---------------------------------------------------------------------------------------
 
@@ -41,6 +44,7 @@ PICTURES = Path(__file__).parent / "pictures"
 def find_set(name: str | os.PathLike) -> list[Path]:
     """The picture files of a named set or a folder, sorted by name.
 
+    A name without a slash is looked up in QSR_DATA first, then as a folder; "./NAME" is a folder.
     Raises ValueError (one line) if there is no such set, or no picture in it.
     """
     folder = _set_folder(name)
@@ -56,11 +60,11 @@ def _set_folder(name: str | os.PathLike) -> Path:
     if str(name) == EMBEDDED:
         return PICTURES
     root = os.environ.get("QSR_DATA")
-    if root:
+    if root and str(name) == Path(name).name:
         for folder in (Path(root, "eval", name, "HR"), Path(root, "train", name)):
             if folder.is_dir():
                 return folder
-    if Path(name).is_dir():
+    if str(name) and Path(name).is_dir():
         return Path(name)
     where = (
         f"under QSR_DATA ({root})" if root else "because the environment variable QSR_DATA is unset"
@@ -72,32 +76,41 @@ def _set_folder(name: str | os.PathLike) -> Path:
 
 
 def photo() -> Picture:
-    """The photograph that the demo and the first notebook enlarge (a cat, CC0)."""
-    return read(PICTURES / "chelsea.png")
+    """The photograph that the demo and the first notebook enlarge: 384 x 512, RGB, 8 bits."""
+    return read(PICTURES / "astronaut.png")
 
 
 def textures(size: int = 192, seed: int = 0) -> dict[str, Tensor]:
     """Synthetic pictures with known content: name -> uint8 [3, size, size].
 
-    A zone plate (every frequency up to the limit), coloured bars at many angles, and noise whose
-    power falls as 1/f like that of photographs.
+    "glyphs": letter-like shapes with sharp edges. "noise": amplitude falls as 1 / frequency, as it
+    does on average in photographs (Field, J. Opt. Soc. Am. A 4, 1987). "star": bars at every angle,
+    finer towards the centre, one set of angles per colour. "zone": a zone plate, every frequency
+    from 0 in the centre to the limit of 1/2 per pixel at the middle of each side.
     """
     generator = torch.Generator().manual_seed(seed)
     axis = torch.linspace(-1, 1, size, dtype=torch.float64)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    zone = 0.5 + 0.5 * torch.cos(math.pi * size / 4 * (x * x + y * y))
-    angle = torch.atan2(y, x)
-    star = torch.stack([(torch.cos(36 * angle + shift) > 0).double() for shift in (0.0, 0.7, 1.4)])
+
+    cells = math.ceil(size / 24)  # a letter is 5 x 5 dots of 3 x 3 pixels in a cell of 24 x 24
+    dots = torch.zeros(cells, 8, cells, 8, dtype=torch.float64)
+    dots[:, 1:6, :, 1:6] = torch.rand(cells, 5, cells, 5, generator=generator).lt(0.5).double()
+    ink = dots.reshape(8 * cells, 8 * cells).repeat_interleave(3, 0).repeat_interleave(3, 1)
+    glyphs = 0.95 - 0.85 * ink[:size, :size]
+
     frequency = torch.fft.fftfreq(size, dtype=torch.float64)
     radius = torch.hypot(frequency[:, None], frequency[None, :]).clamp(min=1 / size)
     white = torch.randn(3, size, size, generator=generator, dtype=torch.float64)
-    pink = torch.fft.ifft2(torch.fft.fft2(white) / radius).real
-    pink = 0.5 + 0.18 * pink / pink.std()
-    return {
-        "zone plate": to_uint8(zone.expand(3, -1, -1)),
-        "star": to_uint8(star),
-        "1/f noise": to_uint8(pink),
-    }
+    noise = torch.fft.ifft2(torch.fft.fft2(white) / radius).real
+    noise = 0.5 + 0.18 * (noise - noise.mean()) / noise.std()
+
+    angle = torch.atan2(y, x)
+    star = torch.stack([(torch.cos(36 * angle + shift) > 0).double() for shift in (0.0, 0.7, 1.4)])
+
+    # The phase grows by pi x per pixel, which is the limit at x = 1.
+    zone = 0.5 + 0.5 * torch.cos(math.pi * size / 4 * (x * x + y * y))
+    pictures = {"glyphs": glyphs, "noise": noise, "star": star, "zone": zone}
+    return {name: to_uint8(p.expand(3, -1, -1)) for name, p in pictures.items()}
 
 
 # Pairs --------------------------------------------------------------------------------------------
@@ -113,34 +126,83 @@ class Pair:
 
 
 def make_pair(name: str, hr: Tensor, scale: int) -> Pair:
-    """hr: uint8 [3, H, W], cut to a multiple of scale; lr by MATLAB's bicubic, 8 bits."""
-    height, width = (n // scale * scale for n in hr.shape[1:])
-    if 0 in (height, width):
+    """hr: uint8 [3, H, W], cut to a multiple of scale; lr by MATLAB's bicubic, 8 bits.
+
+    Raises ValueError if hr is smaller than scale x scale, or scale is not a positive integer.
+    """
+    _check_scale(scale)
+    if min(hr.shape[1:]) < scale:
         raise ValueError(
-            f"{name} is {hr.shape[1]} x {hr.shape[2]} pixels; a pair at scale {scale} needs at least "
-            f"{scale} x {scale}."
+            f"{name} is {hr.shape[1]} x {hr.shape[2]} pixels; a pair at scale {scale} needs "
+            f"{scale} x {scale} or more. Use a larger picture."
         )
-    hr = hr[:, :height, :width]
+    hr = _cut_to_multiple(hr, scale)
     lr = imresize(hr, 1 / scale)
     return Pair(name, lr[None].float() / 255, hr[None].float() / 255)
 
 
-def pairs(name: str | os.PathLike, scale: int) -> Iterator[Pair]:
-    """The pairs of a named set or a folder, one after another.
+class Pairs(Sequence[Pair]):
+    """The pairs of a named set or a folder; each is read and shrunk when it is asked for.
+
+    Raises ValueError (one line) if there is no such set; asking for a pair whose file is damaged
+    raises ValueError too.
+    """
+
+    def __init__(self, name: str | os.PathLike, scale: int) -> None:
+        _check_scale(scale)
+        self.scale = scale
+        self._sources = _sources(name)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __getitem__(self, index: int) -> Pair:
+        source = self._sources[index]
+        return make_pair(source.name, source.load(), self.scale)
+
+
+def pairs(name: str | os.PathLike, scale: int) -> Pairs:
+    """The pairs of a named set or a folder: a sequence of Pair, sorted by name.
 
     Grey pictures are repeated to RGB (Set14's `bridge` is one; taking it as luma directly would
     lower its score by 20 log10(255 / 219) = 1.32 dB). "embedded" adds the synthetic textures.
+    Raises ValueError (one line) if there is no such set or no picture in it.
     """
-    for path in find_set(name):
-        yield make_pair(path.stem, _read_uint8(path), scale)
-    if str(name) == EMBEDDED:
-        for texture, hr in textures().items():
-            yield make_pair(texture, hr, scale)
+    return Pairs(name, scale)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A picture that is not loaded yet."""
+
+    name: str
+    load: Callable[[], Tensor]  # -> uint8 [3, H, W]
+
+
+def _sources(name: str | os.PathLike) -> list[_Source]:
+    files = [_Source(p.stem, lambda p=p: _read_uint8(p)) for p in find_set(name)]
+    if str(name) != EMBEDDED:
+        return files
+    made = [_Source(texture, lambda p=p: p) for texture, p in textures().items()]
+    return made + files
 
 
 def _read_uint8(path: Path) -> Tensor:
     """uint8 [3, H, W], transparency ignored."""
-    return to_uint8(read(path).rgb[0])
+    picture = read(path)
+    if picture.levels > 255:
+        raise ValueError(f"{path} has 16 bits; pictures of a set have 8. Convert it first.")
+    return to_uint8(picture.rgb[0])
+
+
+def _cut_to_multiple(hr: Tensor, scale: int) -> Tensor:
+    height, width = (n // scale * scale for n in hr.shape[1:])
+    return hr[:, :height, :width]
+
+
+def _check_scale(scale: int) -> None:
+    if scale != int(scale) or scale < 1:
+        raise ValueError(f"`scale` is {scale!r}; pictures are shrunk by a whole factor, 1 or more.")
 
 
 # Training patches ---------------------------------------------------------------------------------
@@ -150,17 +212,23 @@ class Patches:
     """Random training patches of one or several sets.
 
     sets: names or folders. patch: side of the lr patch in pixels. batch: patches per step.
-    split: "train" leaves out every tenth picture, "validation" is that tenth, "all" is everything.
-    device: where pictures are kept (as uint8) and patches are cut.
+    split: "validation" is every tenth picture of each set (of fewer than ten, the last), "train"
+    are the others, "all" is everything. device: where pictures are kept (as uint8: 3 bytes per
+    pixel, and as much again over scale^2 for lr) and patches are cut.
 
     Every position in every picture is equally likely; each patch is flipped and turned at random
-    (8 ways). Raises ValueError if no picture is as large as a patch; smaller ones are left out with
-    a warning that counts them.
+    (8 ways). The lr patch is cut from the shrunken picture, not shrunk from the hr patch, so it
+    holds what the network will meet. Raises ValueError if no picture is as large as a patch;
+    smaller ones are left out with a warning that counts them.
+
+    >>> lr, hr = Patches("embedded", scale=2, patch=16, batch=4).batch(step=0)
+    >>> lr.shape, hr.shape
+    (torch.Size([4, 3, 16, 16]), torch.Size([4, 3, 32, 32]))
     """
 
     def __init__(
         self,
-        sets: str | Sequence[str | os.PathLike] = EMBEDDED,
+        sets: str | os.PathLike | Sequence[str | os.PathLike] = EMBEDDED,
         scale: int = 4,
         patch: int = 48,
         batch: int = 16,
@@ -168,10 +236,13 @@ class Patches:
         split: Literal["train", "validation", "all"] = "train",
         device: str | torch.device = "cpu",
     ) -> None:
+        _check_scale(scale)
         if patch < 1 or batch < 1:
             raise ValueError(f"`patch` is {patch} and `batch` {batch}; both are 1 or more.")
-        if split not in ("train", "validation", "all"):
-            raise ValueError(f"`split` is {split!r}; it is train, validation or all.")
+        if seed < 0:
+            raise ValueError(f"`seed` is {seed}; seeds are 0 or more.")
+        if split not in SPLITS:
+            raise ValueError(f"`split` is {split!r}; it is one of {', '.join(SPLITS)}.")
         self.scale, self.patch, self.batch_size, self.seed = scale, patch, batch, seed
         self.sets = [str(s) for s in ([sets] if isinstance(sets, (str, os.PathLike)) else sets)]
         self.hr: list[Tensor] = []  # uint8 [3, scale h, scale w]
@@ -181,14 +252,13 @@ class Patches:
             if min(hr.shape[1:]) < scale * patch:
                 small += 1
                 continue
-            height, width = (n // scale * scale for n in hr.shape[1:])
-            hr = hr[:, :height, :width].to(device)
+            hr = _cut_to_multiple(hr, scale).contiguous().to(device)
             self.hr.append(hr)
             self.lr.append(imresize(hr, 1 / scale))
         if not self.hr:
             raise ValueError(
-                f"none of the pictures of {', '.join(self.sets)} ({split}) is {scale * patch} pixels "
-                "a side, the size of a patch; use a smaller `patch` or larger pictures."
+                f"no picture of {', '.join(self.sets)} ({split}) has {scale * patch} pixels a "
+                "side, the size of a patch; use a smaller `patch`, larger or more pictures."
             )
         if small:
             warnings.warn(
@@ -196,42 +266,44 @@ class Patches:
                 f"{scale * patch} pixels and are left out",
                 stacklevel=2,
             )
-        positions = [(lr.shape[1] - patch + 1) * (lr.shape[2] - patch + 1) for lr in self.lr]
-        self._ends = torch.tensor(positions).cumsum(0)
+        # Positions are numbered through all pictures; picture i has those below _ends[i].
+        self._ends = np.cumsum(
+            [(lr.shape[1] - patch + 1) * (lr.shape[2] - patch + 1) for lr in self.lr]
+        )
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The patches of one step: lr [B, 3, p, p], hr [B, 3, scale p, scale p], RGB in [0, 1]."""
-        # Each step has its own generator. 2^32 steps lie between two seeds, so none overlap.
-        generator = torch.Generator().manual_seed((self.seed << 32) + step)
-        total = int(self._ends[-1])
-        position = torch.randint(total, (self.batch_size,), generator=generator)
-        turn = torch.randint(8, (self.batch_size,), generator=generator).tolist()
-        index = torch.searchsorted(self._ends, position, right=True)
+        # NumPy mixes seed and step into one state. (torch's CPU generator keeps 32 bits of a seed.)
+        random = np.random.default_rng((self.seed, step))
+        positions = random.integers(self._ends[-1], size=self.batch_size)
+        ways = random.integers(8, size=self.batch_size)
         lrs, hrs = [], []
-        for i, at, way in zip(index.tolist(), position.tolist(), turn, strict=True):
-            at -= int(self._ends[i - 1]) if i else 0
-            y, x = divmod(at, self.lr[i].shape[2] - self.patch + 1)
-            lrs.append(_turn(_cut(self.lr[i], y, x, self.patch), way))
+        for position, way in zip(positions.tolist(), ways.tolist(), strict=True):
+            i = int(np.searchsorted(self._ends, position, side="right"))
+            lr, hr = self.lr[i], self.hr[i]
+            before = int(self._ends[i - 1]) if i else 0
+            y, x = divmod(position - before, lr.shape[2] - self.patch + 1)
             s = self.scale
-            hrs.append(_turn(_cut(self.hr[i], s * y, s * x, s * self.patch), way))
+            lrs.append(_turn(_cut(lr, y, x, self.patch), way))
+            hrs.append(_turn(_cut(hr, s * y, s * x, s * self.patch), way))
         return torch.stack(lrs).float().div_(255), torch.stack(hrs).float().div_(255)
 
 
 def _pictures(sets: Sequence[str], split: str) -> Iterator[Tensor]:
     """The pictures of a split, uint8 [3, H, W], with a progress bar when there are many."""
-    files = []
+    chosen = []
     for name in sets:
-        for i, path in enumerate(find_set(name)):
-            if split == "all" or (i % 10 == 9) == (split == "validation"):
-                files.append(path)
-    for path in tqdm(files, desc="reading pictures", unit="picture", disable=len(files) < 50):
-        yield _read_uint8(path)
-    if EMBEDDED in sets and split != "validation":
-        yield from textures().values()
+        sources = _sources(name)
+        for i, source in enumerate(sources):
+            held_out = i % 10 == 9 or i == len(sources) - 1 < 9
+            if split == "all" or held_out == (split == "validation"):
+                chosen.append(source)
+    for source in tqdm(chosen, desc="reading", unit="picture", disable=len(chosen) < 50):
+        yield source.load()
 
 
-def _cut(x: Tensor, y: int, x0: int, side: int) -> Tensor:
-    return x[:, y : y + side, x0 : x0 + side]
+def _cut(x: Tensor, top: int, left: int, side: int) -> Tensor:
+    return x[:, top : top + side, left : left + side]
 
 
 def _turn(x: Tensor, way: int) -> Tensor:

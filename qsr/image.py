@@ -312,7 +312,8 @@ def check_pictures(x: Tensor, name: str, channels: tuple[int, ...] = (3,)) -> No
     """
     if not x.is_floating_point():
         raise TypeError(
-            f"`{name}` is {x.dtype}; pictures are floating point in [0, 1]. Divide uint8 by 255."
+            f"`{name}` is {x.dtype}; pictures are floating point. "
+            "Convert it (uint8 RGB: divide by 255)."
         )
     if x.ndim != 4 or x.shape[1] not in channels or 0 in x.shape:
         wanted = " or ".join(str(c) for c in channels)

@@ -3,7 +3,10 @@
 The protocol decides the number: the output is clipped and rounded to 8 bits, both pictures become
 BT.601 luma (16..235, not rounded again), `crop` pixels (the scale) are cut from each side, and the
 scores of a set are the mean over its pictures. PSNR over RGB, or with full-range luma, would be
-lower or higher by one to several decibels on the same pictures.
+lower by one to several decibels on the same pictures.
+
+The bicubic rows of older tables were made on luma alone, never rounded: `psnr_plane` and
+`ssim_plane` score such planes.
 """
 
 from __future__ import annotations
@@ -12,14 +15,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .image import crop_border, rgb_to_y, to_uint8
+from .image import check_pictures, crop_border, rgb_to_y, to_uint8
 
 
 def psnr_y(sr: Tensor, hr: Tensor, crop: int) -> Tensor:
     """Peak signal-to-noise ratio of the luma in dB: float64 [N]; equal pictures give inf.
 
     sr, hr: float RGB [N, 3, H, W] in [0, 1]; both are rounded to 8 bits first. Peak 255.
-    Raises ValueError if the shapes differ or a value is not a number.
+    `crop`: pixels to leave out on each side; papers take the scale.
+    Raises ValueError if the shapes differ or a value is not finite, TypeError for integer pictures.
+
+    >>> hr = torch.zeros(1, 3, 8, 8)
+    >>> round(psnr_y(hr + 1 / 255, hr, crop=2).item(), 3)  # 20 log10(255 / (219 / 255))
+    49.453
     """
     _check(sr, hr)
     return psnr_plane(_luma(sr), _luma(hr), crop)
@@ -36,7 +44,11 @@ def ssim_y(sr: Tensor, hr: Tensor, crop: int) -> Tensor:
 
 
 def psnr_plane(a: Tensor, b: Tensor, crop: int) -> Tensor:
-    """PSNR of single planes [N, 1, H, W] in units of 0..255, not rounded: float64 [N]."""
+    """PSNR of single planes [N, 1, H, W] in units of 0..255, not rounded: float64 [N].
+
+    Raises ValueError if the shapes differ or a value is not finite.
+    """
+    _check_planes(a, b)
     difference = crop_border(a.double(), crop) - crop_border(b.double(), crop)
     return 10 * torch.log10(255**2 / difference.square().mean((1, 2, 3)))
 
@@ -44,8 +56,9 @@ def psnr_plane(a: Tensor, b: Tensor, crop: int) -> Tensor:
 def ssim_plane(a: Tensor, b: Tensor, crop: int) -> Tensor:
     """SSIM of single planes [N, 1, H, W] in units of 0..255: float64 [N].
 
-    Raises ValueError if less than one 11x11 window is left after the crop.
+    Raises ValueError as `psnr_plane`, and if less than one 11x11 window is left after the crop.
     """
+    _check_planes(a, b)
     a, b = crop_border(a.double(), crop), crop_border(b.double(), crop)
     if min(a.shape[-2:]) < 11:
         raise ValueError(
@@ -75,13 +88,20 @@ def _luma(rgb: Tensor) -> Tensor:
 
 
 def _check(sr: Tensor, hr: Tensor) -> None:
-    if sr.shape != hr.shape or sr.ndim != 4 or sr.shape[1] != 3:
+    check_pictures(sr, "sr")
+    check_pictures(hr, "hr")
+    _check_same_shape("sr", sr, "hr", hr)
+
+
+def _check_planes(a: Tensor, b: Tensor) -> None:
+    check_pictures(a, "a", channels=(1,))
+    check_pictures(b, "b", channels=(1,))
+    _check_same_shape("a", a, "b", b)
+
+
+def _check_same_shape(a_name: str, a: Tensor, b_name: str, b: Tensor) -> None:
+    if a.shape != b.shape:
         raise ValueError(
-            f"`sr` has shape {tuple(sr.shape)} and `hr` {tuple(hr.shape)}; "
-            "both must be RGB [N, 3, H, W] of one size."
+            f"`{a_name}` has shape {tuple(a.shape)} and `{b_name}` {tuple(b.shape)}; "
+            "only pictures of one shape are compared. Cut the larger one."
         )
-    for name, x in (("sr", sr), ("hr", hr)):
-        if not x.is_floating_point():
-            raise TypeError(f"`{name}` is {x.dtype}; scores take floating point RGB in [0, 1].")
-        if torch.isnan(x).any():
-            raise ValueError(f"`{name}` has values that are not numbers (NaN); check the network.")
