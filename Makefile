@@ -1,0 +1,72 @@
+# `make lab` sets up everything and opens the tutorials; `make test` sets up everything and tests it.
+# Everything is installed into .venv; installation is repeated only when what it depends on changes.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+WANTED := $(shell cat pyproject.toml constraints.txt setup.py | cksum | cut -d' ' -f1)
+NOTEBOOKS := $(wildcard tutorials/*.ipynb)
+
+# Jupyter refuses to run as root unless told, and has no browser to open without a display.
+LAB_FLAGS := $(if $(filter 0,$(shell id -u)),--allow-root) \
+             $(if $(filter Linux,$(shell uname -s)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser))
+
+.PHONY: help lab demo test build lint docs clean
+
+help:
+	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
+	@echo "make demo   enlarge the bundled photograph with every model, without a browser"
+	@echo "make test   lint, all tests, all notebooks"
+	@echo "make build  compile the native core     make lint   check style only"
+	@echo "make docs   build the site              make clean  remove .venv and build outputs"
+
+# Environments: .venv/lab-1234 says that `pip install .[lab]` is done for these requirements.
+$(VENV)/%-$(WANTED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "qsr needs Python 3.11 or newer, and '$(PYTHON)' is not." \
+	         "Name another: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "'$(PYTHON)' has no venv module. Debian: apt-get install python3-venv"; exit 1; }
+	@echo "installing qsr[$*] into $(VENV) (some minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@rm -f $(VENV)/$*-*
+	@touch $@
+
+build: $(VENV)/test-$(WANTED)
+	@$(call build_core)
+
+# The native core goes into the user's cache and is compiled again when its sources change.
+define build_core
+	test "$$QSR_NATIVE" = off || command -v $${CXX:-c++} >/dev/null || { \
+	    echo "no C++ compiler '$${CXX:-c++}'. Debian: apt-get install g++." \
+	         "To go on without it, exact but slow: make QSR_NATIVE=off ..."; exit 1; }; \
+	QSR_NATIVE=$${QSR_NATIVE:-require} $(BIN)/python -c \
+	    'from qsr import _native; status = _native.load(); print("native core:", status.how, status.path)'
+endef
+
+lab: $(VENV)/lab-$(WANTED)
+	@$(call build_core)
+	@$(if $(NOTEBOOKS),$(BIN)/jupyter trust $(NOTEBOOKS))
+	$(BIN)/jupyter lab --ServerApp.root_dir=tutorials $(LAB_FLAGS) $(ARGS)
+
+demo: $(VENV)/lab-$(WANTED)
+	@$(call build_core)
+	$(BIN)/qsr demo $(ARGS)
+
+lint: $(VENV)/test-$(WANTED)
+	$(BIN)/ruff check qsr tests setup.py
+	$(BIN)/ruff format --check qsr tests setup.py
+
+# A run on the slow reference must not pass for a test of the kernels: QSR_NATIVE=require.
+test: lint
+	@QSR_NATIVE=require; export QSR_NATIVE; $(call build_core)
+	QSR_NATIVE=require $(BIN)/python -m pytest --doctest-modules \
+	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	    --durations=10 tests qsr $(NOTEBOOKS) $(ARGS)
+
+docs: $(VENV)/docs-$(WANTED)
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build site *.egg-info qsr/*.so .pytest_cache .ruff_cache .hypothesis
