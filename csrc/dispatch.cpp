@@ -51,6 +51,7 @@ const Kernel<QuantizePack>* find_quantize_pack(const char* name) {
 std::string available(const char* op) {
   if (std::strcmp(op, "conv2d") == 0) return names(kConv2d);
   if (std::strcmp(op, "quantize_pack") == 0) return names(kQuantizePack);
+  if (std::strcmp(op, "conv2d_float") == 0) return "native";
   return "";
 }
 

@@ -32,6 +32,16 @@ struct QuantizePack {
   bool is_signed;
 };
 
+// Float convolution, stride 1, in one fixed order of summation. Padding is already in x.
+constexpr int kFloatLanes = 16;  // output channels of weights and tiles come in this many
+struct FloatConv2d {
+  const float* x;     // [n, height + kernel_h - 1, width + kernel_w - 1, channels]
+  const float* w;     // [kernel_h, kernel_w, channels, out_channels_padded], zeros in the padding
+  const float* bias;  // [out_channels] or null
+  float* out;         // [n, height, width, out_channels]
+  int64_t n, height, width, channels, out_channels, out_channels_padded, kernel_h, kernel_w;
+};
+
 // A row of the dispatch table: rows of output [first, last) of the job.
 template <class Job>
 struct Kernel {
@@ -44,6 +54,9 @@ struct Kernel {
 void conv2d_popcnt(const Conv2d&, int64_t first, int64_t last);
 void conv2d_scalar(const Conv2d&, int64_t first, int64_t last);
 void quantize_pack_scalar(const QuantizePack&, int64_t first, int64_t last);
+
+// conv2d_float.cpp; compiled for several instruction sets, all of them giving the same bits
+void conv2d_float(const FloatConv2d&, int64_t first, int64_t last);
 
 // pack.cpp: `count` pixels of `channels` bytes <-> planes.
 void pack_codes(const uint8_t* codes, Word* out, int64_t count, int64_t channels, int64_t groups,

@@ -35,12 +35,11 @@ void check_words(const Tensor& t, const char* name) {
 
 // Split [0, rows) over torch's threads, about `work` operations a row.
 template <class Job>
-void run(const qsr::Kernel<Job>* kernel, const Job& job, int64_t rows, int64_t work) {
+void run(void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t rows, int64_t work) {
   constexpr int64_t kWorthAThread = 100000;
   const int64_t grain = 1 + kWorthAThread / (work + 1);
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
-    kernel->run(job, first, last);
-  });
+  torch::stable::parallel_for(
+      0, rows, grain, [&](int64_t first, int64_t last) { kernel(job, first, last); });
 }
 
 int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad) {
@@ -81,7 +80,7 @@ Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
   job.a = static_cast<const qsr::Word*>(a.const_data_ptr());
   job.w = static_cast<const qsr::Word*>(w.const_data_ptr());
   job.out = static_cast<int32_t*>(out.mutable_data_ptr());
-  run(row, job, job.n * job.out_h,
+  run(row->run, job, job.n * job.out_h,
       job.out_w * job.out_channels * job.kernel_h * job.kernel_w * job.words * job.a_bits *
           job.w_bits);
   return out;
@@ -113,7 +112,7 @@ Tensor quantize_pack(const Tensor& x, double step_size, std::optional<Tensor> ta
       x, {job.n, job.height, job.width, groups, bits, job.words}, ScalarType::Long);
   job.x = static_cast<const float*>(x.const_data_ptr());
   job.out = static_cast<qsr::Word*>(out.mutable_data_ptr());
-  run(row, job, job.n * job.height, job.width * job.channels * 8);
+  run(row->run, job, job.n * job.height, job.width * job.channels * 8);
   return out;
 }
 
@@ -151,6 +150,37 @@ Tensor unpack_codes(const Tensor& words, bool is_signed, int64_t channels) {
   return out;
 }
 
+Tensor conv2d_float(const Tensor& x, const Tensor& w, std::optional<Tensor> bias,
+                    int64_t out_channels) {
+  for (const Tensor* t : {&x, &w})
+    STD_TORCH_CHECK(t->is_cpu() && t->is_contiguous() && t->scalar_type() == ScalarType::Float &&
+                        t->dim() == 4,
+                    "x and w must be contiguous float32 of four dimensions on the CPU");
+  qsr::FloatConv2d job{};
+  job.kernel_h = w.size(0), job.kernel_w = w.size(1), job.channels = w.size(2);
+  job.out_channels_padded = w.size(3), job.out_channels = out_channels;
+  job.n = x.size(0), job.height = x.size(1) - job.kernel_h + 1;
+  job.width = x.size(2) - job.kernel_w + 1;
+  STD_TORCH_CHECK(x.size(3) == job.channels && job.height >= 0 && job.width >= 0,
+                  "x must be padded and have the channels of w");
+  STD_TORCH_CHECK(job.out_channels_padded % qsr::kFloatLanes == 0 && out_channels >= 1 &&
+                      out_channels <= job.out_channels_padded,
+                  "the last dimension of w must be out_channels, filled up to a multiple of 16");
+  if (bias.has_value()) {
+    STD_TORCH_CHECK(bias->is_cpu() && bias->is_contiguous() &&
+                        bias->scalar_type() == ScalarType::Float && bias->numel() == out_channels,
+                    "bias must be contiguous float32 [out_channels] on the CPU");
+    job.bias = static_cast<const float*>(bias->const_data_ptr());
+  }
+  Tensor out = torch::stable::new_empty(x, {job.n, job.height, job.width, out_channels});
+  job.x = static_cast<const float*>(x.const_data_ptr());
+  job.w = static_cast<const float*>(w.const_data_ptr());
+  job.out = static_cast<float*>(out.mutable_data_ptr());
+  run(&qsr::conv2d_float, job, job.n * job.height,
+      job.width * job.out_channels_padded * job.channels * job.kernel_h * job.kernel_w / 8);
+  return out;
+}
+
 std::string available(std::string op) { return qsr::available(op.c_str()); }
 
 }  // namespace
@@ -162,6 +192,7 @@ STABLE_TORCH_LIBRARY(qsr_native, m) {
   m.def(
       "quantize_pack(Tensor x, float step_size, Tensor? tau, int bits, bool signed, int groups, "
       "str kernel) -> Tensor");
+  m.def("conv2d_float(Tensor x, Tensor w, Tensor? bias, int out_channels) -> Tensor");
   m.def("pack_codes(Tensor codes, int bits, int groups) -> Tensor");
   m.def("unpack_codes(Tensor words, bool signed, int channels) -> Tensor");
   m.def("available(str op) -> str");
@@ -170,6 +201,7 @@ STABLE_TORCH_LIBRARY(qsr_native, m) {
 STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("quantize_pack", TORCH_BOX(&quantize_pack));
+  m.impl("conv2d_float", TORCH_BOX(&conv2d_float));
   m.impl("pack_codes", TORCH_BOX(&pack_codes));
   m.impl("unpack_codes", TORCH_BOX(&unpack_codes));
 }

@@ -31,7 +31,14 @@ from types import ModuleType
 
 PACKAGE = Path(__file__).resolve().parent
 CSRC = PACKAGE.parent / "csrc"
-OPS_SOURCES = ("conv2d_scalar.cpp", "quantize_pack.cpp", "pack.cpp", "dispatch.cpp", "ops.cpp")
+OPS_SOURCES = (
+    "conv2d_scalar.cpp",
+    "conv2d_float.cpp",
+    "quantize_pack.cpp",
+    "pack.cpp",
+    "dispatch.cpp",
+    "ops.cpp",
+)
 BIND_SOURCES = ("bind.cpp",)
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # stable ABI of torch 2.10
 # -ffp-contract=off: a * b + c must round twice, as the reference does; no -march=native: kernels

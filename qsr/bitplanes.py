@@ -118,7 +118,7 @@ def pack_words(codes: Tensor, bits: int, groups: int) -> Tensor:
 
 
 def unpack_codes(planes: BitPlanes) -> Tensor:
-    """Bit planes -> codes [N, H, W, channels], int8 if signed else uint8. The inverse of packing."""
+    """Bit planes -> codes [N, H, W, channels], int8 if signed, else uint8."""
     return unpack_words(planes.words, planes.signed, planes.channels)
 
 

@@ -22,7 +22,7 @@ from .quantizer import QuantSpec, to_codes
 def quantize(
     x: Tensor, step_size: Tensor, tau: Tensor | None, bits: int, signed: bool, groups: int = 1
 ) -> BitPlanes:
-    """float32 [N, C, H, W] -> packed codes; step_size: [] > 0; tau: [C] or None. NaN gives code 0."""
+    """float32 [N, C, H, W] -> packed codes; step_size: [] > 0; tau: [C] or None. NaN: code 0."""
     shift = None if tau is None else tau.view(1, -1, 1, 1)
     codes = to_codes(torch.nan_to_num(x, nan=0.0), step_size, QuantSpec(bits, signed), shift)
     return BitPlanes(pack_words(codes.permute(0, 2, 3, 1), bits, groups), signed, x.shape[1])
@@ -61,6 +61,23 @@ def linear(a: BitPlanes, w: BitPlanes) -> Tensor:
     """Integer matrix product: a [M, 1, 1, 1, ...], w [Cout, 1, 1, 1, ...] -> int32 [M, Cout]."""
     codes, weights = unpack_codes(a).long(), unpack_codes(w).long()
     return (codes.view(len(codes), -1) @ weights.view(len(weights), -1).T).to(torch.int32)
+
+
+def conv2d_float(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Float convolution with one fixed order of summation: over dy, then dx, then channels.
+
+    x: float32 [N, H, W, Cin], padded; weight: float32 [Cout, Cin, kh, kw]; stride 1. Each product
+    and each sum is rounded once, so the result of a pixel depends on nothing but its operands.
+    """
+    _, channels, kh, kw = weight.shape
+    height, width = x.shape[1] - kh + 1, x.shape[2] - kw + 1
+    out = x.new_zeros(x.shape[0], height, width, len(weight))
+    for dy in range(kh):
+        for dx in range(kw):
+            for c in range(channels):
+                pixel = x[:, dy : dy + height, dx : dx + width, c, None]
+                out = out + pixel * weight[:, c, dy, dx]
+    return out if bias is None else out + bias
 
 
 def epilogue(acc: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
