@@ -1,0 +1,246 @@
+"""What is kept on disk: model files (.qsr) and training checkpoints (folders).
+
+A `.qsr` file is a safetensors file whose metadata says what it is:
+
+    format, format_version   "qsr", and the version of this layout
+    kind                     "trained" (float weights, steps, tau) or "packed" (bit planes)
+    family, config           which network, as JSON of its configuration
+    sha256                   of all tensors, so that a damaged file is noticed
+    note                     free text: data, steps, scores
+
+Nothing in it is executed on load: no pickle, no code.
+
+A training checkpoint is a folder of small files: weights and each optimiser moment as safetensors,
+configuration and progress as JSON. Both kinds appear on disk whole or not at all (`files`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .backbone import ConvConfig, NetworkConfig, QuantSR, SwinConfig
+from .files import replacing, replacing_folder
+from .pack import PackedModel
+
+FILE_VERSION = 1
+FAMILIES = {"conv": ConvConfig, "swin": SwinConfig}
+
+# Configuration <-> JSON ---------------------------------------------------------------------------
+
+
+def config_to_json(config: NetworkConfig) -> dict:
+    """The configuration as a JSON object, with its family."""
+    family = next(name for name, cls in FAMILIES.items() if type(config) is cls)
+    return {"family": family, **dataclasses.asdict(config)}
+
+
+def config_from_json(data: dict) -> NetworkConfig:
+    """The inverse of `config_to_json`. Raises ValueError for a family or field it does not know."""
+    data = dict(data)
+    family = data.pop("family", None)
+    if family not in FAMILIES:
+        raise ValueError(
+            f"the network family is {family!r}; this version knows {', '.join(FAMILIES)}. "
+            "Update qsr, or check the file."
+        )
+    known = {field.name for field in dataclasses.fields(FAMILIES[family])}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ValueError(
+            f"the configuration has the field {unknown[0]!r}, which this version does not know. "
+            "Update qsr, or check the file."
+        )
+    return FAMILIES[family](**data)
+
+
+# Model files --------------------------------------------------------------------------------------
+
+
+def save(
+    path: str | os.PathLike, model: QuantSR | PackedModel, note: str = "", overwrite: bool = True
+) -> None:
+    """Write a trained or packed network to a .qsr file.
+
+    Raises TypeError for any other module, ValueError if the file can't be written.
+    """
+    if isinstance(model, PackedModel):
+        kind, network = "packed", model.network
+    elif isinstance(model, QuantSR):
+        kind, network = "trained", model
+    else:
+        raise TypeError(
+            f"`model` is a {type(model).__name__}; .qsr files hold a QuantSR or its packed form. "
+            "Save the state_dict() of your own module with safetensors."
+        )
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    metadata = {
+        "format": "qsr",
+        "format_version": str(FILE_VERSION),
+        "kind": kind,
+        "config": json.dumps(config_to_json(network.config)),
+        "sha256": _digest(tensors),
+        "note": note,
+    }
+    with replacing(path, overwrite=overwrite) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_model(path: str | os.PathLike) -> QuantSR | PackedModel:
+    """Read a .qsr file: a QuantSR ("trained") or a PackedModel ("packed"), in eval mode, on CPU.
+
+    Raises ValueError (one line) if the file is missing, damaged, foreign, or of another version.
+    """
+    metadata, tensors = _read_safetensors(path)
+    if metadata.get("format") != "qsr":
+        raise ValueError(f"{path} is a safetensors file but no qsr model: it does not say so.")
+    if metadata.get("format_version") != str(FILE_VERSION):
+        raise ValueError(
+            f"{path} has format version {metadata.get('format_version')!r}; this version of qsr "
+            f"reads {FILE_VERSION}. Update qsr, or pack the model again."
+        )
+    if metadata.get("sha256") != _digest(tensors):
+        raise ValueError(f"{path} is damaged: its checksum does not match. Fetch it again.")
+    try:
+        config = config_from_json(json.loads(metadata["config"]))
+        if metadata.get("kind") == "packed":
+            model: QuantSR | PackedModel = PackedModel.empty(config)
+            network = model.network
+        else:
+            model = network = QuantSR(config)
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} does not fit its own description ({reason}).") from error
+    return model.eval()
+
+
+def describe(path: str | os.PathLike) -> dict[str, str]:
+    """The metadata of a .qsr file without its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_safetensors(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> ValueError:
+    if not Path(path).exists():
+        return ValueError(
+            f"{path} does not exist; `qsr models` lists the names that come with qsr."
+        )
+    if Path(path).is_dir():
+        return ValueError(f"{path} is a folder; name a .qsr file in it.")
+    return ValueError(
+        f"{path} is no qsr model: it cannot be read as safetensors "
+        f"({str(error).splitlines()[0]}). Pickled checkpoints (.pt, .pth) are not loaded."
+    )
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# Training checkpoints -----------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    folder: str | os.PathLike,
+    net: QuantSR,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    train_config: object,
+    keep: int = 2,
+) -> Path:
+    """Write `folder`/step-N: weights, each optimiser moment, configuration, progress.
+
+    Older checkpoints beyond `keep` are removed after the new one is safe on the disk.
+    """
+    path = Path(folder) / f"step-{step:08d}"
+    moments = _moments(net, optimizer)
+    state = {
+        "step": step,
+        "network": config_to_json(net.config),
+        "training": dataclasses.asdict(train_config),
+        "torch": str(torch.__version__),
+    }
+    with replacing_folder(path) as temporary:
+        weights = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+        save_file(weights, temporary / "weights.safetensors")
+        for name, tensors in moments.items():
+            save_file(tensors, temporary / f"{name}.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+    for old in list_checkpoints(folder)[:-keep]:
+        for file in old.iterdir():
+            file.unlink()
+        old.rmdir()
+    return path
+
+
+def list_checkpoints(folder: str | os.PathLike) -> list[Path]:
+    """Complete checkpoints in `folder`, oldest first."""
+    return sorted(p.parent for p in Path(folder).glob("step-*/state.json"))
+
+
+def load_checkpoint(path: str | os.PathLike) -> tuple[QuantSR, dict]:
+    """(network, state) of one checkpoint folder; state is its state.json.
+
+    Raises ValueError (one line) if something is missing or damaged.
+    """
+    try:
+        state = json.loads((Path(path) / "state.json").read_text())
+        net = QuantSR(config_from_json(state["network"]))
+        net.load_state_dict(load_file(Path(path) / "weights.safetensors"))
+    except (OSError, KeyError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no complete checkpoint ({reason}).") from error
+    return net, state
+
+
+def load_optimizer(path: str | os.PathLike, net: QuantSR, optimizer: torch.optim.Optimizer) -> None:
+    """Restore Adam's moments and step counts of `net`'s parameters from a checkpoint folder."""
+    names = {id(p): name for name, p in net.named_parameters()}
+    moments = {
+        name: load_file(Path(path) / f"{name}.safetensors")
+        for name in ("step", "exp_avg", "exp_avg_sq")
+    }
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            name = names[id(p)]
+            if name in moments["step"]:
+                optimizer.state[p] = {
+                    key: tensors[name].clone().to("cpu" if key == "step" else p.device)
+                    for key, tensors in moments.items()
+                }
+
+
+def _moments(net: QuantSR, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """{"exp_avg": {parameter name: tensor}, ...}: the optimiser's memory by parameter name."""
+    moments: dict[str, dict[str, Tensor]] = {"step": {}, "exp_avg": {}, "exp_avg_sq": {}}
+    for name, p in net.named_parameters():
+        for key, value in optimizer.state.get(p, {}).items():
+            moments[key][name] = value.detach().cpu().contiguous()
+    return moments

@@ -1,0 +1,268 @@
+"""From a trained network to one that runs on integers.
+
+Training only pretends: it multiplies floats that happen to lie on a grid. `pack` makes it true. For
+each quantised layer it computes the weight codes once, packs them into bit planes, and keeps what
+is left of the steps:
+
+    codes = clamp(round((x + tau) / step_a))          quantised and packed in one pass
+    acc   = codes conv weight_codes                   integers, exact
+    y     = acc * (step_a * step_w) + bias            float32, each operation rounded once
+
+A packed network agrees with `qsr.reference` bit for bit (same integers, same three float
+operations). With its float training graph it agrees up to float rounding: a value that lies on a
+rounding threshold within the last bits may get the neighbouring code. The float convolutions of
+head and tail sum in one fixed order, so that a picture in strips gives the same bits as
+a whole one.
+
+Packed networks run forward only.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from . import kernels
+from .backbone import NetworkConfig, QuantSR
+from .bitplanes import BitPlanes, words_for
+from .layers import QConv2d, QLinear, QMatmul
+from .quantizer import Quantizer, QuantSpec, to_codes
+from .reference import epilogue
+
+
+class PackedLayer(nn.Module):
+    """Weight planes, steps, tau and bias of one quantised layer; base of the two below.
+
+    The constructor makes buffers of the right shapes; `fill` or load_state_dict gives them values.
+    kernel: which kernel runs the layer, see `qsr.kernels`.
+    """
+
+    def __init__(self, layer: QConv2d | QLinear, kernel: str = "auto") -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.bits = layer.input_quantizer.bits
+        self.signed = True  # sign of the activation codes; part of the state
+        weight_quantizer = layer.weight_quantizer
+        out_channels, *taps, channels = _weights_channels_last(layer).shape
+        words = (out_channels, *taps, 1, weight_quantizer.bits, words_for(channels))
+        self.channels = channels  # of one group
+        self.register_buffer("weight", torch.zeros(words, dtype=torch.int64))
+        self.register_buffer("step_size", torch.ones(()))
+        self.register_buffer("scale", torch.ones(weight_quantizer.step_size.shape))
+        self.register_buffer("tau", _tau(layer.input_quantizer))
+        self.register_buffer("bias", None if layer.bias is None else torch.zeros(out_channels))
+
+    @torch.no_grad()
+    def fill(self, layer: QConv2d | QLinear) -> PackedLayer:
+        """Take the values of a trained layer. Raises ValueError if it is not calibrated."""
+        inputs, weights = layer.input_quantizer, layer.weight_quantizer
+        codes = weights.codes(_weights_channels_last(layer).float())
+        self.signed = inputs.spec.signed
+        self.weight.copy_(kernels.pack_codes(codes, bits=weights.bits, signed=True).words)
+        step_a, step_w = (q.step(q.step_size).flatten().float() for q in (inputs, weights))
+        self.step_size.copy_(step_a.reshape(()))
+        self.scale.copy_((step_a * step_w).reshape(self.scale.shape))
+        if self.tau is not None:
+            self.tau.copy_(_tau(inputs))
+        if self.bias is not None:
+            self.bias.copy_(layer.bias)
+        return self
+
+    @property
+    def planes(self) -> BitPlanes:
+        """The packed weights."""
+        return BitPlanes(self.weight, True, self.channels)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.signed], dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.signed = bool(state[0])
+
+
+class PackedConv2d(PackedLayer):
+    """A QConv2d on integers. x: float32 [N, C, H, W] -> float32 [N, Cout, Ho, Wo]."""
+
+    def __init__(self, layer: QConv2d, kernel: str = "auto") -> None:
+        if tuple(layer.dilation) != (1, 1):
+            raise ValueError(
+                f"`dilation` is {tuple(layer.dilation)}; packed convolutions take 1. "
+                "Keep this layer in full precision (skip it in qsr.quantize)."
+            )
+        super().__init__(layer, kernel)
+        self.stride, self.padding, self.groups = layer.stride, layer.padding, layer.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = kernels.quantize_pack(
+            x.float(),
+            self.step_size,
+            self.tau,
+            bits=self.bits,
+            signed=self.signed,
+            groups=self.groups,
+            kernel=_quantizing(self.kernel),
+        )
+        acc = kernels.conv2d(codes, self.planes, self.stride, self.padding, self.kernel)
+        return epilogue(acc, self.scale, self.bias).permute(0, 3, 1, 2)
+
+
+class PackedLinear(PackedLayer):
+    """A QLinear on integers. x: float32 [..., in_features] -> float32 [..., out_features]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = kernels.quantize_pack(
+            x.float().reshape(-1, x.shape[-1], 1, 1),
+            self.step_size,
+            self.tau,
+            bits=self.bits,
+            signed=self.signed,
+            kernel=_quantizing(self.kernel),
+        )
+        acc = kernels.linear(codes, self.planes, self.kernel)
+        return epilogue(acc, self.scale, self.bias).view(*x.shape[:-1], -1)
+
+
+class PackedMatmul(nn.Module):
+    """A QMatmul on integers: codes as float32, whose products and sums are exact below 2^24."""
+
+    def __init__(self, matmul: QMatmul) -> None:
+        super().__init__()
+        self.specs = {
+            side: q.spec if q.calibrated else QuantSpec(q.bits)
+            for side, q in (("left", matmul.left_quantizer), ("right", matmul.right_quantizer))
+        }
+        self.register_buffer("left_step", matmul.left_quantizer.step_size.detach().clone())
+        self.register_buffer("right_step", matmul.right_quantizer.step_size.detach().clone())
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        largest = [max(-spec.qmin, spec.qmax) for spec in self.specs.values()]
+        if a.shape[-1] * largest[0] * largest[1] >= 2**24:
+            raise ValueError(
+                f"{a.shape[-1]} products of codes up to {largest[0]} and {largest[1]} are not "
+                "exact in float32; use fewer bits or shorter rows."
+            )
+        left = to_codes(a, self.left_step, self.specs["left"]).float()
+        right = to_codes(b, self.right_step, self.specs["right"]).float()
+        return (left @ right) * (self.left_step * self.right_step)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([spec.signed for spec in self.specs.values()], dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.specs = {
+            side: QuantSpec(spec.bits, bool(signed))
+            for (side, spec), signed in zip(self.specs.items(), state.tolist(), strict=True)
+        }
+
+
+class FloatConv2d(nn.Module):
+    """A full-precision convolution, stride 1, with one fixed order of summation.
+
+    x: float32 [N, C, H, W] -> float32 [N, Cout, Ho, Wo]; strips of a picture give the same bits.
+    """
+
+    def __init__(self, conv: nn.Conv2d, kernel: str = "auto") -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.padding = conv.padding
+        self.register_buffer("weight", conv.weight.detach().float().clone())
+        bias = None if conv.bias is None else conv.bias.detach().float().clone()
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = kernels.conv2d_float(
+            x.float().permute(0, 2, 3, 1),
+            self.weight,
+            self.bias,
+            self.padding,
+            _quantizing(self.kernel),
+        )
+        return out.permute(0, 3, 1, 2)
+
+
+class PackedModel(nn.Module):
+    """A packed QuantSR, all its depths together.
+
+    packed(lr, blocks=None): lr float RGB [N, 3, H, W] in [0, 1] -> sr [N, 3, scale H, scale W], not
+    clipped. blocks: how many blocks run (None: all); it was trained at `config.depths`.
+    """
+
+    def __init__(self, network: QuantSR) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+
+    @property
+    def config(self) -> NetworkConfig:
+        return self.network.config
+
+    @classmethod
+    def empty(cls, config: NetworkConfig, kernel: str = "auto") -> PackedModel:
+        """The packed network of a configuration, without values: load_state_dict gives them."""
+        return cls(_replace_layers(QuantSR(config), kernel, fill=False))
+
+    @torch.inference_mode()
+    def forward(self, lr: Tensor, blocks: int | None = None) -> Tensor:
+        return self.network(lr, self.network.plan(blocks))
+
+
+def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
+    """A copy of `module` whose quantised layers run on packed integers, in eval mode, on the CPU.
+
+    A QuantSR becomes a `PackedModel`; any other module stays what it is, with packed layers inside.
+    kernel: "auto", "reference", or a name from qsr.kernels.available().
+    Raises ValueError if there is nothing to pack, or a layer that the kernels can't run.
+    """
+    if kernel != "auto" and kernel not in kernels.available("conv2d"):
+        raise ValueError(
+            f"`kernel` is {kernel!r}; this machine has {', '.join(kernels.available('conv2d'))}."
+        )
+    if isinstance(module, PackedModel):
+        raise ValueError("this network is packed already.")
+    if not any(isinstance(m, (QConv2d, QLinear, QMatmul)) for m in module.modules()):
+        raise ValueError(
+            "nothing to pack: the network has no quantised layer. Build it with bits=4 or 2, "
+            "or pass it through qsr.quantize first."
+        )
+    packed = _replace_layers(copy.deepcopy(module).cpu().eval(), kernel, fill=True)
+    return PackedModel(packed) if isinstance(packed, QuantSR) else packed
+
+
+def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
+    """`module` with packed layers in place of quantised ones, in place."""
+    exact_floats = isinstance(module, QuantSR)
+
+    def replace(layer: nn.Module) -> nn.Module:
+        if isinstance(layer, (QConv2d, QLinear)):
+            cls = PackedConv2d if isinstance(layer, QConv2d) else PackedLinear
+            packed = cls(layer, kernel)
+            return packed.fill(layer) if fill else packed
+        if isinstance(layer, QMatmul):
+            return PackedMatmul(layer)
+        if exact_floats and type(layer) is nn.Conv2d:
+            return FloatConv2d(layer, kernel)
+        for name, child in layer.named_children():
+            setattr(layer, name, replace(child))
+        return layer
+
+    return replace(module)
+
+
+def _weights_channels_last(layer: QConv2d | QLinear) -> Tensor:
+    """[Cout, kh, kw, Cin of a group], as the packed format wants them."""
+    weight = layer.weight.detach()
+    return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight[:, None, None, :]
+
+
+def _tau(quantizer: Quantizer) -> Tensor | None:
+    """The shift of an input quantizer as float32 [channels], or None."""
+    dims = [1] * (4 if quantizer.channel_dim == 1 else 2)
+    dims[quantizer.channel_dim] = quantizer.channels
+    shift = quantizer.shift(torch.zeros(dims, device=quantizer.step_size.device))
+    return None if shift is None else shift.detach().float().expand(dims).flatten().clone()
+
+
+def _quantizing(kernel: str) -> str:
+    """Kernel names speak of integer convolutions; everything around them is best or reference."""
+    return kernel if kernel == kernels.REFERENCE else "auto"
