@@ -64,8 +64,8 @@ class QConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, **conv_options)
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             raise ValueError(
-                f"padding {self.padding!r} with mode {self.padding_mode!r}; a quantised convolution "
-                "pads with the code 0 by a number of pixels. Pad before the layer instead."
+                f"padding {self.padding!r} with mode {self.padding_mode!r}; a quantised "
+                "convolution pads with the code 0 by a number of pixels. Pad before the layer instead."
             )
         weight_bits, activation_bits = split_bits(bits)
         self.weight_quantizer = quantizer(
@@ -219,6 +219,6 @@ def calibrate(net: nn.Module, batch: Tensor) -> None:
     missed = [name for name, m in waiting.items() if id(m) not in reached]
     if missed:
         raise ValueError(
-            f"calibration never reached {missed[0]!r} ({len(missed)} in all); every quantised layer "
-            "must run in net(batch). Remove the unused layer, or skip it in quantize()."
+            f"calibration never reached {missed[0]!r} ({len(missed)} in all); every quantised "
+            "layer must run in net(batch). Remove the unused layer, or skip it in quantize()."
         )

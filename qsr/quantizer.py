@@ -321,7 +321,8 @@ class RLQ(Quantizer):
         super().__init__(bits, **options)
         if not sharpness >= 0:
             raise ValueError(
-                f"`sharpness` is {sharpness!r}; phi needs 0 (straight line) or more. The paper's is 1."
+                f"`sharpness` is {sharpness!r}; phi needs 0 (straight line) or more. "
+                "The paper has 1."
             )
         self.sharpness = sharpness
         self.tau = None if self.channels is None else nn.Parameter(torch.zeros(self.channels))
