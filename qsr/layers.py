@@ -65,7 +65,7 @@ class QConv2d(nn.Conv2d):
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             raise ValueError(
                 f"padding {self.padding!r} with mode {self.padding_mode!r}; a quantised "
-                "convolution pads with the code 0 by a number of pixels. Pad before the layer instead."
+                "convolution pads by a number of pixels with the code 0. Pad before it instead."
             )
         weight_bits, activation_bits = split_bits(bits)
         self.weight_quantizer = quantizer(

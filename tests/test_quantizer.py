@@ -27,7 +27,7 @@ def make(cls, bits, signed, step, tau=None, **options):
 
 
 def random_case(seed, bits, signed):
-    """x [2, 3, 4, 5] with many elements on clip boundaries, exact integers and halves of the grid."""
+    """x [2, 3, 4, 5] with many elements on clip boundaries, exact integers and halves."""
     generator = torch.Generator().manual_seed(seed)
     step = 0.1 + torch.rand((), generator=generator, dtype=torch.float64)
     tau = torch.randn(3, generator=generator, dtype=torch.float64)
