@@ -1,0 +1,595 @@
+import io
+import math
+import resource
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from qsr.image import (
+    MAX_PIXELS,
+    Picture,
+    check_pictures,
+    crop_border,
+    from_array,
+    from_pil,
+    imresize,
+    read,
+    rgb_to_y,
+    to_array,
+    to_pil,
+    to_uint8,
+    write,
+)
+
+quick = settings(deadline=None, max_examples=40)
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+# imresize -----------------------------------------------------------------------------------------
+
+
+def test_halving_weighs_eight_pixels_by_known_fractions() -> None:
+    # Shrunk by 2 the kernel is stretched over 8 pixels, at distances 1/2, 3/2, 5/2, 7/2 on each
+    # side; half the cubic of 1/4, 3/4, 5/4, 7/4 is (111, 29, -9, -3) / 256. Pixel 8 lies at 7/2,
+    # 3/2, -1/2, -5/2 from outputs 2, 3, 4, 5. (One row takes all weights of the height, sum 1.)
+    impulse = torch.zeros(1, 16, dtype=torch.float64)
+    impulse[0, 8] = 256
+    assert imresize(impulse, 0.5)[0].tolist() == [0, 0, -3, 29, 111, -9, 0, 0]
+
+
+def test_doubling_weighs_four_pixels_by_known_fractions() -> None:
+    # Outputs lie 1/4 before and behind an input; the cubic of 1/4, 3/4, 5/4, 7/4 is
+    # (111, 29, -9, -3) / 128. Pixel 2 of 5 lies at the middle of outputs 4 and 5.
+    impulse = torch.zeros(1, 5, dtype=torch.float64)
+    impulse[0, 2] = 128
+    assert imresize(impulse, 2)[0].tolist() == [0, -3, -9, 29, 111, 111, 29, -9, -3, 0]
+
+
+def test_borders_are_mirrored_with_the_end_pixel_doubled() -> None:
+    # The outputs of [0, 0, 255, 255] lie at 1/2 and 5/2. Of the first, pixels 2, 3 are 3/2 and 5/2
+    # away, and the mirror shows 255 again at -7/2 and 7/2: (29 - 9 - 3 - 3) / 256 * 255 = 13.9.
+    row = torch.tensor([[0, 0, 255, 255]])
+    assert imresize(row.double(), 0.5)[0].tolist() == pytest.approx([13.9453125, 241.0546875])
+    assert imresize(row.byte(), 0.5)[0].tolist() == [14, 241]
+
+
+def test_uint8_halves_are_rounded_away_from_zero() -> None:
+    # Two pixels 0 and 1 (and 2 and 3) have a mean of exactly 1/2 (5/2); half to even gives 0 (2).
+    assert imresize(torch.tensor([[0, 1]], dtype=torch.uint8), 0.5).tolist() == [[1]]
+    assert imresize(torch.tensor([[2, 3]], dtype=torch.uint8), 0.5).tolist() == [[3]]
+
+
+def test_uint8_is_rounded_after_the_height_and_again_after_the_width() -> None:
+    # Columns (0, 1) and (0, 0) become 1 (from 1/2) and 0; their mean 1/2 becomes 1. One rounding at
+    # the end would see 1/4 and give 0.
+    x = torch.tensor([[0, 0], [1, 0]], dtype=torch.uint8)
+    assert imresize(x, 0.5).tolist() == [[1]]
+    assert imresize(x.double(), 0.5).tolist() == [[0.25]]
+
+
+def test_uint8_is_clipped_after_the_height() -> None:
+    # The step between rows overshoots 0..255; clipped before the width is taken, rows stay equal.
+    x = torch.tensor([0, 0, 255, 255] * 4, dtype=torch.uint8).view(-1, 1).expand(-1, 4)
+    up = imresize(x, 2)
+    assert up.min() == 0 and up.max() == 255
+    assert (up == up[:, :1]).all()
+
+
+def by_the_formula(row: list[float], scale: float) -> list[float]:
+    """MATLAB's bicubic of one row, pixel by pixel."""
+
+    def cubic(t: float) -> float:
+        t = abs(t)
+        if t <= 1:
+            return 1.5 * t**3 - 2.5 * t**2 + 1
+        return -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t <= 2 else 0
+
+    n, squeeze = len(row), min(scale, 1)
+    out = []
+    for i in range(math.ceil(scale * n)):
+        centre = (i + 0.5) / scale - 0.5
+        reach = math.ceil(2 / squeeze) + 1
+        total = weights = 0.0
+        for j in range(math.floor(centre) - reach, math.floor(centre) + reach + 1):
+            weight = cubic(squeeze * (centre - j))
+            mirrored = j % (2 * n)
+            total += weight * row[min(mirrored, 2 * n - 1 - mirrored)]
+            weights += weight
+        out.append(total / weights)
+    return out
+
+
+scales = st.sampled_from([1 / 4, 1 / 3, 0.37, 1 / 2, 0.9, 1, 1.5, 2, 3, 4])
+sizes = st.tuples(st.integers(1, 13), st.integers(1, 13))
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=20), scales)
+@quick
+def test_imresize_follows_the_formula_at_any_length_and_scale(
+    row: list[float], scale: float
+) -> None:
+    expected = by_the_formula(row, scale)
+    along_width = imresize(torch.tensor([row], dtype=torch.float64), scale)
+    along_height = imresize(torch.tensor([row], dtype=torch.float64).T, scale)
+    assert along_width[0].tolist() == pytest.approx(expected, abs=1e-12)
+    assert along_height[:, 0].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@given(sizes, scales, st.integers(0, 99))
+@quick
+def test_imresize_keeps_flat_pictures_and_commutes_with_flips(
+    size: tuple[int, int], scale: float, seed: int
+) -> None:
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    y = imresize(x, scale)
+    assert y.shape == (2, 3, *(math.ceil(scale * n) for n in size))
+    if scale * size[1] == y.shape[-1]:  # a size that was rounded up is not symmetric
+        assert torch.allclose(imresize(x.flip(-1), scale).flip(-1), y, atol=1e-12)
+    assert torch.allclose(imresize(x.mT, scale), y.mT, atol=1e-12)
+    assert torch.allclose(imresize(torch.full_like(x, 0.7), scale), torch.full_like(y, 0.7))
+    assert torch.equal(imresize(x[1, 2], scale), y[1, 2])
+
+
+@given(sizes, st.integers(0, 99))
+@quick
+def test_imresize_by_one_changes_nothing(size: tuple[int, int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+    assert torch.equal(imresize(x, 1), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+def test_imresize_keeps_the_type(dtype: torch.dtype) -> None:
+    assert imresize(torch.ones(3, 4, 4, dtype=dtype), 2).dtype == dtype
+
+
+def test_imresize_does_not_depend_on_the_number_of_threads() -> None:
+    x = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 4):
+            torch.set_num_threads(n)
+            results.append((imresize(x, 1 / 3), imresize(x.float(), 1 / 3)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_imresize_is_differentiable() -> None:
+    x = torch.rand(1, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: imresize(x, 0.5), x)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_imresize_equals_matlab_on_set5_bit_for_bit(qsr_data: Path, scale: int) -> None:
+    files = sorted((qsr_data / "matlab" / "Set5" / f"X{scale}").glob("*.png"))
+    if not files:
+        pytest.skip(f"needs MATLAB's pictures in {qsr_data}/matlab/Set5/X{scale}")
+    for file in files:
+        name = file.stem.removesuffix(f"x{scale}")
+        hr = to_uint8(read(qsr_data / "eval" / "Set5" / "HR" / f"{name}.png").rgb[0])
+        height, width = (n // scale * scale for n in hr.shape[1:])
+        lr = imresize(hr[:, :height, :width], 1 / scale)
+        assert torch.equal(lr, to_uint8(read(file).rgb[0])), name
+
+
+@pytest.mark.parametrize("scale", [0, -1, math.nan, math.inf])
+def test_imresize_refuses_a_scale_that_is_not_positive(scale: float) -> None:
+    with pytest.raises(ValueError, match="positive") as error:
+        imresize(torch.zeros(4, 4), scale)
+    one_line(error)
+
+
+def test_imresize_refuses_integers_and_empty_pictures() -> None:
+    with pytest.raises(TypeError, match="int64"):
+        imresize(torch.zeros(4, 4, dtype=torch.int64), 2)
+    with pytest.raises(ValueError, match=r"\(4, 0\)"):
+        imresize(torch.zeros(4, 0), 2)
+
+
+# Tensors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rgb, y",
+    # ITU-R BT.601: black 16, white 235; the primaries add their weights to 16.
+    [((0, 0, 0), 16), ((1, 1, 1), 235), ((1, 0, 0), 81.481), ((0, 1, 0), 144.553),
+     ((0, 0, 1), 40.966)],
+)  # fmt: skip
+def test_luma_is_studio_range_bt601(rgb: tuple[float, float, float], y: float) -> None:
+    x = torch.tensor(rgb, dtype=torch.float64).view(1, 3, 1, 1)
+    assert rgb_to_y(x).item() == pytest.approx(y, abs=1e-12)
+
+
+def test_luma_refuses_grey_and_uint8() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 1, 4, 4\)"):
+        rgb_to_y(torch.zeros(2, 1, 4, 4))
+    with pytest.raises(TypeError, match="uint8"):
+        rgb_to_y(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+
+
+def test_crop_takes_as_much_from_each_side_and_leaves_something() -> None:
+    x = torch.arange(20).view(4, 5)
+    assert crop_border(x, 1).tolist() == [[6, 7, 8], [11, 12, 13]]
+    assert torch.equal(crop_border(x, 0), x)
+    for crop in (-1, 2):
+        with pytest.raises(ValueError, match="crop"):
+            crop_border(x, crop)
+
+
+def test_eight_bits_are_rounded_half_to_even_and_clipped() -> None:
+    x = torch.tensor([0.5, 1.5, 2.5, 300, -7], dtype=torch.float64) / 255
+    assert to_uint8(x).tolist() == [0, 2, 2, 255, 0]
+    with pytest.raises(TypeError, match="uint8"):  # 255 * uint8 would wrap around in silence
+        to_uint8(torch.zeros(3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "x, error, part",
+    [
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError, "torch.uint8"),
+        (torch.zeros(1, 4, 4, 4), ValueError, "(1, 4, 4, 4)"),
+        (torch.zeros(3, 4, 4), ValueError, "(3, 4, 4)"),
+        (torch.zeros(1, 3, 0, 4), ValueError, "(1, 3, 0, 4)"),
+        (torch.full((1, 3, 4, 4), math.nan), ValueError, "NaN"),
+        (torch.full((1, 3, 4, 4), math.inf), ValueError, "infinity"),
+    ],
+)
+def test_pictures_of_wrong_type_shape_or_value_are_refused(
+    x: torch.Tensor, error: type[Exception], part: str
+) -> None:
+    with pytest.raises(error) as caught:
+        check_pictures(x, "lr")
+    message = one_line(caught)
+    assert part in message and "`lr`" in message
+
+
+# Picture ------------------------------------------------------------------------------------------
+
+
+@given(
+    st.sampled_from([(np.uint8, ()), (np.uint8, (2,)), (np.uint8, (3,)), (np.uint8, (4,)),
+                     (np.uint16, ())]),
+    sizes,
+    st.integers(0, 99),
+)  # fmt: skip
+@quick
+def test_every_kind_of_picture_survives_png_unchanged(
+    kind: tuple[type, tuple[int, ...]], size: tuple[int, int], seed: int
+) -> None:
+    dtype, channels = kind
+    random = np.random.default_rng(seed)
+    array = random.integers(
+        np.iinfo(dtype).max, size=(*size, *channels), dtype=dtype, endpoint=True
+    )
+    picture = from_array(array)
+    assert np.array_equal(to_array(picture), array)
+    file = io.BytesIO()
+    to_pil(picture).save(file, "PNG")
+    assert np.array_equal(to_array(from_pil(Image.open(file))), array)
+
+
+def test_all_levels_survive_floating_point() -> None:
+    for dtype in (np.uint8, np.uint16):
+        array = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).reshape(16, -1)
+        assert np.array_equal(to_array(from_array(array)), array)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 2, 5), (1, 2, 2, 3), (0, 4, 3)])
+def test_arrays_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError) as error:
+        from_array(np.zeros(shape, np.uint8))
+    one_line(error)
+
+
+def test_arrays_of_other_types_are_refused() -> None:
+    for dtype in (np.int64, bool, complex):
+        with pytest.raises(TypeError, match=np.dtype(dtype).name):
+            from_array(np.zeros((4, 4, 3), dtype))
+    with pytest.raises(ValueError, match="NaN"):
+        from_array(np.full((4, 4), np.nan))
+    with pytest.raises(ValueError, match="16 bits"):
+        from_array(np.zeros((4, 4, 3), np.uint16))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "RGBX", "P"])
+def test_other_colour_modes_become_rgb(mode: str) -> None:
+    image = Image.new("RGB", (2, 3), (255, 0, 0)).convert(mode)
+    picture = from_pil(image)
+    assert to_pil(picture).mode == "RGB"
+    red, green, blue = picture.colour[0, :, 0, 0].mul(255).tolist()
+    assert red > 250 and green < 5 and blue < 5
+
+
+def test_bilevel_becomes_grey() -> None:
+    assert to_array(from_pil(Image.new("1", (2, 2), 1))).tolist() == [[255, 255]] * 2
+
+
+@pytest.mark.parametrize(
+    "image, mode",
+    [
+        (Image.new("L", (2, 2), 7), "LA"),
+        (Image.new("RGB", (2, 2), (7, 8, 9)), "RGBA"),
+        (Image.new("RGB", (2, 2), (7, 8, 9)).convert("P", palette=Image.Palette.ADAPTIVE), "RGBA"),
+    ],
+)
+def test_a_transparent_value_becomes_alpha(image: Image.Image, mode: str, tmp_path: Path) -> None:
+    image.save(tmp_path / "a.png", transparency=image.getpixel((0, 0)))
+    picture = read(tmp_path / "a.png")
+    assert to_pil(picture).mode == mode
+    assert picture.alpha is not None and picture.alpha.max() == 0
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_32_bit_pictures_are_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match="32 bits") as error:
+        from_pil(Image.new(mode, (2, 2)))
+    one_line(error)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+def test_exif_rotation_is_applied(orientation: int, mode: str, tmp_path: Path) -> None:
+    # A dark corner at the top left of the stored pixels goes where EXIF says (TIFF 6.0, tag 274):
+    # orientation 1 leaves it at the top left, 2 top right, 3 bottom right, 4 bottom left, and
+    # 5 to 8 the same for the transposed picture.
+    array = np.full((8, 12), 60000, np.uint16)
+    array[0, 0] = 0
+    image = Image.fromarray(array if mode == "I;16" else (array // 256).astype(np.uint8))
+    exif = Image.Exif()
+    exif[274] = orientation
+    (image if mode == "I;16" else image.convert("RGB")).save(tmp_path / "a.png", exif=exif)
+    picture = read(tmp_path / "a.png")
+    assert picture.levels == (65535 if mode == "I;16" else 255)
+    height, width = picture.colour.shape[-2:]
+    assert (height, width) == ((8, 12) if orientation < 5 else (12, 8))
+    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0),
+              5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[orientation]  # fmt: skip
+    assert picture.colour[0, 0][corner] == 0
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_the_colour_profile_is_kept(suffix: str, tmp_path: Path) -> None:
+    picture = Picture(torch.rand(1, 3, 8, 8), icc=b"a profile")
+    write(picture, tmp_path / f"a{suffix}")
+    assert read(tmp_path / f"a{suffix}").icc == b"a profile"
+
+
+def test_the_profile_of_inks_is_not_given_to_rgb() -> None:
+    image = Image.new("CMYK", (2, 2))
+    image.info["icc_profile"] = b"inks"
+    assert from_pil(image).icc is None
+
+
+def test_webp_is_lossless_with_hidden_colours(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(256, size=(9, 7, 4), dtype=np.uint8)
+    array[:4, :, 3] = 0
+    write(from_array(array), tmp_path / "a.webp")
+    assert np.array_equal(to_array(read(tmp_path / "a.webp")), array)
+
+
+@pytest.mark.parametrize("channels, levels", [(1, 255), (1, 65535), (2, 255), (3, 255), (4, 255)])
+def test_an_enlarged_picture_is_of_the_same_kind(channels: int, levels: int) -> None:
+    dtype = np.uint16 if levels > 255 else np.uint8
+    array = np.full((4, 5, channels), levels, dtype).squeeze()
+    small = from_array(array, icc=b"a profile")
+    large = small.enlarged(torch.ones(1, 3, 12, 15), 3)
+    assert to_array(large).shape[:2] == (12, 15) and to_array(large).dtype == dtype
+    assert to_pil(large).mode == to_pil(small).mode
+    assert (to_array(large) == levels).all() and large.icc == b"a profile"
+    with pytest.raises(ValueError, match=r"\(1, 3, 8, 10\)"):
+        small.enlarged(torch.ones(1, 3, 8, 10), 3)
+
+
+def test_the_luma_of_equal_channels_is_that_value() -> None:
+    grey = Picture(torch.zeros(1, 1, 1, 256))
+    ramp = (torch.arange(256) / 255).view(1, 1, 1, 256)
+    sr = ramp.expand(1, 3, 1, 256)
+    assert to_array(grey.enlarged(sr, 1)).tolist() == [list(range(256))]
+
+
+@pytest.mark.parametrize(
+    "fields, part",
+    [
+        ({"colour": torch.zeros(1, 2, 4, 4)}, "(1, 2, 4, 4)"),
+        ({"colour": torch.zeros(2, 3, 4, 4)}, "one"),
+        ({"colour": torch.zeros(1, 3, 4, 4), "alpha": torch.zeros(1, 1, 4, 5)}, "4 x 5"),
+        ({"colour": torch.zeros(1, 3, 4, 4), "levels": 1023}, "1023"),
+        ({"colour": torch.zeros(1, 3, 4, 4), "levels": 65535}, "16 bits"),
+    ],
+)
+def test_a_picture_with_fields_that_do_not_fit_is_refused(fields: dict, part: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Picture(**fields)
+    assert part in one_line(error)
+
+
+# Hostile files ------------------------------------------------------------------------------------
+
+
+def png(width: int, height: int, depth: int, colour: int, data: bytes, *more: bytes) -> bytes:
+    """A PNG written by hand: `data` is the content of IDAT before compression."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + b"".join(chunk(c[:4], c[4:]) for c in more)
+    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def encoded(kind: str) -> bytes:
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(256, size=(24, 24, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def animation(kind: str) -> bytes:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), (60 * i, 9, 9)) for i in range(3)]
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content, part",
+    [
+        (b"hello, this is no picture", "none of these formats"),
+        (b"", "none of these formats"),
+        (encoded("JPEG")[:300], "not a readable"),
+        (encoded("JPEG")[:-200], "truncated"),
+        (encoded("PNG")[:600], "truncated"),
+        (encoded("WEBP")[:300], "not a readable"),
+        (encoded("GIF"), "none of these formats"),
+        (animation("PNG"), "animated (3 frames)"),
+        (animation("WEBP"), "animated (3 frames)"),
+        (png(30000, 30000, 8, 2, b""), str(MAX_PIXELS)),
+        (png(12000, 12000, 8, 2, b""), "12000 x 12000"),
+        (png(1, 1, 16, 2, b"\0" + b"\1" * 6), "16-bit"),
+        (png(1, 1, 16, 6, b"\0" + b"\1" * 8), "16-bit"),
+        (png(1, 1, 16, 4, b"\0" + b"\1" * 4), "16-bit"),
+        (png(1, 1, 16, 0, b"\0" + b"\1" * 2, b"tRNS\1\1"), "transparent value"),
+        (png(0, 1, 8, 0, b"\0"), ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])  # the content counts, not the name
+def test_a_hostile_file_gives_one_clear_line(
+    content: bytes, part: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError) as error:
+            read(tmp_path / name)
+    message = one_line(error)
+    assert str(tmp_path / name) in message and part in message
+
+
+def test_a_missing_file_and_a_folder_give_one_clear_line(tmp_path: Path) -> None:
+    for path, part in ((tmp_path / "no.png", "does not exist"), (tmp_path, "is a folder")):
+        with pytest.raises(ValueError, match=part) as error:
+            read(path)
+        one_line(error)
+
+
+def test_the_first_picture_of_a_camera_jpeg_with_several_is_read(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (16, 16), (200, 0, 0)), Image.new("RGB", (8, 8))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
+    assert read(tmp_path / "a.jpg").colour.shape == (1, 3, 16, 16)
+
+
+@given(
+    st.sampled_from(["PNG", "JPEG", "WEBP"]),
+    st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4),
+    st.integers(0, 2000) | st.none(),
+)
+@settings(deadline=None, max_examples=200)
+def test_damage_gives_a_picture_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+    changes: list[tuple[int, int]],
+    end: int | None,
+) -> None:
+    content = bytearray(encoded(kind)[:end])
+    for at, value in changes:
+        if at < len(content):
+            content[at] = value
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(content)
+    try:
+        picture = read(path)
+    except ValueError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
+    else:
+        assert torch.isfinite(picture.colour).all()
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "array, name, part",
+    [
+        (np.zeros((4, 4, 3), np.uint8), "a.tiff", "'.tiff'"),
+        (np.zeros((4, 4, 3), np.uint8), "a", "''"),
+        (np.zeros((4, 4, 4), np.uint8), "a.jpg", "transparency"),
+        (np.zeros((4, 4), np.uint16), "a.webp", "16"),
+        (np.zeros((4, 4), np.uint16), "a.jpg", "16"),
+        (np.zeros((1, 65501), np.uint8), "a.jpg", "65501"),
+        (np.zeros((16384, 1), np.uint8), "a.webp", "16384"),
+        (np.zeros((4, 4, 3), np.uint8), "missing/a.png", "missing/a.png"),
+    ],
+)
+def test_what_cannot_be_written_gives_one_line_and_no_file(
+    array: np.ndarray, name: str, part: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError) as error:
+        write(from_array(array), tmp_path / name)
+    assert part in one_line(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_grey_with_a_profile_is_not_written_where_grey_is_stored_as_rgb(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="profile"):
+        write(from_array(np.zeros((4, 4), np.uint8), icc=b"gamma"), tmp_path / "a.webp")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder closed even to root")
+def test_a_read_only_folder_gives_one_line() -> None:
+    with pytest.raises(ValueError, match="/proc/a.png") as error:
+        write(from_array(np.zeros((4, 4), np.uint8)), "/proc/a.png")
+    one_line(error)
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    black, white = from_array(np.zeros((4, 4), np.uint8)), from_array(np.full((4, 4), 9, np.uint8))
+    write(black, path)
+    with pytest.raises(ValueError, match="exists") as error:
+        write(white, path)
+    one_line(error)
+    assert to_array(read(path)).max() == 0
+    write(white, path, overwrite=True)
+    assert to_array(read(path)).max() == 9
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write(from_array(np.zeros((4, 4), np.uint8)), path)
+    before = path.read_bytes()
+    # A limit on the size of files makes the write itself fail, as a full disk does.
+    program = f"""
+import resource, signal, numpy as np
+from qsr.image import from_array, write
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before)}, {resource.RLIM_INFINITY}))
+noise = np.random.default_rng(0).integers(256, size=(99, 99, 3), dtype=np.uint8)
+try:
+    write(from_array(noise), {str(path)!r}, overwrite=True)
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1 and str(path) in done.stdout
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
