@@ -1,4 +1,4 @@
-"""Builds the native core ahead of time where torch can be imported; everything else: pyproject.toml.
+"""Builds the native core ahead of time where torch can be imported; the rest: pyproject.toml.
 
     pip install -e .                        isolated: no torch here, so no build; first use builds
     pip install --no-build-isolation -e .   with the torch of this environment: built now

@@ -23,8 +23,9 @@ def quantize(
     x: Tensor, step_size: Tensor, tau: Tensor | None, bits: int, signed: bool, groups: int = 1
 ) -> BitPlanes:
     """float32 [N, C, H, W] -> packed codes; step_size: [] > 0; tau: [C] or None. NaN: code 0."""
-    shift = None if tau is None else tau.view(1, -1, 1, 1)
-    codes = to_codes(torch.nan_to_num(x, nan=0.0), step_size, QuantSpec(bits, signed), shift)
+    shifted = x if tau is None else x + tau.view(1, -1, 1, 1)
+    shifted = torch.where(shifted.isnan(), 0.0, shifted)  # after tau, or NaN would give tau's code
+    codes = to_codes(shifted, step_size, QuantSpec(bits, signed))
     return BitPlanes(pack_words(codes.permute(0, 2, 3, 1), bits, groups), signed, x.shape[1])
 
 

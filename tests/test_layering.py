@@ -1,0 +1,84 @@
+"""A module imports only modules before it in this list, at its top or lazily.
+
+So training does not know that packing exists, kernels know neither models nor training, and every
+module can be read, and tested, from the ground up.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import qsr
+
+ORDER = [
+    "files",
+    "image",
+    "quantizer",
+    "bitplanes",
+    "metrics",
+    "data",
+    "layers",
+    "baselines",
+    "_native",
+    "reference",
+    "kernels",
+    "blocks",
+    "depth",
+    "backbone",
+    "complexity",
+    "pack",
+    "checkpoint",
+    "distill",
+    "infer",
+    "zoo",
+    "evaluate",
+    "train",
+    "viz",
+    "course",
+    "reproduce",
+    "cli",
+]
+MODULES = sorted(Path(qsr.__file__).parent.glob("*.py"))
+FOREIGN = {"torchvision", "pickle", "basicsr"}  # breaks installs; runs code on load; frozen
+
+
+def imports(source: str) -> tuple[set[str], set[str]]:
+    """(modules of qsr, other top-level packages) that this source imports anywhere."""
+    inside, outside = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            path = (node.module or "").split(".")
+            if node.level or path[0] == "qsr":
+                path = path if node.level else path[1:]
+                named = [alias.name for alias in node.names]
+                inside.update([path[0]] if path and path[0] else named)
+            else:
+                outside.add(path[0])
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                top, *rest = alias.name.split(".")
+                if top == "qsr":
+                    inside.update(rest[:1] or ["__init__"])
+                else:
+                    outside.add(top)
+    return inside, outside
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = "from . import a, b\nfrom .c import x\nimport qsr.d\ndef f():\n    from qsr import e\n"
+    assert imports(source + "    import torch.nn\n") == ({"a", "b", "c", "d", "e"}, {"torch"})
+
+
+def test_every_module_has_its_place_in_the_order():
+    names = {path.stem for path in MODULES} - {"__init__", "__main__"}
+    assert names <= set(ORDER), "put the new module where it belongs in ORDER"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_module_imports_only_what_lies_below_it(path):
+    inside, outside = imports(path.read_text())
+    assert not outside & FOREIGN
+    if path.stem in ORDER:
+        above = sorted(inside - set(ORDER[: ORDER.index(path.stem)]))
+        assert not above, f"{path.name} imports {', '.join(above)}, which lie above it"
