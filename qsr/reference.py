@@ -61,7 +61,7 @@ def conv2d(
 def linear(a: BitPlanes, w: BitPlanes) -> Tensor:
     """Integer matrix product: a [M, 1, 1, 1, ...], w [Cout, 1, 1, 1, ...] -> int32 [M, Cout]."""
     codes, weights = unpack_codes(a).long(), unpack_codes(w).long()
-    return (codes.view(len(codes), -1) @ weights.view(len(weights), -1).T).to(torch.int32)
+    return (codes.flatten(1) @ weights.flatten(1).T).to(torch.int32)
 
 
 def conv2d_float(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

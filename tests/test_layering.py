@@ -11,34 +11,12 @@ import pytest
 
 import qsr
 
-ORDER = [
-    "files",
-    "image",
-    "quantizer",
-    "bitplanes",
-    "metrics",
-    "data",
-    "layers",
-    "baselines",
-    "_native",
-    "reference",
-    "kernels",
-    "blocks",
-    "depth",
-    "backbone",
-    "complexity",
-    "pack",
-    "checkpoint",
-    "distill",
-    "infer",
-    "zoo",
-    "evaluate",
-    "train",
-    "viz",
-    "course",
-    "reproduce",
-    "cli",
-]
+NAMES = """
+    files image quantizer bitplanes metrics data layers baselines _native reference kernels
+    blocks depth backbone complexity pack checkpoint distill infer zoo evaluate train viz course
+    reproduce cli
+"""
+ORDER = NAMES.split()
 MODULES = sorted(Path(qsr.__file__).parent.glob("*.py"))
 FOREIGN = {"torchvision", "pickle", "basicsr"}  # breaks installs; runs code on load; frozen
 
