@@ -1,0 +1,181 @@
+"""The loader: it finds or builds the native code, or says in one line why not.
+
+Each test runs a fresh Python, because a process loads the native code once.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qsr import _native
+
+ROOT = Path(_native.__file__).resolve().parents[1]
+
+# A small convolution by whatever is there, compared with the reference.
+SCRIPT = """
+import torch
+from qsr import _native, kernels
+a = torch.randint(0, 16, (1, 5, 6, 70), dtype=torch.uint8)
+w = torch.randint(-8, 8, (3, 3, 3, 70), dtype=torch.int8)
+a, w = kernels.pack_codes(a, bits=4, signed=False), kernels.pack_codes(w, bits=4, signed=True)
+same = torch.equal(kernels.conv2d(a, w, 1, 1), kernels.conv2d(a, w, 1, 1, "reference"))
+print(_native.load().how, same, ",".join(kernels.available()))
+"""
+
+
+def environment(root=ROOT, **changes):
+    kept = {k: v for k, v in os.environ.items() if k not in ("QSR_NATIVE", "QSR_CACHE", "CXX")}
+    return {**kept, "PYTHONPATH": str(root), **{k: str(v) for k, v in changes.items()}}
+
+
+def run(code=SCRIPT, root=ROOT, **changes):
+    """A Python of its own that runs `code`, with these environment variables changed."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(root, **changes),
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_off_is_the_reference_and_the_status_says_why():
+    done = run(SCRIPT + "print(_native.load().reason)", QSR_NATIVE="off")
+    assert done.stdout.splitlines() == ["reference True reference", "QSR_NATIVE is off"]
+    assert done.stderr == ""  # the user asked for it
+
+
+def test_nothing_is_compiled_or_loaded_at_import():
+    code = "import sys, qsr, qsr.kernels; print(qsr._native.load.cache_info().misses)"
+    done = run(code, QSR_NATIVE="require", CXX="/nonexistent/c++")
+    assert done.stdout.strip() == "0", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [("/nonexistent/c++", "no C++ compiler ('/nonexistent/c++' not found)"), ("false", "failed")],
+)
+def test_without_a_working_compiler_there_is_one_warning_and_the_right_result(
+    compiler, reason, tmp_path, package_copy
+):
+    done = run(root=package_copy, CXX=compiler, QSR_CACHE=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "reference True reference"
+    warnings = [line for line in done.stderr.splitlines() if "UserWarning" in line]
+    assert len(warnings) == 1, done.stderr
+    assert reason in warnings[0]
+    assert "apt-get install g++" in warnings[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["require", "jit", "aot"])
+def test_a_way_that_is_asked_for_by_name_raises_when_it_fails(mode, tmp_path, package_copy):
+    done = run(root=package_copy, CXX="/nonexistent/c++", QSR_CACHE=tmp_path, QSR_NATIVE=mode)
+    assert done.returncode == 1
+    assert f"RuntimeError: QSR_NATIVE is {mode}" in done.stderr.splitlines()[-1]
+
+
+def test_an_unknown_mode_is_refused():
+    done = run(QSR_NATIVE="fast")
+    assert "ValueError: QSR_NATIVE is 'fast'" in done.stderr.splitlines()[-1]
+
+
+def test_an_unusable_cache_folder_is_said_and_survived(tmp_path, package_copy):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    done = run(root=package_copy, QSR_CACHE=in_the_way / "cache")
+    assert done.stdout.splitlines()[-1] == "reference True reference", done.stderr
+    assert "set QSR_CACHE" in done.stderr
+
+
+def test_a_build_of_other_sources_is_not_used(package_copy):
+    # The loader must not even open it: these bytes are no library.
+    (package_copy / "qsr" / "_ops.abi3.so").write_bytes(b"qsr-source-hash:0123456789abcdef")
+    done = run(root=package_copy, QSR_NATIVE="aot")
+    assert "was compiled from other sources" in done.stderr.splitlines()[-1]
+
+
+def test_a_changed_source_changes_the_hash(package_copy):
+    code = "from qsr import _native; print(_native.source_hash())"
+    before = run(code, root=package_copy).stdout
+    with (package_copy / "csrc" / "format.h").open("a") as file:
+        file.write("\n")
+    after = run(code, root=package_copy).stdout
+    assert before == f"{_native.source_hash()}\n"
+    assert re.fullmatch("[0-9a-f]{16}\n", after)
+    assert after != before
+
+
+def test_every_source_is_built():
+    listed = set(_native.OPS_SOURCES + _native.BIND_SOURCES)
+    assert listed == {path.name for path in (ROOT / "csrc").glob("*.cpp")}
+
+
+def test_kernels_never_see_torch():
+    for path in (ROOT / "csrc").iterdir():
+        if path.suffix in (".cpp", ".h") and not path.name.startswith("ops"):
+            assert "torch/" not in path.read_text(), path.name
+
+
+def test_the_facts_are_those_of_this_build():
+    if not _native.load().native:
+        pytest.skip("no native code here")
+    facts = _native.facts()
+    from qsr.bitplanes import FORMAT_VERSION
+
+    assert facts.format_version == FORMAT_VERSION
+    assert facts.hardware_threads() >= 1
+    assert all(isinstance(has, bool) for has in facts.cpu_features().values())
+
+
+@pytest.mark.slow
+def test_a_killed_build_leaves_nothing_in_the_way_and_two_at_once_make_one(tmp_path, package_copy):
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("no C++ compiler here")
+    kept = {"CXX": os.environ["CXX"]} if "CXX" in os.environ else {}
+    settings = environment(package_copy, QSR_NATIVE="jit", QSR_CACHE=tmp_path, **kept)
+    command = [sys.executable, "-c", SCRIPT]
+
+    killed = subprocess.Popen(
+        command, env=settings, cwd=package_copy, stderr=subprocess.PIPE, text=True
+    )
+    assert "building" in killed.stderr.readline()
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("tmp*/*/*.ninja")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    left = list(tmp_path.glob("tmp*"))
+    assert left, "the build was over before it could be killed"
+    for folder in left:  # what an hour would do
+        os.utime(folder, (time.time() - 7200,) * 2)
+
+    both = [
+        subprocess.Popen(
+            command, env=settings, cwd=package_copy, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300) for process in both]
+    for out, err in outputs:
+        assert out.startswith("jit True "), err
+    assert sum("building" in err for _, err in outputs) == 1
+    assert not list(tmp_path.glob("tmp*"))
+
+
+@pytest.fixture
+def package_copy(tmp_path):
+    """The package and its sources in a place of their own, without anything compiled."""
+    root = tmp_path / "clone"
+    ignored = shutil.ignore_patterns("*.so", "__pycache__", "pictures", "zoo")
+    shutil.copytree(ROOT / "qsr", root / "qsr", ignore=ignored)
+    shutil.copytree(ROOT / "csrc", root / "csrc")
+    return root
