@@ -389,7 +389,7 @@ def imresize(x: Tensor, scale: float) -> Tensor:
     if x.ndim < 2 or 0 in x.shape[-2:]:
         raise ValueError(f"`x` has shape {tuple(x.shape)}; a picture is [..., H, W], neither 0.")
     # MATLAB begins with the dimension that shrinks more; both scales are equal, so with the height.
-    return _resize(_resize(x, scale, dim=-2), scale, dim=-1).to(x.dtype)
+    return _resize(_resize(x, scale, dim=-2), scale, dim=-1).to(x.dtype).contiguous()
 
 
 def _resize(x: Tensor, scale: float, dim: int) -> Tensor:

@@ -5,8 +5,8 @@ BT.601 luma (16..235, not rounded again), `crop` pixels (the scale) are cut from
 scores of a set are the mean over its pictures. PSNR over RGB, or with full-range luma, would be
 lower by one to several decibels on the same pictures.
 
-The bicubic rows of older tables were made on luma alone, never rounded: `psnr_plane` and
-`ssim_plane` score such planes.
+The bicubic rows of published tables were made on luma alone: `psnr_plane` and `ssim_plane` score
+such planes as they are.
 """
 
 from __future__ import annotations
