@@ -104,11 +104,16 @@ def read(path: str | os.PathLike) -> Picture:
     Pillow would silently cut it to 8.
     """
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; name a PNG, JPEG or WebP picture.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a picture in it.")
-    if _has_16_bit_colour(path):
+    try:
+        with open(path, "rb") as file:
+            header = file.read(26)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; name a PNG, JPEG or WebP picture.") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder; name a picture in it.") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; check the file.") from error
+    if _is_16_bit_colour(header):
         raise ValueError(
             f"{path} is a 16-bit PNG with colour or transparency, which would be cut to 8 bits; "
             "convert it to 8 bits, or to 16-bit grey, first."
@@ -173,6 +178,8 @@ def write(picture: Picture, path: str | os.PathLike, *, overwrite: bool = False)
 def from_pil(image: Image.Image) -> Picture:
     """A PIL image of any common mode: palette, bilevel, CMYK and so on become grey or RGB.
 
+    The image is taken as it is: no EXIF rotation, of an animation the current frame, and of a
+    16-bit colour PNG the 8 bits that Pillow has made of it (`read` looks after these).
     Raises ValueError for 32-bit modes, whose range of values is not known, for 16 bits with a
     transparent value, for a damaged picture that was not decoded yet, and for one without pixels.
     """
@@ -283,17 +290,12 @@ def _unreadable(what: str | Path, error: Exception) -> ValueError:
     )
 
 
-def _has_16_bit_colour(path: Path) -> bool:
-    """Whether a file is a PNG of 16 bits that is not plain grey, by its header.
+def _is_16_bit_colour(header: bytes) -> bool:
+    """Whether a file is a PNG of 16 bits that is not plain grey, by its first 26 bytes.
 
     Byte 24 of a PNG is the depth, byte 25 the colour type, 0 for plain grey. Source: PNG
     specification (W3C), section 11.2.2.
     """
-    try:
-        with open(path, "rb") as file:
-            header = file.read(26)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; check the file.") from error
     is_png = len(header) == 26 and header.startswith(b"\x89PNG\r\n\x1a\n")
     return is_png and header[24] == 16 and header[25] != 0
 

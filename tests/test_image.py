@@ -485,7 +485,11 @@ def test_a_hostile_file_gives_one_clear_line(
 
 
 def test_a_missing_file_and_a_folder_give_one_clear_line(tmp_path: Path) -> None:
-    for path, part in ((tmp_path / "no.png", "does not exist"), (tmp_path, "is a folder")):
+    for path, part in (
+        (tmp_path / "no.png", "does not exist"),
+        (tmp_path, "is a folder"),
+        (tmp_path / ("a" * 300), "cannot be read"),
+    ):
         with pytest.raises(ValueError, match=part) as error:
             read(path)
         one_line(error)
