@@ -24,7 +24,7 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -182,6 +182,40 @@ def quantsr_t(
         depths=_halvings(blocks, depths),
         **{"learnable_shortcuts": True, **changes},
     )
+
+
+PRESET_NAME = re.compile(
+    r"(srresnet|swinir-s)-x(\d)|(quantsr-[ct])-x(\d)-w(\d+)a(\d+)(-attn)?", re.ASCII
+)
+
+
+def preset(name: str, **changes) -> NetworkConfig:
+    """The configuration that a model name stands for. `changes` override its fields.
+
+    Names: srresnet-x2, swinir-s-x4, quantsr-c-x4-w4a4, quantsr-t-x2-w2a2, and with -attn when the
+    attention products are quantised too. Raises ValueError for other names.
+
+    >>> preset("quantsr-c-x2-w2a4").bits
+    (2, 4)
+    """
+    match = PRESET_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"no preset is called {name!r}; names are srresnet-xS, swinir-s-xS, quantsr-c-xS-wWaA "
+            "and quantsr-t-xS-wWaA[-attn], for example quantsr-c-x4-w4a4."
+        )
+    plain, plain_scale, quantised, scale, weight_bits, activation_bits, attention = match.groups()
+    if plain:
+        return (srresnet if plain == "srresnet" else swinir_s)(int(plain_scale), **changes)
+    bits = (int(weight_bits), int(activation_bits))
+    bits = bits[0] if bits[0] == bits[1] else bits
+    if quantised == "quantsr-t":
+        if attention:
+            changes = {"attention_bits": int(activation_bits), **changes}
+        return quantsr_t(int(scale), bits, **changes)
+    if attention:
+        raise ValueError(f"{name!r}: QuantSR-C has no attention; leave -attn out.")
+    return quantsr_c(int(scale), bits, **changes)
 
 
 def _halvings(blocks: int, depths: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -393,23 +427,26 @@ def slice_depth(net: QuantSR, plan: DepthPlan) -> QuantSR:
     return sliced
 
 
-def load_tail(net: QuantSR, source: QuantSR, parts: Sequence[str] = ("body_conv", "tail")) -> None:
-    """Copy full-precision weights of `source` into `net` by the names of their parts.
+def load_weights(net: QuantSR, source: QuantSR) -> None:
+    """Start `net` from the weights and biases of another network, quantised or not.
 
-    The released code starts a quantised network from a full-precision one by its tail only; pass
-    parts=("head", "blocks", "body_conv", "tail") for the whole. Quantizers are not touched, so
-    calibrate afterwards.
+    Head, blocks and body_conv are copied; the tail too if both have one scale (the paper's released
+    code copies the tail alone). Quantizers and shortcuts are not touched: calibrate afterwards.
+    Raises ValueError if a part does not fit.
     """
+    parts = ["head", "blocks", "norm_in", "body_conv", "norm_out"]
+    if net.config.scale == source.config.scale:
+        parts.append("tail")
     wanted = {
         name: value
         for name, value in source.state_dict().items()
-        if name.split(".")[0] in parts and "quantizer" not in name
+        if name.split(".")[0] in parts and "quantizer" not in name and "shortcut" not in name
     }
     own = net.state_dict()
     for name, value in wanted.items():
         if name not in own or own[name].shape != value.shape:
             raise ValueError(
                 f"the source has {name!r} of shape {tuple(value.shape)} and this network has not; "
-                "both must have the same features, scale and number of blocks."
+                "both must be of one family and have the same features and blocks."
             )
     net.load_state_dict(wanted, strict=False)

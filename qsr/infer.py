@@ -1,0 +1,182 @@
+"""Enlarging pictures: any kind in, the same kind out, in bounded memory.
+
+A network needs some kilobytes per pixel while it runs. A large picture is therefore cut into strips
+of full width. A strip carries a *halo*: as many extra rows above and below as the network can see
+from a pixel, so that every row that is kept has seen exactly what it would have seen in the whole
+picture. With packed networks, whose sums have one fixed order, the result is the same to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .backbone import NetworkConfig, QuantSR, SwinConfig
+from .image import Picture, from_pil, read, to_pil, to_uint8
+from .pack import PackedModel
+
+Model = QuantSR | PackedModel
+DEFAULT_MEMORY = 2.0  # GB of planned working memory
+
+# How far a network sees ---------------------------------------------------------------------------
+
+
+def halo(config: NetworkConfig, blocks: int | None = None) -> int:
+    """Rows above (and below) a strip that its rows can depend on, in lr pixels.
+
+    Found by walking backwards through the layers: a 3x3 convolution adds a row, a window attention
+    widens the rows to whole windows. For QuantSR-C this is 2 blocks + 4. Rounded up to whole
+    windows, so that strips cut a Swin network between windows.
+
+    >>> from qsr.backbone import quantsr_c, quantsr_t
+    >>> [halo(quantsr_c(), n) for n in (32, 16, 8)], halo(quantsr_t())
+    ([68, 36, 20], 104)
+    """
+    count = config.blocks if blocks is None else blocks
+    if isinstance(config, SwinConfig):
+        window = config.window
+        first = -2  # the tail's convolution and body_conv
+        for _ in range(count):
+            first -= 1  # the block's convolution
+            for layer in reversed(range(config.layers)):
+                start = window // 2 if layer % 2 else 0  # shifted windows begin here
+                first = (first - start) // window * window + start
+        first -= 1  # the head
+        return math.ceil(-first / window) * window
+    # head, two convolutions a block, body_conv; the tail's stages see 1, 1/2, 1/4 pixel: 2 in all
+    return 1 + 2 * count + 1 + 2
+
+
+def planned_bytes(config: NetworkConfig, pixels: int) -> int:
+    """Working memory for `pixels` lr pixels at once, bytes; an upper estimate.
+
+    In float32 values per lr pixel: the body holds about 8 copies of the features, the tail at its
+    widest 2.3 copies of the features at full output resolution. A Swin layer holds about 14 copies
+    of the features and 5 of its attention scores (window^2 a head).
+    """
+    if isinstance(config, SwinConfig):
+        values = 14 * config.features + 5 * config.heads * config.window**2
+    else:
+        values = config.features * max(8.0, 2.3 * config.scale**2 + 1)
+    return int(4 * values * pixels)
+
+
+def strips(height: int, width: int, config: NetworkConfig, blocks: int, memory: float):
+    """[(first, last, top, bottom)]: rows to keep, and rows to compute, of each strip.
+
+    One strip if `memory` (GB) holds the whole picture. Raises ValueError if it holds no strip.
+    """
+    if planned_bytes(config, height * width) <= memory * 1e9:
+        return [(0, height, 0, height)]
+    reach = halo(config, blocks)
+    unit = config.window
+    rows = int(memory * 1e9 / planned_bytes(config, width)) - 2 * reach
+    rows = rows // unit * unit
+    if rows < unit:
+        needed = planned_bytes(config, width * (2 * reach + unit)) / 1e9
+        raise ValueError(
+            f"{memory:g} GB of memory do not hold one strip of a picture {width} pixels wide; this "
+            f"network needs {math.ceil(needed * 10) / 10:g} GB. Allow more (--memory), or use "
+            "fewer blocks."
+        )
+    return [
+        (first, min(height, first + rows), max(0, first - reach), min(height, first + rows + reach))
+        for first in range(0, height, rows)
+    ]
+
+
+# Enlarging ----------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def enlarge(
+    lr: Tensor,
+    model: Model,
+    blocks: int | None = None,
+    memory: float = DEFAULT_MEMORY,
+    progress: bool = False,
+) -> Tensor:
+    """lr float RGB [N, 3, H, W] in [0, 1] -> sr [N, 3, scale H, scale W] in [0, 1].
+
+    blocks: depth of the network, None for all. memory: GB to plan with; a larger picture is done in
+    strips. Raises ValueError for values that are not numbers.
+    """
+    if not torch.isfinite(lr).all():
+        raise ValueError(
+            "the picture has values that are not finite numbers (NaN); check its source."
+        )
+    config = model.config
+    count = blocks or config.blocks
+    plan = strips(lr.shape[2], lr.shape[3], config, count, memory / len(lr))
+    out = []
+    for first, last, top, bottom in tqdm(plan, "strips", leave=False, disable=not progress):
+        sr = _run(model, lr[:, :, top:bottom], blocks)
+        s = config.scale
+        out.append(sr[:, :, s * (first - top) : s * (last - top)].clamp(0, 1))
+    return torch.cat(out, dim=2)
+
+
+def _run(model: Model, lr: Tensor, blocks: int | None) -> Tensor:
+    if isinstance(model, PackedModel):
+        return model(lr, blocks)
+    return model(lr, model.plan(blocks))
+
+
+@overload
+def upscale(image: str | os.PathLike | Image.Image, model: Model) -> Image.Image: ...
+@overload
+def upscale(image: np.ndarray, model: Model) -> np.ndarray: ...
+@overload
+def upscale(image: Tensor, model: Model) -> Tensor: ...
+def upscale(
+    image,
+    model: Model,
+    blocks: int | None = None,
+    memory: float = DEFAULT_MEMORY,
+    progress: bool = False,
+):
+    """Enlarge a picture; the result is of the same kind.
+
+    image: a path or PIL image -> PIL image (transparency, grey, 16-bit grey and profile are kept);
+    uint8 array [H, W], [H, W, 3] or [H, W, 4] -> the same; tensor RGB [3, H, W] or [N, 3, H, W],
+    float in [0, 1] or uint8 -> the same. blocks, memory: see `enlarge`.
+    Raises TypeError for anything else, ValueError for pictures that can't be read.
+    """
+    options = {"blocks": blocks, "memory": memory, "progress": progress}
+    if isinstance(image, (str, os.PathLike)):
+        return to_pil(upscale_picture(read(image), model, **options))
+    if isinstance(image, Image.Image):
+        return to_pil(upscale_picture(from_pil(image), model, **options))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise TypeError(
+                f"the array is {image.dtype} {image.shape}; arrays are uint8 [H, W] or "
+                "[H, W, 3 or 4]. "
+                "Pass a float tensor [N, 3, H, W] in [0, 1] for other values."
+            )
+        return np.asarray(upscale(Image.fromarray(image), model, **options))
+    if isinstance(image, Tensor):
+        return _upscale_tensor(image, model, options)
+    raise TypeError(
+        f"`image` is a {type(image).__name__}; pass a path, a PIL image, an array or a tensor."
+    )
+
+
+def _upscale_tensor(image: Tensor, model: Model, options: dict) -> Tensor:
+    if image.ndim == 3:
+        return _upscale_tensor(image[None], model, options)[0]
+    if image.dtype == torch.uint8:
+        return to_uint8(enlarge(image.float() / 255, model, **options))
+    return enlarge(image, model, **options)
+
+
+def upscale_picture(picture: Picture, model: Model, **options) -> Picture:
+    """Enlarge a `Picture`, keeping what it is. Options as `enlarge`."""
+    return picture.enlarged(enlarge(picture.rgb, model, **options), model.config.scale)

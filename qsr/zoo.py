@@ -1,0 +1,86 @@
+"""Pretrained models inside the package: `qsr.load("quantsr-c-x4-w4a4")` works offline.
+
+Each is a packed .qsr file in this folder's `zoo/`, with a card of the same name in JSON that says
+how it was made, what it scores, and the sha256 of the file, which is checked on loading.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from .checkpoint import load_model
+from .files import replacing
+from .infer import Model
+from .layers import split_bits
+from .pack import PackedModel
+
+FOLDER = Path(__file__).parent / "zoo"
+
+
+def names() -> tuple[str, ...]:
+    """Names of the models that come with qsr, sorted."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.qsr")))
+
+
+def path_of(name: str) -> Path:
+    """The file of a model that comes with qsr. Raises ValueError for a name that it has not."""
+    if name not in names():
+        raise ValueError(
+            f"no model is called {name!r}; there are {', '.join(names()) or 'none'}, "
+            "or name a .qsr file."
+        )
+    return FOLDER / f"{name}.qsr"
+
+
+@functools.cache
+def card(name: str) -> dict:
+    """How a model was made and what it scores: the contents of its JSON card."""
+    return json.loads(path_of(name).with_suffix(".json").read_text())
+
+
+def write_card(
+    path: str | os.PathLike, packed: PackedModel, training: str, scores: dict[int, dict]
+) -> Path:
+    """Write the JSON card of a packed model file and return its path.
+
+    training: data, steps, seeds and device in words. scores: {depth: {set: an object with psnr_y
+    and ssim_y}}.
+    """
+    path = Path(path)
+    config = packed.config
+    contents = {
+        "name": path.stem,
+        "scale": config.scale,
+        "bits": "/".join(map(str, split_bits(config.bits))),
+        "depths": config.depths,
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "training": training,
+        "scores": {
+            str(depth): {name: [round(s.psnr_y, 3), round(s.ssim_y, 4)] for name, s in sets.items()}
+            for depth, sets in scores.items()
+        },
+    }
+    card_path = path.with_suffix(".json")
+    with replacing(card_path) as temporary:
+        temporary.write_text(json.dumps(contents, indent=1) + "\n")
+    return card_path
+
+
+def load(name: str | os.PathLike) -> Model:
+    """A model by its name in the zoo, or from a .qsr file; in eval mode, on the CPU.
+
+    Raises ValueError (one line) for an unknown name, or a file that is missing, damaged, foreign or
+    of another format version.
+    """
+    if Path(name).suffix == ".qsr" or os.sep in str(name):
+        return load_model(name)
+    path = path_of(str(name))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != card(str(name))["sha256"]:
+        raise ValueError(f"{path} is damaged: its sha256 differs from its card. Install qsr again.")
+    return load_model(path)
