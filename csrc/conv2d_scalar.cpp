@@ -48,7 +48,7 @@ QSR_INLINE int64_t list_taps(const Conv2d& job, int64_t n, int64_t y, int64_t x,
 }
 
 // One output value. A and W are the plane counts when known at compile time (the loops over planes
-// unroll and the counts live in registers: 3.1 times as fast at 4 bits), or 0.
+// unroll and the counts live in registers: 1.6 times as fast at 4 bits, 2.4 at 2), or 0.
 template <int A, int W>
 QSR_INLINE int32_t dot(const Conv2d& job, const Tap* taps, int64_t count, int64_t group_offset,
                        const Word* weights) {
@@ -89,6 +89,7 @@ QSR_INLINE void rows_of(const Conv2d& job, int64_t first, int64_t last) {
 
 QSR_INLINE void run(const Conv2d& job, int64_t first, int64_t last) {
   if (job.a_bits == 4 && job.w_bits == 4) return rows_of<4, 4>(job, first, last);
+  if (job.a_bits == 3 && job.w_bits == 3) return rows_of<3, 3>(job, first, last);
   if (job.a_bits == 2 && job.w_bits == 2) return rows_of<2, 2>(job, first, last);
   rows_of<0, 0>(job, first, last);
 }

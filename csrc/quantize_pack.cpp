@@ -3,7 +3,8 @@
 // Rounding: adding and subtracting 1.5 * 2^23 rounds a float32 to an integer, halves to even, as
 // long as |z| < 2^22, because the sum's last mantissa bit then has weight one. Clamping first makes
 // sure of that and changes no code, since qmin and qmax are integers. Unlike nearbyintf this
-// becomes plain vector instructions on any x86-64: 2.6 times as fast for the whole function.
+// becomes plain vector instructions on any x86-64: the whole function is 2.6 times as fast on
+// channels-last input, 1.2 times on NCHW.
 #include "kernels.h"
 #include "pack.h"
 
