@@ -33,7 +33,7 @@ class Scores:
 
 
 def bicubic(lr: Tensor, scale: int) -> Tensor:
-    """The baseline: MATLAB's bicubic of 8-bit pictures. float [N, 3, H, W] in [0, 1] -> the same."""
+    """The baseline: MATLAB's bicubic of 8-bit pictures; float [N, 3, H, W] in [0, 1]."""
     return imresize(to_uint8(lr), scale).float() / 255
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .backbone import NetworkConfig, QuantSR, SwinConfig
-from .image import Picture, from_pil, read, to_pil, to_uint8
+from .image import Picture, from_array, from_pil, read, to_array, to_pil, to_uint8
 from .pack import PackedModel
 
 Model = QuantSR | PackedModel
@@ -145,8 +145,9 @@ def upscale(
     """Enlarge a picture; the result is of the same kind.
 
     image: a path or PIL image -> PIL image (transparency, grey, 16-bit grey and profile are kept);
-    uint8 array [H, W], [H, W, 3] or [H, W, 4] -> the same; tensor RGB [3, H, W] or [N, 3, H, W],
-    float in [0, 1] or uint8 -> the same. blocks, memory: see `enlarge`.
+    uint8 array [H, W] (grey) or [H, W, C] (RGB, or either with alpha), uint16 for grey -> the same;
+    tensor RGB [3, H, W] or [N, 3, H, W], float in [0, 1] or uint8 -> the same.
+    blocks, memory: see `enlarge`.
     Raises TypeError for anything else, ValueError for pictures that can't be read.
     """
     options = {"blocks": blocks, "memory": memory, "progress": progress}
@@ -155,13 +156,12 @@ def upscale(
     if isinstance(image, Image.Image):
         return to_pil(upscale_picture(from_pil(image), model, **options))
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        if image.dtype not in (np.uint8, np.uint16):
             raise TypeError(
-                f"the array is {image.dtype} {image.shape}; arrays are uint8 [H, W] or "
-                "[H, W, 3 or 4]. "
+                f"the array holds {image.dtype}; arrays are uint8 or uint16. "
                 "Pass a float tensor [N, 3, H, W] in [0, 1] for other values."
             )
-        return np.asarray(upscale(Image.fromarray(image), model, **options))
+        return to_array(upscale_picture(from_array(image), model, **options))
     if isinstance(image, Tensor):
         return _upscale_tensor(image, model, options)
     raise TypeError(
