@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .backbone import QuantSR
 from .data import Pair, pairs
 from .image import imresize, to_uint8
 from .infer import Model, enlarge
+from .layers import QConv2d, QLinear
 from .metrics import psnr_y, ssim_y
+from .pack import PackedLayer, PackedModel
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,69 @@ def _runner(model, scale: int, blocks: int | None) -> Callable[[Tensor], Tensor]
     if hasattr(model, "config"):
         return lambda lr: enlarge(lr, model, blocks)
     return model
+
+
+# Packed against trained ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a packed network differs from its float training graph on a set.
+
+    mean_psnr: packed minus trained, mean PSNR-Y in dB. worst_psnr: the largest difference of one
+    picture, dB. flipped: share of all activation codes that differ, because float sums in another
+    order lie on the other side of a rounding threshold.
+    """
+
+    mean_psnr: float
+    worst_psnr: float
+    flipped: float
+
+
+@torch.inference_mode()
+def agreement(
+    net: QuantSR,
+    packed: PackedModel,
+    data: str | os.PathLike | Iterable[Pair],
+    blocks: int | None = None,
+) -> Agreement:
+    """Compare a trained network with its packed form, layer by layer and picture by picture."""
+    if isinstance(data, (str, os.PathLike)):
+        data = pairs(data, net.config.scale)
+    differences, flipped, total = [], 0, 0
+    for pair in data:
+        with _recorded_codes(net) as floats, _recorded_codes(packed.network) as integers:
+            scores = [
+                psnr_y(enlarge(pair.lr, model, blocks), pair.hr, crop=net.config.scale).item()
+                for model in (net, packed)
+            ]
+        differences.append(scores[1] - scores[0])
+        for a, b in zip(floats, integers, strict=True):
+            flipped += int((a != b).sum())
+            total += a.numel()
+    worst = max(map(abs, differences))
+    return Agreement(sum(differences) / len(differences), worst, flipped / total)
+
+
+@contextlib.contextmanager
+def _recorded_codes(network: torch.nn.Module) -> Iterator[list[Tensor]]:
+    """The activation codes of every quantised layer, in the order of execution."""
+    codes: list[Tensor] = []
+
+    def record(layer: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        if isinstance(layer, PackedLayer):
+            codes.append(layer.codes(args[0]))
+        else:
+            codes.append(layer.input_quantizer.codes(args[0]))
+
+    layers = (QConv2d, QLinear, PackedLayer)
+    hooks = [
+        layer.register_forward_pre_hook(record)
+        for layer in network.modules()
+        if isinstance(layer, layers)
+    ]
+    try:
+        yield codes
+    finally:
+        for hook in hooks:
+            hook.remove()

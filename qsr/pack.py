@@ -70,6 +70,13 @@ class PackedLayer(nn.Module):
             self.bias.copy_(layer.bias)
         return self
 
+    def codes(self, x: Tensor) -> Tensor:
+        """The integer codes of the layer's input x, in the shape of x."""
+        tau = self.tau
+        if tau is not None and isinstance(self, PackedConv2d):
+            tau = tau.view(1, -1, 1, 1)
+        return to_codes(x, self.step_size, QuantSpec(self.bits, self.signed), tau)
+
     @property
     def planes(self) -> BitPlanes:
         """The packed weights."""

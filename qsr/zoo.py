@@ -43,12 +43,16 @@ def card(name: str) -> dict:
 
 
 def write_card(
-    path: str | os.PathLike, packed: PackedModel, training: str, scores: dict[int, dict]
+    path: str | os.PathLike,
+    packed: PackedModel,
+    training: str,
+    scores: dict[int, dict],
+    agreements: dict[str, object],
 ) -> Path:
     """Write the JSON card of a packed model file and return its path.
 
     training: data, steps, seeds and device in words. scores: {depth: {set: an object with psnr_y
-    and ssim_y}}.
+    and ssim_y}}. agreements: {set: how the packed network differs from its training graph}.
     """
     path = Path(path)
     config = packed.config
@@ -63,6 +67,10 @@ def write_card(
         "scores": {
             str(depth): {name: [round(s.psnr_y, 3), round(s.ssim_y, 4)] for name, s in sets.items()}
             for depth, sets in scores.items()
+        },
+        "packed_minus_trained": {
+            name: {key: float(f"{value:.3g}") for key, value in vars(a).items()}
+            for name, a in agreements.items()
         },
     }
     card_path = path.with_suffix(".json")
