@@ -116,6 +116,12 @@ class SwinConfig(NetworkConfig):
         super().__post_init__()
         if self.attention_bits is not None and not isinstance(self.attention_bits, int):
             object.__setattr__(self, "attention_bits", tuple(self.attention_bits))
+        for width in [] if self.attention_bits is None else split_bits(self.attention_bits):
+            _require(
+                width in range(2, 9), "attention_bits", self.attention_bits, "has widths 2 to 8"
+            )
+        for name in ("layers", "heads", "mlp_ratio"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "is 1 or more")
         _require(
             self.features % self.heads == 0,
             "features",
@@ -270,21 +276,18 @@ class QuantSR(nn.Module):
 
     def plan(self, blocks: int | None = None) -> DepthPlan:
         """The depth plan that keeps the `blocks` most valuable blocks; None keeps all."""
-        return DepthPlan.from_order(self.order, blocks or self.config.blocks)
+        count = self.config.blocks if blocks is None else blocks
+        return DepthPlan.from_order(self.order, count)
 
     def forward(self, lr: Tensor, plan: DepthPlan | None = None) -> Tensor:
         _check_pictures(lr)
-        keep = (plan or DepthPlan.full(len(self.blocks))).keep
-        if len(keep) != len(self.blocks):
-            raise ValueError(
-                f"the plan speaks of {len(keep)} blocks and this network has {len(self.blocks)}; "
-                "make it with net.plan(count)."
-            )
+        plan = plan or DepthPlan.full(len(self.blocks))
+        _check_plan(self, plan)
         height, width = lr.shape[2:]
         x = (lr - self.mean) * self.config.pixel_range
         shallow = self.head(_reflect_to_multiple(x, self.config.window))
         deep = self.norm_in(shallow)
-        for block, runs in zip(self.blocks, keep, strict=True):
+        for block, runs in zip(self.blocks, plan.keep, strict=True):
             deep = block(deep) if runs else block.skip(deep)
         deep = self.body_conv(self.norm_out(deep)) + shallow
         sr = self.tail(deep) / self.config.pixel_range + self.mean
@@ -361,6 +364,14 @@ def _reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
+def _check_plan(net: QuantSR, plan: DepthPlan) -> None:
+    if len(plan.keep) != len(net.blocks):
+        raise ValueError(
+            f"the plan speaks of {len(plan.keep)} blocks and this network has {len(net.blocks)}; "
+            "make it with net.plan(count)."
+        )
+
+
 def _check_pictures(lr: Tensor) -> None:
     if lr.ndim != 4 or lr.shape[1] != 3 or 0 in lr.shape:
         raise ValueError(
@@ -416,9 +427,12 @@ def slice_depth(net: QuantSR, plan: DepthPlan) -> QuantSR:
     """A static, smaller copy of `net` that holds only the blocks of `plan`.
 
     slice_depth(net, plan)(lr) equals net(lr, plan) exactly: the dropped blocks stay as their
-    shortcuts, a scalar each. Its own depths are those of `net` up to plan.count blocks.
+    shortcuts, a scalar each. It has one depth, the one it was cut to. Raises ValueError if the plan
+    is for another number of blocks, or keeps none.
     """
-    dropped = tuple(i for i, runs in enumerate(plan.keep) if not runs)
+    _check_plan(net, plan)
+    # A block that an earlier cut took away stays away, whatever this plan says.
+    dropped = tuple(i for i, runs in enumerate(plan.keep) if not runs or i in net.config.dropped)
     config = dataclasses.replace(net.config, dropped=dropped, depths=(net.config.blocks,))
     sliced = copy.deepcopy(net)
     sliced.config = config

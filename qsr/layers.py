@@ -16,7 +16,7 @@ and the bracket on the right is the integer convolution that `qsr.pack` hands to
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatch
 
 import torch
@@ -130,8 +130,9 @@ def quantize(
 ) -> nn.Module:
     """A copy of `module` in which every Conv2d and Linear became a QConv2d or QLinear.
 
-    Weights and biases are copied. skip: names as in `module.named_modules()`, wildcards allowed
-    ("head", "tail.*"), of layers that stay in full precision. Calibrate the result before use:
+    Weights and biases are copied; a layer used in two places stays one layer. skip: names as in
+    `module.named_modules()`, wildcards allowed ("head", "tail.*"), of layers that stay in full
+    precision, with all that is in them. Calibrate the result before use:
     `qsr.calibrate(net, batch)`. Raises ValueError if a name in `skip` matches nothing.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
@@ -140,24 +141,50 @@ def quantize(
     """
     options = {"bits": bits, "quantizer": quantizer, "per_channel": per_channel}
     net = copy.deepcopy(module)
-    names = [name for name, _ in net.named_modules()]
+    named = list(net.named_modules(remove_duplicate=False))
+    skipped: set[int] = set()
     for pattern in skip:
-        if not any(fnmatch(name, pattern) for name in names):
+        matches = [id(layer) for name, layer in named if fnmatch(name, pattern)]
+        if not matches:
             raise ValueError(
                 f"`skip` has {pattern!r}, which no layer is called; names are those of "
-                "module.named_modules(), for example " + ", ".join(repr(n) for n in names[1:4])
+                "module.named_modules(), for example "
+                + ", ".join(repr(name) for name, _ in named[1:4])
             )
+        skipped.update(matches)
 
-    def replace(layer: nn.Module, prefix: str) -> nn.Module:
-        if any(fnmatch(prefix, pattern) for pattern in skip):
+    def twin(layer: nn.Module) -> nn.Module | None:
+        quantizable = type(layer) in (nn.Conv2d, nn.Linear)
+        return _quantized_twin(layer, options) if quantizable else None
+
+    return replace_layers(net, twin, skipped)
+
+
+def replace_layers(
+    module: nn.Module,
+    twin: Callable[[nn.Module], nn.Module | None],
+    skipped: Collection[int] = (),
+) -> nn.Module:
+    """Put `twin(layer)` in the place of each layer of `module` for which it is not None, in place.
+
+    A layer that is used in several places gets one twin for all of them. skipped: ids of modules
+    that are left as they are, with all that is in them. Returns `module`, or its own twin.
+    """
+    twins: dict[int, nn.Module] = {}
+
+    def replace(layer: nn.Module) -> nn.Module:
+        if id(layer) in skipped:
             return layer
-        if type(layer) in (nn.Conv2d, nn.Linear):
-            return _quantized_twin(layer, options)
-        for name, child in layer.named_children():
-            setattr(layer, name, replace(child, f"{prefix}.{name}" if prefix else name))
-        return layer
+        if id(layer) not in twins:
+            made = twin(layer)
+            twins[id(layer)] = layer if made is None else made
+            if made is None:
+                for name, child in list(layer._modules.items()):
+                    if child is not None:
+                        setattr(layer, name, replace(child))
+        return twins[id(layer)]
 
-    return replace(net, "")
+    return replace(module)
 
 
 def _quantized_twin(layer: nn.Conv2d | nn.Linear, options: dict) -> nn.Module:

@@ -244,7 +244,8 @@ class Quantizer(nn.Module):
         return QuantSpec(self.bits, self.signed)
 
     def step(self, x: Tensor) -> Tensor:
-        """The positive step size(s), shaped to multiply x."""
+        """The positive step size(s), shaped to multiply x. Raises ValueError if not calibrated."""
+        self._require_calibration()
         step = self.step_size.clamp(min=MIN_STEP_SIZE)
         return step if step.ndim == 0 else step.view(-1, *[1] * (x.ndim - 1))
 
@@ -268,7 +269,6 @@ class Quantizer(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of x: int8 (signed) or uint8 (unsigned), the shape of x."""
-        self._require_calibration()
         return to_codes(x, self.step(x), self.spec, self.shift(x))
 
     def forward(self, x: Tensor) -> Tensor:
