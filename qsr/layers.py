@@ -4,7 +4,8 @@
 
 That is all there is. Padding zeros are inserted after quantisation, so a padded pixel has code 0;
 the bias stays full precision; `tau` of the input quantizer is not subtracted again (QuantSR,
-released code). Because both factors are a step size times integers,
+released code). Autocast does not reach inside: in 16 bits step_size * codes would leave the grid.
+Because both factors are a step size times integers,
 
     y = (step_a * step_w) * (codes_a conv codes_w) + bias,
 
@@ -74,8 +75,10 @@ class QConv2d(nn.Conv2d):
         self.input_quantizer = quantizer(activation_bits, channels=in_channels, channel_dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight_quantizer(self.weight)
-        return self._conv_forward(self.input_quantizer(x), weight, self.bias)
+        with torch.autocast(x.device.type, enabled=False):  # 16 bits would leave the grid
+            weight = self.weight_quantizer(self.weight)
+            x = self.input_quantizer(x.to(weight.dtype))
+            return self._conv_forward(x, weight, self.bias)
 
 
 class QLinear(nn.Linear):
@@ -102,7 +105,9 @@ class QLinear(nn.Linear):
         self.input_quantizer = quantizer(activation_bits, channels=in_features, channel_dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight_quantizer(self.weight)
+            return F.linear(self.input_quantizer(x.to(weight.dtype)), weight, self.bias)
 
 
 class QMatmul(nn.Module):
@@ -118,7 +123,9 @@ class QMatmul(nn.Module):
         self.right_quantizer = quantizer(right)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.left_quantizer(a) @ self.right_quantizer(b)
+        dtype = self.left_quantizer.step_size.dtype
+        with torch.autocast(a.device.type, enabled=False):
+            return self.left_quantizer(a.to(dtype)) @ self.right_quantizer(b.to(dtype))
 
 
 def quantize(

@@ -63,6 +63,8 @@ class TrainConfig:
             "learning_rate": (self.learning_rate > 0, "is above 0"),
             "schedule": (self.schedule in ("halve", "cosine"), "is halve or cosine"),
             "precision": (self.precision in ("float32", "bfloat16"), "is float32 or bfloat16"),
+            "warmup": (self.warmup >= 0, "is 0 or more"),
+            "clip_gradient": (self.clip_gradient is None or self.clip_gradient > 0, "is above 0"),
             "checkpoint_every": (self.checkpoint_every >= 1, "is 1 or more"),
             "keep": (self.keep >= 1, "is 1 or more"),
         }
@@ -93,16 +95,10 @@ def train_step(
     Returns the L1 loss of each depth ("loss_32", ...) and their weighted sum ("loss"). Raises
     ValueError if the loss is not finite; the weights are then as before the step.
 
-    With precision "bfloat16" convolutions run in 16 bits (weights stay float32): half the time on
-    processors that have it. For full-precision networks only: bfloat16 rounds step_size * codes,
-    so a quantised network would train on another grid than it runs on.
+    With precision "bfloat16" the full-precision layers run in 16 bits (weights stay float32), the
+    quantised ones in float32: on processors that have bfloat16, SRResNet trains in half the time.
     """
     half = config.precision == "bfloat16"
-    if half and net.config.bits is not None:
-        raise ValueError(
-            "`precision` is 'bfloat16' and the network is quantised; its grid needs float32. "
-            "Train it with precision float32."
-        )
     depths = net.config.depths if config.joint else net.config.depths[:1]
     weights = config.depth_weights or (1 / len(depths),) * len(depths)
     if len(weights) != len(depths):
@@ -138,9 +134,10 @@ def fit(
 ) -> Path:
     """Train `net` in place on `data`, from the last checkpoint in `folder` if there is one.
 
-    An uncalibrated network is calibrated on the first batch. Ctrl-C, SIGTERM or `max_seconds` end
-    the run after the current step with a checkpoint; calling again goes on. `folder`/log.jsonl has
-    one line per checkpoint. Returns the folder of the last checkpoint.
+    An uncalibrated network is calibrated on the first batch. `max_seconds` ends the run after the
+    current step with a checkpoint; so do Ctrl-C and SIGTERM, which then take their usual effect
+    (KeyboardInterrupt, end of the process). Calling again goes on. `folder`/log.jsonl has one line
+    per checkpoint. Returns the folder of the last checkpoint.
     Raises ValueError if `folder` holds a run of another network or training configuration, or if
     the scales differ.
     """
@@ -173,6 +170,8 @@ def fit(
             if late or stop:
                 bar.write(f"stopped after step {done}; the same call goes on from {path}")
                 break
+    if stop:
+        signal.raise_signal(stop.number)  # checkpoint saved: now let it do what it does
     return path or list_checkpoints(folder)[-1]
 
 
@@ -193,16 +192,19 @@ def _resume(
         raise ValueError(
             f"{folder} holds a run of another network ({saved.config}); choose another folder."
         )
-    if TrainConfig(**state["training"]) != config:
-        changed = [
-            field.name
-            for field in dataclasses.fields(config)
-            if getattr(TrainConfig(**state["training"]), field.name) != getattr(config, field.name)
-        ]
+    try:
+        earlier = TrainConfig(**state["training"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{folder} holds a run with another `{changed[0]}`: a resumed run keeps its "
-            "configuration. Choose another folder, or the old values."
-        )
+            f"{folder} holds a run of another version of qsr ({error}). Choose another folder."
+        ) from error
+    for field in dataclasses.fields(config):
+        old, new = getattr(earlier, field.name), getattr(config, field.name)
+        if old != new:
+            raise ValueError(
+                f"{folder} holds a run whose `{field.name}` is {old!r}, not {new!r}; a resumed run "
+                "keeps its configuration. Choose another folder, or the old value."
+            )
     net.load_state_dict(saved.state_dict())
     load_optimizer(checkpoints[-1], net, optimizer)
     return state["step"]
@@ -214,13 +216,12 @@ def _log(folder: str | os.PathLike, line: dict[str, float]) -> None:
 
 
 class _Stop:
-    """True once a signal asked to stop."""
+    """True once a signal asked to stop; `number` says which."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    number: int | None = None
 
     def __bool__(self) -> bool:
-        return self.asked
+        return self.number is not None
 
 
 @contextlib.contextmanager
@@ -230,10 +231,10 @@ def _stop_signals() -> Iterator[_Stop]:
     previous = {}
 
     def ask(number: int, frame: object) -> None:
-        if stop.asked:
+        if stop:
             signal.signal(number, previous[number])
             signal.raise_signal(number)
-        stop.asked = True
+        stop.number = number
 
     with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
         for number in (signal.SIGINT, signal.SIGTERM):
