@@ -16,15 +16,19 @@ the lock file of a killed build, so its lock is not used.)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import os
+import shlex
 import shutil
 import sys
+import sysconfig
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -112,7 +116,9 @@ def facts() -> ModuleType | None:
     status = load()
     if not status.native:
         return None
-    path = next(Path(status.path).parent.glob("_C*.so"), None)
+    folder = Path(status.path).parent
+    names = (f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_C.so")  # aot, jit
+    path = next((folder / name for name in names if (folder / name).exists()), None)
     if path is None:
         return None
     spec = importlib.util.spec_from_file_location("qsr._C", path)
@@ -159,11 +165,10 @@ def _build_jit() -> Path:
     if not CSRC.is_dir():
         raise _Unusable("the C++ sources are not installed; install from a clone with pip -e")
     compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
+    if shutil.which(shlex.split(compiler)[0]) is None:  # it may be "ccache g++"
         raise _Unusable(f"no C++ compiler ({compiler!r} not found)")
-    key = (
-        f"{source_hash()}-{torch.__version__}-{sys.implementation.cache_tag}-{Path(compiler).name}"
-    )
+    described = f"{torch.__version__} {sys.implementation.cache_tag} {compiler}"
+    key = f"{source_hash()}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
     folder = _cache_folder() / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -186,22 +191,27 @@ def _compile_into(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix="tmp", dir=folder.parent))
     path = os.environ["PATH"]
+    if shutil.which("ninja") is None:  # not on PATH in a venv that is not activated
+        import ninja
+
+        os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{path}"
+
+    def build(name: str, sources: Sequence[str], options: Sequence[str]) -> None:
+        (work / name).mkdir()
+        cpp_extension.load(
+            name,
+            [str(CSRC / source) for source in sources],
+            build_directory=str(work / name),
+            is_python_module=False,
+            extra_cflags=list(options),
+        )
+        os.replace(work / name / f"{name}.so", work / f"{name}.so")
+        shutil.rmtree(work / name)
+
     try:
-        with _ninja_on_path():
-            for name, sources, options in (
-                ("_ops", OPS_SOURCES, {"extra_cflags": [*flags(), TORCH_TARGET]}),
-                ("_C", BIND_SOURCES, {"extra_cflags": flags()}),
-            ):
-                (work / name).mkdir()
-                cpp_extension.load(
-                    name,
-                    [str(CSRC / source) for source in sources],
-                    build_directory=str(work / name),
-                    is_python_module=False,
-                    **options,
-                )
-                os.replace(work / name / f"{name}.so", work / f"{name}.so")
-                shutil.rmtree(work / name)
+        build("_ops", OPS_SOURCES, [*flags(), TORCH_TARGET])
+        with contextlib.suppress(RuntimeError):  # no Python.h: the kernels work without the facts
+            build("_C", BIND_SOURCES, flags())
         os.replace(work, folder)
     except Exception as error:
         lines = [line for line in str(error).splitlines() if "error" in line.lower()]
@@ -210,16 +220,3 @@ def _compile_into(folder: Path) -> None:
     finally:
         os.environ["PATH"] = path
         shutil.rmtree(work, ignore_errors=True)
-
-
-class _ninja_on_path:
-    """torch asks for the command `ninja`, which is not on PATH in a venv that is not activated."""
-
-    def __enter__(self) -> None:
-        if shutil.which("ninja") is None:
-            import ninja
-
-            os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{os.environ['PATH']}"
-
-    def __exit__(self, *exc: object) -> None:
-        pass

@@ -66,6 +66,19 @@ class BitPlanes:
         return QuantSpec(self.bits, self.signed)
 
 
+def check_tail(planes: BitPlanes) -> None:
+    """Raise ValueError if a bit beyond the last channel of a group is set.
+
+    Kernels rely on these bits being zero; words that come from a file are checked.
+    """
+    used = (planes.channels // planes.groups) % WORD_BITS
+    if used and (planes.words[..., -1] >> used & ((1 << (WORD_BITS - used)) - 1)).any():
+        raise ValueError(
+            f"the words have bits set beyond channel {planes.channels // planes.groups}; "
+            "they are damaged or packed by another program."
+        )
+
+
 def words_for(channels: int) -> int:
     """Words that hold one plane of `channels` codes.
 
