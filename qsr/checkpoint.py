@@ -33,6 +33,8 @@ from .pack import PackedModel
 
 FILE_VERSION = 1
 FAMILIES = {"conv": ConvConfig, "swin": SwinConfig}
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam remembers of a parameter
+CHECKPOINT_ERRORS = (OSError, KeyError, TypeError, ValueError, SafetensorError, RuntimeError)
 
 # Configuration <-> JSON ---------------------------------------------------------------------------
 
@@ -111,16 +113,22 @@ def load_model(path: str | os.PathLike) -> QuantSR | PackedModel:
         raise ValueError(f"{path} is damaged: its checksum does not match. Fetch it again.")
     try:
         config = config_from_json(json.loads(metadata["config"]))
-        if metadata.get("kind") == "packed":
-            model: QuantSR | PackedModel = PackedModel.empty(config)
-            network = model.network
-        else:
-            model = network = QuantSR(config)
-        network.load_state_dict(tensors)
-    except (KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} does not fit its own description ({reason}).") from error
+        if metadata["kind"] not in ("trained", "packed"):
+            raise ValueError(f"its kind is {metadata['kind']!r}")
+        packed = metadata["kind"] == "packed"
+        model = PackedModel.empty(config) if packed else QuantSR(config)
+        (model.network if packed else model).load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} does not fit its own description ({_reason(error)}). Save the model again."
+        ) from error
     return model.eval()
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that says what is wrong: load_state_dict has a title line first."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[min(1, len(lines) - 1)].strip().rstrip(".")
 
 
 def describe(path: str | os.PathLike) -> dict[str, str]:
@@ -214,32 +222,43 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[QuantSR, dict]:
         state = json.loads((Path(path) / "state.json").read_text())
         net = QuantSR(config_from_json(state["network"]))
         net.load_state_dict(load_file(Path(path) / "weights.safetensors"))
-    except (OSError, KeyError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no complete checkpoint ({reason}).") from error
+    except CHECKPOINT_ERRORS as error:
+        raise _incomplete(path, error) from error
     return net, state
 
 
 def load_optimizer(path: str | os.PathLike, net: QuantSR, optimizer: torch.optim.Optimizer) -> None:
-    """Restore Adam's moments and step counts of `net`'s parameters from a checkpoint folder."""
+    """Restore Adam's moments and step counts of `net`'s parameters from a checkpoint folder.
+
+    Raises ValueError (one line) if something is missing or damaged.
+    """
     names = {id(p): name for name, p in net.named_parameters()}
-    moments = {
-        name: load_file(Path(path) / f"{name}.safetensors")
-        for name in ("step", "exp_avg", "exp_avg_sq")
-    }
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            name = names[id(p)]
-            if name in moments["step"]:
-                optimizer.state[p] = {
-                    key: tensors[name].clone().to("cpu" if key == "step" else p.device)
-                    for key, tensors in moments.items()
-                }
+    try:
+        moments = {name: load_file(Path(path) / f"{name}.safetensors") for name in MOMENTS}
+        if len({frozenset(tensors) for tensors in moments.values()}) > 1:
+            raise ValueError("its moments are of different parameters")
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                name = names[id(p)]
+                if name in moments["step"]:
+                    optimizer.state[p] = {
+                        key: tensors[name].clone().to("cpu" if key == "step" else p.device)
+                        for key, tensors in moments.items()
+                    }
+    except CHECKPOINT_ERRORS as error:
+        raise _incomplete(path, error) from error
+
+
+def _incomplete(path: str | os.PathLike, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} is no complete checkpoint ({_reason(error)}). "
+        "Remove this folder, and the run goes on from the one before."
+    )
 
 
 def _moments(net: QuantSR, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """{"exp_avg": {parameter name: tensor}, ...}: the optimiser's memory by parameter name."""
-    moments: dict[str, dict[str, Tensor]] = {"step": {}, "exp_avg": {}, "exp_avg_sq": {}}
+    moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
     for name, p in net.named_parameters():
         for key, value in optimizer.state.get(p, {}).items():
             moments[key][name] = value.detach().cpu().contiguous()

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from . import kernels
 from .backbone import NetworkConfig, QuantSR
-from .bitplanes import BitPlanes, words_for
-from .layers import QConv2d, QLinear, QMatmul
+from .bitplanes import BitPlanes, check_tail, words_for
+from .layers import QConv2d, QLinear, QMatmul, replace_layers
 from .quantizer import Quantizer, QuantSpec, to_codes
 from .reference import epilogue
 
@@ -88,6 +88,10 @@ class PackedLayer(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         self.signed = bool(state[0])
 
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        check_tail(self.planes)
+
 
 class PackedConv2d(PackedLayer):
     """A QConv2d on integers. x: float32 [N, C, H, W] -> float32 [N, Cout, Ho, Wo]."""
@@ -136,12 +140,28 @@ class PackedMatmul(nn.Module):
 
     def __init__(self, matmul: QMatmul) -> None:
         super().__init__()
-        self.specs = {
-            side: q.spec if q.calibrated else QuantSpec(q.bits)
-            for side, q in (("left", matmul.left_quantizer), ("right", matmul.right_quantizer))
+        self.specs = {  # signs are part of the state
+            "left": QuantSpec(matmul.left_quantizer.bits),
+            "right": QuantSpec(matmul.right_quantizer.bits),
         }
-        self.register_buffer("left_step", matmul.left_quantizer.step_size.detach().clone())
-        self.register_buffer("right_step", matmul.right_quantizer.step_size.detach().clone())
+        self.register_buffer("left_step", torch.ones(()))
+        self.register_buffer("right_step", torch.ones(()))
+
+    @torch.no_grad()
+    def fill(self, matmul: QMatmul) -> PackedMatmul:
+        """Take the values of a trained product. Raises ValueError if it is not calibrated, or if
+        a quantizer shifts its input.
+        """
+        left, right = matmul.left_quantizer, matmul.right_quantizer
+        if any(q.shift(q.step_size) is not None for q in (left, right)):
+            raise ValueError(
+                "a quantizer of a matrix product shifts its input; packed products have no shift. "
+                "Use a quantizer without one, or keep this product in full precision."
+            )
+        self.specs = {"left": left.spec, "right": right.spec}
+        self.left_step.copy_(left.step(left.step_size))
+        self.right_step.copy_(right.step(right.step_size))
+        return self
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         largest = [max(-spec.qmin, spec.qmax) for spec in self.specs.values()]
@@ -240,20 +260,19 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
     """`module` with packed layers in place of quantised ones, in place."""
     exact_floats = isinstance(module, QuantSR)
 
-    def replace(layer: nn.Module) -> nn.Module:
+    def packed_twin(layer: nn.Module) -> nn.Module | None:
         if isinstance(layer, (QConv2d, QLinear)):
             cls = PackedConv2d if isinstance(layer, QConv2d) else PackedLinear
             packed = cls(layer, kernel)
             return packed.fill(layer) if fill else packed
         if isinstance(layer, QMatmul):
-            return PackedMatmul(layer)
+            packed = PackedMatmul(layer)
+            return packed.fill(layer) if fill else packed
         if exact_floats and type(layer) is nn.Conv2d:
             return FloatConv2d(layer, kernel)
-        for name, child in layer.named_children():
-            setattr(layer, name, replace(child))
-        return layer
+        return None
 
-    return replace(module)
+    return replace_layers(module, packed_twin)
 
 
 def _weights_channels_last(layer: QConv2d | QLinear) -> Tensor:

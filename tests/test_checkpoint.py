@@ -1,0 +1,347 @@
+"""Model files and training checkpoints: what goes in comes out, and nothing else is taken."""
+
+import errno
+import json
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import qsr
+from qsr import checkpoint
+from qsr.checkpoint import (
+    config_from_json,
+    config_to_json,
+    describe,
+    list_checkpoints,
+    load_checkpoint,
+    load_model,
+    load_optimizer,
+    save_checkpoint,
+)
+
+torch.set_num_threads(1)  # on small tensors threads only wait for each other
+
+SMALL = {"features": 4, "blocks": 3}
+CONFIGS = {
+    "srresnet": qsr.srresnet(2, **SMALL),
+    "quantsr_c": qsr.quantsr_c(4, (2, 4), per_channel=True, **SMALL),
+    "quantsr_t": qsr.quantsr_t(
+        2, attention_bits=(8, 4), quantizer="lsq", layers=2, heads=2, window=4, **SMALL
+    ),
+}
+LR = torch.rand(1, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+
+
+def network(name="quantsr_c", order=(2, 0, 1)):
+    torch.manual_seed(1)
+    net = qsr.QuantSR(CONFIGS[name])
+    qsr.calibrate(net, torch.rand(1, 3, 8, 8))
+    net.block_order.copy_(torch.tensor(order))
+    return net.eval()
+
+
+def rewritten(source, target, tensors=None, **metadata):
+    """A copy of a model file with other tensors or metadata and a checksum that fits them."""
+    tensors = load_file(source) if tensors is None else tensors
+    metadata = {**describe(source), "sha256": checkpoint._digest(tensors), **metadata}
+    save_file(tensors, target, {k: v for k, v in metadata.items() if v is not None})
+    return target
+
+
+def refused(path):
+    """The one line with which `path` is refused; it names the file."""
+    with pytest.raises(ValueError) as raised:
+        load_model(path)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    path = tmp_path / "m.qsr"
+    qsr.save(path, qsr.pack(network()))
+    return path
+
+
+# Model files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_trained_network_comes_back_as_it_was(tmp_path, name):
+    net = network(name)
+    qsr.save(tmp_path / "m.qsr", net, note="Set5 38.0 dB")
+    again = load_model(tmp_path / "m.qsr")
+    assert again.config == net.config and again.order == (2, 0, 1) and not again.training
+    assert torch.equal(again(LR), net(LR))
+    assert torch.equal(again(LR, again.plan(1)), net(LR, net.plan(1)))
+    about = describe(tmp_path / "m.qsr")
+    assert (about["format"], about["kind"], about["note"]) == ("qsr", "trained", "Set5 38.0 dB")
+
+
+@pytest.mark.parametrize("name", ["quantsr_c", "quantsr_t"])
+def test_a_packed_network_comes_back_as_it_was_and_smaller(tmp_path, name):
+    packed = qsr.pack(network(name))
+    qsr.save(tmp_path / "m.qsr", packed)
+    again = load_model(tmp_path / "m.qsr")
+    assert isinstance(again, qsr.PackedModel)
+    assert again.config == packed.config
+    for blocks in (None, 1):
+        assert torch.equal(again(LR, blocks), packed(LR, blocks))
+    assert describe(tmp_path / "m.qsr")["kind"] == "packed"
+
+
+def test_packing_a_loaded_network_equals_packing_the_original(tmp_path):
+    net = network()
+    qsr.save(tmp_path / "m.qsr", net)
+    assert torch.equal(qsr.pack(load_model(tmp_path / "m.qsr"))(LR), qsr.pack(net)(LR))
+
+
+def test_a_sliced_network_is_kept_sliced(tmp_path):
+    net = network()
+    sliced = qsr.slice_depth(net, net.plan(1))
+    for i, model in enumerate((sliced, qsr.pack(sliced))):
+        qsr.save(tmp_path / f"{i}.qsr", model)
+        assert torch.equal(load_model(tmp_path / f"{i}.qsr")(LR), model(LR))
+
+
+def test_a_network_that_was_never_calibrated_is_kept_and_still_says_so(tmp_path):
+    qsr.save(tmp_path / "m.qsr", qsr.QuantSR(CONFIGS["quantsr_c"]))
+    with pytest.raises(ValueError, match="qsr.calibrate"):
+        load_model(tmp_path / "m.qsr")(LR)
+
+
+def test_only_networks_of_this_library_are_saved(tmp_path):
+    with pytest.raises(TypeError, match="Conv2d"):
+        qsr.save(tmp_path / "m.qsr", torch.nn.Conv2d(1, 1, 1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_a_file_with_one_damaged_byte_is_refused_or_harmless(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp()
+    good, bad = folder / "good.qsr", folder / "bad.qsr"
+    if not good.exists():
+        qsr.save(good, qsr.pack(network()), note="n" * 200)
+    content = bytearray(good.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    bad.write_bytes(content)
+    try:
+        again = load_model(bad)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        assert str(bad) in str(error)
+    else:  # the byte was in the note, or in a setting that a packed network does not use
+        assert torch.equal(again(LR), load_model(good)(LR))
+
+
+def test_a_damaged_tensor_is_noticed_by_the_checksum(model_file):
+    content = bytearray(model_file.read_bytes())
+    content[-1] ^= 1
+    model_file.write_bytes(content)
+    assert "checksum" in refused(model_file)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 100, 0.5, 0.99, -1])
+def test_a_truncated_file_is_refused(model_file, kept):
+    content = model_file.read_bytes()
+    kept = int(kept * len(content)) if isinstance(kept, float) else kept
+    model_file.write_bytes(content[:kept])
+    refused(model_file)
+
+
+def test_files_that_are_no_model_are_refused(tmp_path):
+    pickled, foreign, text = tmp_path / "m.pth", tmp_path / "f.safetensors", tmp_path / "t.qsr"
+    torch.save(network().state_dict(), pickled)
+    assert "not loaded" in refused(pickled)
+    save_file({"weight": torch.zeros(2)}, foreign)
+    assert "no qsr model" in refused(foreign)
+    text.write_text("hello\n" * 100)
+    assert "cannot be read" in refused(text)
+    assert "is a folder" in refused(tmp_path)
+    assert "does not exist" in refused(tmp_path / "none.qsr")
+    for path in (pickled, text, tmp_path, tmp_path / "none.qsr"):
+        with pytest.raises(ValueError):
+            describe(path)
+
+
+def test_a_pickle_is_never_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    torch.save(Trap(), tmp_path / "m.qsr")
+    refused(tmp_path / "m.qsr")
+    assert not (tmp_path / "sprung").exists()
+
+
+def config_with(**changes):
+    return json.dumps({**config_to_json(CONFIGS["quantsr_c"]), **changes})
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"format_version": "99"}, "'99'"),
+        ({"format_version": None}, "None"),
+        ({"kind": "trained"}, "blocks.0.conv1"),  # it is packed: names the first tensor amiss
+        ({"kind": "zipped"}, "'zipped'"),
+        ({"kind": None}, "kind"),
+        ({"config": None}, "config"),
+        ({"config": "{"}, "Expecting"),
+        ({"config": "[1]"}, "does not fit"),
+        ({"config": config_with(family="vit")}, "'vit'"),
+        ({"config": config_with(dropout=0.1)}, "'dropout'"),
+        ({"config": config_with(features=8)}, "size mismatch"),
+        ({"config": config_with(blocks="3")}, "does not fit"),
+        ({"config": config_with(bits=9)}, "`bits` is 9"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(model_file, tmp_path, metadata, words):
+    assert words in refused(rewritten(model_file, tmp_path / "bad.qsr", **metadata))
+
+
+def test_tensors_that_are_missing_or_do_not_fit_the_format_are_refused(model_file, tmp_path):
+    tensors = load_file(model_file)
+    name = "blocks.1.conv2.weight"
+    less = {k: v for k, v in tensors.items() if k != name}
+    assert name in refused(rewritten(model_file, tmp_path / "less.qsr", less))
+    # 4 channels use 4 of the 64 bits of a word.
+    stray = {**tensors, name: tensors[name] | (1 << 4)}
+    assert "beyond" in refused(rewritten(model_file, tmp_path / "stray.qsr", stray))
+
+
+# Atomic writing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(model_file, monkeypatch, error):
+    before = model_file.read_bytes()
+
+    def save_half(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", save_half)
+    with pytest.raises((ValueError, KeyboardInterrupt)) as raised:
+        qsr.save(model_file, network())
+    assert model_file.read_bytes() == before
+    assert list(model_file.parent.iterdir()) == [model_file]
+    if isinstance(error, OSError):
+        assert "No space left" in str(raised.value) and str(model_file) in str(raised.value)
+
+
+def test_saving_replaces_a_file_unless_told_otherwise(model_file):
+    before = model_file.read_bytes()
+    with pytest.raises(ValueError, match="is not overwritten"):
+        qsr.save(model_file, network(), overwrite=False)
+    assert model_file.read_bytes() == before
+    qsr.save(model_file, network())
+    assert describe(model_file)["kind"] == "trained"
+
+
+def test_places_that_cannot_be_written_are_told_in_one_line(model_file, tmp_path):
+    for path in (tmp_path, tmp_path / "no" / "folder.qsr", model_file / "m.qsr"):
+        with pytest.raises(ValueError) as raised:
+            qsr.save(path, network())
+        assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+# Configuration ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), qsr.swinir_s(4), qsr.quantsr_c(dropped=[3])])
+def test_a_configuration_survives_json(config):
+    again = config_from_json(json.loads(json.dumps(config_to_json(config))))
+    assert again == config and type(again) is type(config)
+
+
+# Training checkpoints -----------------------------------------------------------------------------
+
+
+def trained_a_little(steps=2):
+    net = network().train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(LR).mean().backward()
+        optimizer.step()
+    return net, optimizer
+
+
+def test_a_checkpoint_restores_network_and_optimiser(tmp_path):
+    net, optimizer = trained_a_little()
+    path = save_checkpoint(tmp_path, net, optimizer, 2, qsr.TrainConfig(steps=5))
+    again, state = load_checkpoint(path)
+    assert state["step"] == 2 and qsr.TrainConfig(**state["training"]) == qsr.TrainConfig(steps=5)
+    assert torch.equal(again(LR), net(LR))
+    other = torch.optim.Adam(again.parameters(), lr=1e-3)
+    load_optimizer(path, again, other)
+    for p, q in zip(net.parameters(), again.parameters(), strict=True):
+        assert optimizer.state[p].keys() == other.state[q].keys()
+        for key, value in optimizer.state[p].items():
+            assert torch.equal(value, other.state[q][key])
+
+
+def test_the_newest_checkpoints_are_kept_in_order(tmp_path):
+    net, optimizer = trained_a_little(1)
+    for step in (5, 10, 100, 1000):
+        save_checkpoint(tmp_path, net, optimizer, step, qsr.TrainConfig(), keep=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000100", "step-00001000"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_checkpoint_that_fails_half_way_is_not_there(tmp_path, monkeypatch):
+    net, optimizer = trained_a_little(1)
+    first = save_checkpoint(tmp_path, net, optimizer, 1, qsr.TrainConfig())
+
+    def full_disk(tensors, path):
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(ValueError, match="No space left"):
+        save_checkpoint(tmp_path, net, optimizer, 2, qsr.TrainConfig())
+    assert list(tmp_path.iterdir()) == [first]
+
+
+def test_what_a_killed_process_leaves_behind_is_no_checkpoint(tmp_path):
+    net, optimizer = trained_a_little(1)
+    first = save_checkpoint(tmp_path, net, optimizer, 1, qsr.TrainConfig())
+    shutil.copytree(first, tmp_path / ".step-00000002.x7f")  # killed before the rename
+    (tmp_path / "step-00000003").mkdir()  # killed while removing it
+    assert list_checkpoints(tmp_path) == [first]
+
+
+@pytest.mark.parametrize("name", ["weights", "exp_avg", "exp_avg_sq", "step"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "of another network"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, name, damage):
+    net, optimizer = trained_a_little(1)
+    path = save_checkpoint(tmp_path, net, optimizer, 1, qsr.TrainConfig())
+    file = path / f"{name}.safetensors"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        save_file({"blocks.0.conv1.weight": torch.zeros(1)}, file)
+    with pytest.raises(ValueError) as raised:
+        again, _ = load_checkpoint(path)
+        load_optimizer(path, again, torch.optim.Adam(again.parameters()))
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"network": 3}'])
+def test_a_checkpoint_with_damaged_state_is_refused_in_one_line(tmp_path, text):
+    net, optimizer = trained_a_little(1)
+    path = save_checkpoint(tmp_path, net, optimizer, 1, qsr.TrainConfig())
+    (path / "state.json").write_text(text)
+    with pytest.raises(ValueError) as raised:
+        load_checkpoint(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
