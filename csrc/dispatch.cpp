@@ -17,6 +17,7 @@ bool has_popcnt() {
 }
 
 constexpr Kernel<Conv2d> kConv2d[] = {
+    {"vpopcnt", has_vpopcnt, conv2d_vpopcnt},
     {"popcnt", has_popcnt, conv2d_popcnt},
     {"scalar", anywhere, conv2d_scalar},
 };

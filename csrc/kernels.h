@@ -50,7 +50,9 @@ struct Kernel {
   void (*run)(const Job&, int64_t first, int64_t last);
 };
 
-// conv2d_scalar.cpp, quantize_pack.cpp
+// conv2d_vpopcnt.cpp, conv2d_scalar.cpp, quantize_pack.cpp
+void conv2d_vpopcnt(const Conv2d&, int64_t first, int64_t last);
+bool has_vpopcnt();
 void conv2d_popcnt(const Conv2d&, int64_t first, int64_t last);
 void conv2d_scalar(const Conv2d&, int64_t first, int64_t last);
 void quantize_pack_scalar(const QuantizePack&, int64_t first, int64_t last);

@@ -36,6 +36,7 @@ from types import ModuleType
 PACKAGE = Path(__file__).resolve().parent
 CSRC = PACKAGE.parent / "csrc"
 OPS_SOURCES = (
+    "conv2d_vpopcnt.cpp",
     "conv2d_scalar.cpp",
     "conv2d_float.cpp",
     "quantize_pack.cpp",
