@@ -67,8 +67,8 @@ class NetworkConfig:
             object.__setattr__(self, "bits", tuple(self.bits))
         object.__setattr__(self, "depths", self.depths or (self.blocks,))
         _require(self.scale in (2, 3, 4), "scale", self.scale, "is 2, 3 or 4")
-        _require(self.blocks >= 1, "blocks", self.blocks, "is 1 or more")
-        _require(self.features >= 1, "features", self.features, "is 1 or more")
+        _require(self.blocks in range(1, 1025), "blocks", self.blocks, "is 1 to 1024")
+        _require(self.features in range(1, 4097), "features", self.features, "is 1 to 4096")
         _require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, "is one of rlq, lsq")
         for width in [] if self.bits is None else split_bits(self.bits):
             _require(width in range(2, 9), "bits", self.bits, "has widths from 2 to 8")

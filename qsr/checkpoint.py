@@ -5,7 +5,7 @@ A `.qsr` file is a safetensors file whose metadata says what it is:
     format, format_version   "qsr", and the version of this layout
     kind                     "trained" (float weights, steps, tau) or "packed" (bit planes)
     family, config           which network, as JSON of its configuration
-    sha256                   of all tensors, so that a damaged file is noticed
+    sha256                   of all of this and the tensors, so that a damaged file is noticed
     note                     free text: data, steps, scores
 
 Nothing in it is executed on load: no pickle, no code.
@@ -89,9 +89,9 @@ def save(
         "format_version": str(FILE_VERSION),
         "kind": kind,
         "config": json.dumps(config_to_json(network.config)),
-        "sha256": _digest(tensors),
         "note": note,
     }
+    metadata["sha256"] = digest(metadata, tensors)
     with replacing(path, overwrite=overwrite) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -109,7 +109,7 @@ def load_model(path: str | os.PathLike) -> QuantSR | PackedModel:
             f"{path} has format version {metadata.get('format_version')!r}; this version of qsr "
             f"reads {FILE_VERSION}. Update qsr, or pack the model again."
         )
-    if metadata.get("sha256") != _digest(tensors):
+    if metadata.get("sha256") != digest(metadata, tensors):
         raise ValueError(f"{path} is damaged: its checksum does not match. Fetch it again.")
     try:
         config = config_from_json(json.loads(metadata["config"]))
@@ -162,9 +162,10 @@ def _unreadable(path: str | os.PathLike, error: Exception) -> ValueError:
     )
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
+def digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """sha256 of a .qsr file's contents: metadata and tensors, each in the order of the names."""
+    described = {key: value for key, value in metadata.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -245,9 +245,12 @@ def calibrate(net: nn.Module, batch: Tensor) -> None:
             reached.add(id(quantizer))
 
     hooks = [m.register_forward_pre_hook(calibrate_first) for m in waiting.values()]
+    modes = {module: module.training for module in net.modules()}
     try:
-        net(batch)
+        net.eval()(batch)  # the statistics of a user's batch normalisation stay as they are
     finally:
+        for module, mode in modes.items():
+            module.training = mode
         for hook in hooks:
             hook.remove()
     missed = [name for name, m in waiting.items() if id(m) not in reached]

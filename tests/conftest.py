@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Tests are small: a second thread only waits, 15 times as long where the machine has other work.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:

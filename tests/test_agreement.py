@@ -11,7 +11,6 @@ from qsr.evaluate import agreement
 @pytest.fixture(scope="module")
 def trained():
     """A small network, trained for a few steps so that tau, steps and shortcuts have moved."""
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     net = qsr.QuantSR(qsr.quantsr_c(scale=2, bits=4, blocks=4, features=16))
     data = qsr.Patches("embedded", scale=2, patch=16, batch=4)

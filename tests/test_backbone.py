@@ -12,8 +12,6 @@ from torch.nn import functional as F
 import qsr
 from qsr.backbone import ConvConfig, SwinConfig, _reflect_to_multiple, load_weights, preset
 
-torch.set_num_threads(1)  # on small tensors threads only wait for each other
-
 SMALL_CONV = {"features": 4, "blocks": 4}
 SMALL_SWIN = {"features": 4, "blocks": 4, "layers": 2, "heads": 2, "window": 4}
 NETWORKS = {

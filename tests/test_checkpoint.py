@@ -23,8 +23,6 @@ from qsr.checkpoint import (
     save_checkpoint,
 )
 
-torch.set_num_threads(1)  # on small tensors threads only wait for each other
-
 SMALL = {"features": 4, "blocks": 3}
 CONFIGS = {
     "srresnet": qsr.srresnet(2, **SMALL),
@@ -47,8 +45,10 @@ def network(name="quantsr_c", order=(2, 0, 1)):
 def rewritten(source, target, tensors=None, **metadata):
     """A copy of a model file with other tensors or metadata and a checksum that fits them."""
     tensors = load_file(source) if tensors is None else tensors
-    metadata = {**describe(source), "sha256": checkpoint._digest(tensors), **metadata}
-    save_file(tensors, target, {k: v for k, v in metadata.items() if v is not None})
+    described = {**describe(source), **metadata}
+    described = {k: v for k, v in described.items() if v is not None}
+    sha256 = metadata.get("sha256", checkpoint.digest(described, tensors))
+    save_file(tensors, target, {**described, "sha256": sha256})
     return target
 
 

@@ -12,8 +12,6 @@ from torch.nn import functional as F
 import qsr
 from qsr.quantizer import Quantizer
 
-torch.set_num_threads(1)  # on small tensors threads only wait for each other
-
 
 class Net(nn.Module):
     """What a user might bring: nested, grouped, strided, without bias, one layer used twice."""

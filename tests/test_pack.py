@@ -12,8 +12,6 @@ from qsr import kernels
 from qsr.backbone import NetworkConfig
 from qsr.pack import FloatConv2d, PackedConv2d, PackedLinear, PackedMatmul, PackedModel
 
-torch.set_num_threads(1)  # on small tensors threads only wait for each other
-
 SMALL = {"features": 8, "blocks": 3, "depths": (3, 2, 1)}
 SMALL_SWIN = {**SMALL, "layers": 2, "heads": 2, "window": 4}
 CONFIGS = {

@@ -12,8 +12,6 @@ from qsr import checkpoint, train
 from qsr.checkpoint import list_checkpoints, load_checkpoint
 from qsr.quantizer import Quantizer
 
-torch.set_num_threads(1)  # on small tensors threads only wait for each other
-
 CONV = qsr.quantsr_c(2, 4, blocks=4, features=8)
 SWIN = qsr.quantsr_t(2, 4, blocks=2, features=4, layers=2, heads=2, window=4)
 CONFIG = qsr.TrainConfig(steps=7, learning_rate=1e-3, checkpoint_every=3, clip_gradient=0.1)
