@@ -16,6 +16,7 @@ and the bracket on the right is the integer convolution that `qsr.pack` hands to
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatch
@@ -40,6 +41,13 @@ def split_bits(bits: Bits) -> tuple[int, int]:
         return bits, bits
     weight_bits, activation_bits = bits
     return weight_bits, activation_bits
+
+
+def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """Autocast switched off on the device of x, where there is such a thing (meta has none)."""
+    kind = x.device.type
+    there = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if there else contextlib.nullcontext()
 
 
 class QConv2d(nn.Conv2d):
@@ -75,7 +83,7 @@ class QConv2d(nn.Conv2d):
         self.input_quantizer = quantizer(activation_bits, channels=in_channels, channel_dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # 16 bits would leave the grid
+        with _no_autocast(x):
             weight = self.weight_quantizer(self.weight)
             x = self.input_quantizer(x.to(weight.dtype))
             return self._conv_forward(x, weight, self.bias)
@@ -105,7 +113,7 @@ class QLinear(nn.Linear):
         self.input_quantizer = quantizer(activation_bits, channels=in_features, channel_dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             weight = self.weight_quantizer(self.weight)
             return F.linear(self.input_quantizer(x.to(weight.dtype)), weight, self.bias)
 
@@ -124,7 +132,7 @@ class QMatmul(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         dtype = self.left_quantizer.step_size.dtype
-        with torch.autocast(a.device.type, enabled=False):
+        with _no_autocast(a):
             return self.left_quantizer(a.to(dtype)) @ self.right_quantizer(b.to(dtype))
 
 
