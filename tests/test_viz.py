@@ -1,0 +1,173 @@
+"""The demo's numbers are those of its files, its figure hides nothing, and the slider is whole."""
+
+import base64
+import io
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qsr import viz, zoo
+from qsr.backbone import QuantSR, quantsr_c
+from qsr.checkpoint import save
+from qsr.image import read, to_uint8
+from qsr.layers import calibrate
+from qsr.metrics import psnr_y
+from qsr.pack import pack
+from qsr.viz import Compare, Row, before_after, demo
+
+
+@pytest.fixture
+def tiny_zoo(tmp_path, monkeypatch):
+    """A zoo of one untrained x2 model of two blocks, trained depths 2 and 1."""
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    monkeypatch.setattr(zoo, "FOLDER", folder)
+    net = QuantSR(quantsr_c(2, 4, blocks=2, depths=(2, 1), features=4)).eval()
+    calibrate(net, torch.rand(1, 3, 8, 8))
+    path = folder / "tiny-x2.qsr"
+    packed = pack(net)
+    save(path, packed)
+    zoo.write_card(path, packed, "not at all", {}, {})
+    return path
+
+
+def test_the_demo_tells_of_its_own_files(tiny_zoo, tmp_path):
+    out = tmp_path / "a" / "demo"
+    rows, figure = demo(out)
+    assert [(r["scale"], r["model"], r["blocks"]) for r in rows] == [
+        (2, "bicubic", None),
+        (2, "tiny-x2", 1),
+        (2, "tiny-x2", 2),
+    ]
+    original = read(out / "original.png").rgb
+    names = ("bicubic", "tiny-x2-1-blocks", "tiny-x2-2-blocks")
+    for row, name in zip(rows, names, strict=True):
+        written = read(out / f"x2-{name}.png").rgb
+        assert row["psnr_y"] == psnr_y(written, original, crop=2).item()
+        assert row["ms"] > 0
+    assert [r["bytes"] for r in rows] == [None, *[tiny_zoo.stat().st_size] * 2]
+    assert figure == out / "before_after.png"
+    light, dark = (Image.open(p) for p in (figure, out / "before_after_dark.png"))
+    assert light.size == dark.size
+    assert light.getpixel((0, 0))[:3] == (255, 255, 255)
+    assert sum(dark.getpixel((0, 0))[:3]) < 100
+
+
+def test_the_demo_can_be_repeated_into_its_folder(tiny_zoo, tmp_path):
+    first, second = demo(tmp_path)[0], demo(tmp_path)[0]
+    assert [r["psnr_y"] for r in first] == [r["psnr_y"] for r in second]
+
+
+def test_the_demo_refuses_a_folder_that_is_a_file(tiny_zoo, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ValueError, match="taken cannot be made a folder.*name another"):
+        demo(tmp_path / "taken")
+
+
+def test_the_demo_says_that_there_are_no_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="no models"):
+        demo(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bits, label", [("4/4", "4-bit network"), ("2/4", "2/4-bit network")])
+def test_the_figure_shows_the_best_network_beside_bicubic(monkeypatch, bits, label):
+    monkeypatch.setattr(zoo, "card", lambda name: {"bits": bits})
+    hr = torch.rand(1, 3, 200, 300)
+    results = [({"model": "bicubic", "blocks": None, "psnr_y": 1.0}, hr / 2)]
+    results += [({"model": "m", "blocks": b, "psnr_y": db}, hr / b) for b, db in ((4, 9.0), (8, 7))]
+    row = viz._figure_row(2, hr, results)
+    assert list(row.enlarged) == ["bicubic", f"{label}, 4 blocks"]
+
+
+def test_a_pixel_of_a_crop_is_a_square_of_the_figure():
+    hr = torch.rand(1, 3, 30, 40)
+    sr = torch.rand(1, 3, 30, 40)
+    figure = before_after([Row(2, hr, {"mine": sr}, (3, 5, 20, 24))], zoom=3)
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png")
+    page = np.array(Image.open(encoded).convert("RGB"))
+    for picture in (sr, hr):
+        crop = to_uint8(picture[0, :, 3:23, 5:29]).permute(1, 2, 0).numpy()
+        square = crop.repeat(3, axis=0).repeat(3, axis=1)
+        windows = np.lib.stride_tricks.sliding_window_view(page, square.shape)
+        assert any((w == square).all() for row in windows for w in row[:, 0])
+
+
+def test_a_figure_gives_the_decibels_of_the_whole_picture():
+    hr = torch.rand(1, 3, 30, 40)
+    sr = hr.clone()
+    sr[..., :20] = 0.5  # the crop, on the right, is perfect
+    row = Row(2, hr, {"half": sr}, (5, 22, 10, 10))
+    (label, score, _), (last, none, _) = row.panels()
+    assert (label, score) == ("half", f"{psnr_y(sr, hr, crop=2).item():.2f} dB")
+    assert (last, none) == ("original", "")
+
+
+@pytest.mark.parametrize("crop", [(0, 0, 9, 4), (-1, 0, 4, 4), (0, 5, 4, 4), (2, 2, 0, 4)])
+def test_a_crop_outside_the_picture_is_refused(crop):
+    with pytest.raises(ValueError, match="crop"):
+        Row(2, torch.rand(1, 3, 8, 8), {}, crop)
+
+
+def test_a_figure_needs_rows():
+    with pytest.raises(ValueError, match="empty"):
+        before_after([])
+
+
+def pictures_in(page: str) -> list[Image.Image]:
+    found = re.findall(r'src="data:image/\w+;base64,([^"]+)"', page)
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+
+
+def test_a_slider_holds_both_pictures_and_fetches_nothing():
+    before, after = torch.rand(1, 3, 6, 8), torch.rand(1, 3, 12, 16)
+    page = Compare(before, after, quality="png")._repr_html_()
+    upper, lower = pictures_in(page)
+    assert (np.array(upper) == to_uint8(after[0]).permute(1, 2, 0).numpy()).all()
+    squares = before[0].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert (np.array(lower) == to_uint8(squares).permute(1, 2, 0).numpy()).all()
+    assert not re.search(r"https?:|<script|\bid=|\burl\(", page)
+
+
+def test_a_slider_is_the_same_html_every_time_and_fits_a_notebook():
+    pair = torch.rand(2, 1, 3, 64, 64)
+    page = Compare(*pair)._repr_html_()
+    assert page == Compare(*pair)._repr_html_()
+    assert len(page) < len(Compare(*pair, quality="png")._repr_html_())
+
+
+def test_a_slider_can_be_read_aloud_and_moved_by_keys():
+    page = Compare(torch.rand(3, 4, 4), torch.rand(3, 4, 4), ("small & <old>", "new"))._repr_html_()
+    assert '<input type="range"' in page
+    assert 'aria-label="move right to see more of: small &amp; &lt;old&gt;; left: new"' in page
+    assert 'alt="new"' in page and 'alt="small &amp; &lt;old&gt;"' in page
+    assert "<old>" not in page
+
+
+def test_a_slider_takes_tensors_arrays_and_pil_images_alike():
+    x = to_uint8(torch.rand(3, 5, 7))
+    array = x.permute(1, 2, 0).numpy()
+    pages = {
+        Compare(picture, picture, quality="png")._repr_html_()
+        for picture in (x / 255, x[None] / 255, array, Image.fromarray(array))
+    }
+    assert len(pages) == 1
+
+
+def test_a_slider_refuses_sizes_that_do_not_fit_and_other_kinds():
+    with pytest.raises(ValueError, match="5 x 4 and 8 x 8 pixels.*whole multiple"):
+        Compare(torch.rand(3, 4, 5), torch.rand(3, 8, 8))
+    with pytest.raises(TypeError, match="str"):
+        Compare("photo.png", torch.rand(3, 8, 8))
+
+
+def test_importing_qsr_does_not_import_matplotlib():
+    code = "import sys, qsr.viz; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
