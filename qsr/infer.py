@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .backbone import NetworkConfig, QuantSR, SwinConfig
-from .image import Picture, from_array, from_pil, read, to_array, to_pil, to_uint8
+from .image import Picture, check_pictures, from_array, from_pil, read, to_array, to_pil, to_uint8
 from .pack import PackedModel
 
 Model = QuantSR | PackedModel
@@ -57,15 +57,16 @@ def halo(config: NetworkConfig, blocks: int | None = None) -> int:
 def planned_bytes(config: NetworkConfig, pixels: int) -> int:
     """Working memory for `pixels` lr pixels at once, bytes; an upper estimate.
 
-    In float32 values per lr pixel: the body holds about 8 copies of the features, the tail at its
-    widest 2.3 copies of the features at full output resolution. A Swin layer holds about 14 copies
-    of the features and 5 of its attention scores (window^2 a head).
+    In float32 values per lr pixel, as measured: around a convolution of the body live 10 copies of
+    the features, around the last pixel shuffle 3 copies of them at full output resolution. A Swin
+    layer holds 14 copies of the features and 5 of its attention scores (window^2 a head). Beside
+    these are lr, sr and the codes.
     """
     if isinstance(config, SwinConfig):
         values = 14 * config.features + 5 * config.heads * config.window**2
     else:
-        values = config.features * max(8.0, 2.3 * config.scale**2 + 1)
-    return int(4 * values * pixels)
+        values = config.features * max(10, 3 * config.scale**2)
+    return 4 * (values + 6 * config.scale**2 + 32) * pixels
 
 
 def strips(height: int, width: int, config: NetworkConfig, blocks: int, memory: float):
@@ -82,8 +83,8 @@ def strips(height: int, width: int, config: NetworkConfig, blocks: int, memory: 
     if rows < unit:
         needed = planned_bytes(config, width * (2 * reach + unit)) / 1e9
         raise ValueError(
-            f"{memory:g} GB of memory do not hold one strip of a picture {width} pixels wide; this "
-            f"network needs {math.ceil(needed * 10) / 10:g} GB. Allow more (--memory), or use "
+            f"`memory` is {memory:g} GB, which do not hold one strip of a picture {width} pixels "
+            f"wide; this network needs {math.ceil(needed * 1000) / 1000:g} GB. Allow more, or use "
             "fewer blocks."
         )
     return [
@@ -106,27 +107,24 @@ def enlarge(
     """lr float RGB [N, 3, H, W] in [0, 1] -> sr [N, 3, scale H, scale W] in [0, 1].
 
     blocks: depth of the network, None for all. memory: GB to plan with; a larger picture is done in
-    strips. Raises ValueError for values that are not numbers.
+    strips. Strips are computed on the device and in the type of the model, sr has those of lr.
+    Raises ValueError for another shape, values that are no finite numbers, a depth that the network
+    does not have, or too little memory; TypeError for integers.
     """
-    if not torch.isfinite(lr).all():
-        raise ValueError(
-            "the picture has values that are not finite numbers (NaN); check its source."
-        )
-    config = model.config
-    count = blocks or config.blocks
-    plan = strips(lr.shape[2], lr.shape[3], config, count, memory / len(lr))
+    check_pictures(lr, "lr")
+    if not memory > 0:
+        raise ValueError(f"`memory` is {memory!r}; it is a positive number of GB. Allow more.")
+    network = model.network if isinstance(model, PackedModel) else model
+    config, depth = network.config, network.plan(blocks)
+    plan = strips(lr.shape[2], lr.shape[3], config, depth.count, memory / len(lr))
     out = []
-    for first, last, top, bottom in tqdm(plan, "strips", leave=False, disable=not progress):
-        sr = _run(model, lr[:, :, top:bottom], blocks)
+    bar = tqdm(plan, "strips", leave=False, disable=not progress or len(plan) == 1)
+    for first, last, top, bottom in bar:
+        strip = lr[:, :, top:bottom].to(network.mean)
+        sr = model(strip, blocks if model is not network else depth)
         s = config.scale
-        out.append(sr[:, :, s * (first - top) : s * (last - top)].clamp(0, 1))
+        out.append(sr[:, :, s * (first - top) : s * (last - top)].clamp(0, 1).to(lr))
     return torch.cat(out, dim=2)
-
-
-def _run(model: Model, lr: Tensor, blocks: int | None) -> Tensor:
-    if isinstance(model, PackedModel):
-        return model(lr, blocks)
-    return model(lr, model.plan(blocks))
 
 
 @overload
