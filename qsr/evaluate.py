@@ -53,10 +53,11 @@ def evaluate(
     model: a network, any function lr -> sr (float RGB [1, 3, H, W] in [0, 1]), or "bicubic".
     data: the name of a set or a folder (then lr is made by MATLAB's bicubic at `scale`, which may
     be left out for a network), or pairs. `scale` pixels are cut from each border before scoring.
-    blocks: depth of the network. Raises ValueError if scales differ or the set is missing.
+    blocks: depth of the network. Raises ValueError if scales differ, the set is missing, or a
+    depth is asked of something that is no network.
     """
     own_scale = getattr(getattr(model, "config", None), "scale", None)
-    scale = scale or own_scale
+    scale = own_scale if scale is None else scale
     if scale is None:
         raise ValueError("`scale` is not given and the model does not say it; pass scale=2 or 4.")
     if own_scale not in (None, scale):
@@ -84,10 +85,17 @@ def evaluate(
 
 
 def _runner(model, scale: int, blocks: int | None) -> Callable[[Tensor], Tensor]:
-    if model == "bicubic":
-        return lambda lr: bicubic(lr, scale)
     if hasattr(model, "config"):
         return lambda lr: enlarge(lr, model, blocks)
+    if blocks is not None:
+        raise ValueError(f"`blocks` is {blocks}; only a network has a depth. Leave it out.")
+    if model == "bicubic":
+        return lambda lr: bicubic(lr, scale)
+    if isinstance(model, str):
+        raise ValueError(
+            f"`model` is {model!r}; the only model known by name here is 'bicubic'. Load others "
+            "with qsr.load first."
+        )
     return model
 
 

@@ -6,7 +6,6 @@ how it was made, what it scores, and the sha256 of the file, which is checked on
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -36,10 +35,16 @@ def path_of(name: str) -> Path:
     return FOLDER / f"{name}.qsr"
 
 
-@functools.cache
 def card(name: str) -> dict:
-    """How a model was made and what it scores: the contents of its JSON card."""
-    return json.loads(path_of(name).with_suffix(".json").read_text())
+    """How a model was made and what it scores: the contents of its JSON card.
+
+    Raises ValueError for an unknown name, or if the card is missing or damaged.
+    """
+    path = path_of(name).with_suffix(".json")
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is missing or damaged. Install qsr again.") from error
 
 
 def write_card(
@@ -89,6 +94,6 @@ def load(name: str | os.PathLike) -> Model:
         return load_model(name)
     path = path_of(str(name))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != card(str(name))["sha256"]:
+    if digest != card(str(name)).get("sha256"):
         raise ValueError(f"{path} is damaged: its sha256 differs from its card. Install qsr again.")
     return load_model(path)
