@@ -16,10 +16,13 @@ configuration and progress as JSON. Both kinds appear on disk whole or not at al
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -92,7 +95,7 @@ def save(
         "note": note,
     }
     metadata["sha256"] = digest(metadata, tensors)
-    with replacing(path, overwrite=overwrite) as temporary:
+    with replacing(path, overwrite=overwrite) as temporary, _disk_errors():
         save_file(tensors, temporary, metadata)
 
 
@@ -149,6 +152,15 @@ def _read_safetensors(path: str | os.PathLike) -> tuple[dict[str, str], dict[str
         raise _unreadable(path, error) from error
 
 
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Make an OSError of the error that safetensors has of its own when the disk is full."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from error
+
+
 def _unreadable(path: str | os.PathLike, error: Exception) -> ValueError:
     if not Path(path).exists():
         return ValueError(
@@ -196,7 +208,7 @@ def save_checkpoint(
         "training": dataclasses.asdict(train_config),
         "torch": str(torch.__version__),
     }
-    with replacing_folder(path) as temporary:
+    with replacing_folder(path) as temporary, _disk_errors():
         weights = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
         save_file(weights, temporary / "weights.safetensors")
         for name, tensors in moments.items():

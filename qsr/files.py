@@ -71,7 +71,10 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it.")
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists and is not overwritten unless asked: pass --overwrite.")
+        raise ValueError(
+            f"{path} exists and is not overwritten unless asked; ask to overwrite it "
+            "(overwrite=True, --overwrite), or name another file."
+        )
 
 
 @contextlib.contextmanager

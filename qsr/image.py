@@ -153,14 +153,7 @@ def write(picture: Picture, path: str | os.PathLike, *, overwrite: bool = False)
     folder that can't be written to.
     """
     path = Path(path)
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise ValueError(
-            f"{path} has the suffix {path.suffix!r}; pictures are written as "
-            f"{', '.join(FORMATS)}. Choose one of these."
-        )
-    if lost := _lost(picture, kind):
-        raise ValueError(f"{path}: {kind} {lost}; write a .png.")
+    kind = check_format(picture, path)
     options = {
         "PNG": {},
         "JPEG": {"quality": 95, "subsampling": 0},
@@ -173,6 +166,23 @@ def write(picture: Picture, path: str | os.PathLike, *, overwrite: bool = False)
     to_pil(picture).save(encoded, format=kind, **options)
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(encoded.getbuffer())
+
+
+def check_format(picture: Picture, path: str | os.PathLike, scale: int = 1) -> str:
+    """The format that `path` is written in, if it can hold `picture` enlarged `scale` times.
+
+    Raises ValueError (one line) if it can't: so this is known before the work of enlarging.
+    """
+    path = Path(path)
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(
+            f"{path} has the suffix {path.suffix!r}; pictures are written as "
+            f"{', '.join(FORMATS)}. Choose one of these."
+        )
+    if lost := _lost(picture, kind, scale):
+        raise ValueError(f"{path}: {kind} {lost}; write a .png.")
+    return kind
 
 
 def from_pil(image: Image.Image) -> Picture:
@@ -251,19 +261,17 @@ def to_array(picture: Picture) -> np.ndarray:
     return values.astype(np.uint16 if picture.levels > 255 else np.uint8)
 
 
-def _lost(picture: Picture, kind: str) -> str | None:
+def _lost(picture: Picture, kind: str, scale: int) -> str | None:
     """Why a format can't hold a picture, or None."""
-    height, width = picture.colour.shape[-2:]
+    longest = scale * max(picture.colour.shape[-2:])
     if kind == "JPEG" and picture.alpha is not None:
         return "has no transparency and this picture has"
     if kind != "PNG" and picture.levels > 255:
         return "has 8 bits and this picture has 16"
     if kind == "WEBP" and picture.grey and picture.icc is not None:
         return "stores grey as RGB, to which this picture's colour profile does not apply"
-    if max(height, width) > LONGEST_SIDE[kind]:
-        return (
-            f"ends at {LONGEST_SIDE[kind]} pixels a side and this picture has {max(height, width)}"
-        )
+    if longest > LONGEST_SIDE[kind]:
+        return f"ends at {LONGEST_SIDE[kind]} pixels a side and this picture has {longest}"
     return None
 
 

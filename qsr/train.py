@@ -17,6 +17,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -168,7 +169,8 @@ def fit(
                 path = save_checkpoint(folder, net, optimizer, done, config, config.keep)
                 _log(folder, {"step": done, "seconds": time.monotonic() - began, **recent})
             if late or stop:
-                bar.write(f"stopped after step {done}; the same call goes on from {path}")
+                remark = f"stopped after step {done}; the same call goes on from {path}"
+                bar.write(remark, file=sys.stderr)
                 break
     if stop:
         signal.raise_signal(stop.number)  # checkpoint saved: now let it do what it does

@@ -1,0 +1,446 @@
+"""The command line: `qsr upscale | demo | train | evaluate | pack | reproduce | models | info`.
+
+Bad input gives one line on stderr and exit code 2; Ctrl-C exits with 130. Numbers go to stdout, as
+text or with `--json`; progress and remarks go to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from . import __version__, _native, kernels, reproduce, zoo
+from .backbone import QuantSR, load_weights, preset, rank_blocks
+from .checkpoint import describe, list_checkpoints, load_checkpoint, save
+from .data import Patches
+from .evaluate import agreement, evaluate
+from .image import FORMATS, check_format, read, write
+from .infer import DEFAULT_MEMORY, upscale_picture
+from .layers import calibrate
+from .pack import PackedModel, pack
+from .train import TrainConfig, fit
+from .viz import demo
+
+DEFAULT_MODEL = "quantsr-c-x4-w4a4"
+OUT_OF_MEMORY = "out of memory; lower --memory (upscale), or --patch or --batch (train)."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.threads is not None:
+            _set_threads(args.threads)
+        return args.run(args) or 0
+    except (ValueError, TypeError) as error:
+        _complain(error)
+    except BrokenPipeError:  # `qsr models | head` has seen enough; nothing to flush at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _complain(error)
+    except MemoryError:
+        _complain(OUT_OF_MEMORY)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        _complain(OUT_OF_MEMORY)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    return 2
+
+
+def _complain(what: object) -> None:
+    """One line on stderr."""
+    if isinstance(what, OSError):
+        what = f"{what.filename or 'the system'}: {what.strerror or what}; check that place."
+    line = (str(what).splitlines() or [type(what).__name__])[0]
+    tqdm.write(f"qsr: {line}", file=sys.stderr)  # past a progress bar, if there is one
+
+
+def _set_threads(threads: int) -> None:
+    if threads < 1:
+        raise ValueError(f"`--threads` is {threads}; it is 1 or more. Leave it out to use all.")
+    torch.set_num_threads(threads)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qsr", description="Low-bit super-resolution (QuantSR).")
+    parser.add_argument("--version", action="version", version=f"qsr {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run, help: str, *, numbers: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+        if numbers:
+            sub.add_argument("--json", action="store_true", help="print numbers as JSON")
+        return sub
+
+    _add_upscale(command)
+    _add_demo(command)
+    _add_evaluate(command)
+    _add_train(command)
+    _add_pack(command)
+    sub = command("reproduce", _reproduce, "Reprint a table of the paper.", numbers=True)
+    sub.add_argument("what", choices=["table2"], help="table2: parameters and operations")
+    command("models", _models, "List the models that come with qsr.", numbers=True)
+    command("info", _info, "Say how qsr runs on this machine.", numbers=True)
+    return parser
+
+
+# upscale ------------------------------------------------------------------------------------------
+
+
+def _add_upscale(command) -> None:
+    sub = command("upscale", _upscale, "Enlarge pictures, or all pictures of folders.")
+    sub.add_argument("inputs", nargs="+", metavar="IN", help="pictures or folders of pictures")
+    sub.add_argument("output", metavar="OUT", help="a picture for one IN, else a folder")
+    _add_model(sub)
+    sub.add_argument(
+        "--memory",
+        type=float,
+        default=DEFAULT_MEMORY,
+        metavar="GB",
+        help=f"working memory; larger pictures are done in strips ({DEFAULT_MEMORY:g})",
+    )
+    existing = sub.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace existing files")
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="leave out what is there (resume a folder)"
+    )
+
+
+def _add_model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help=f"a name from `qsr models`, or a .qsr file ({DEFAULT_MODEL})",
+    )
+    sub.add_argument("--blocks", type=int, metavar="N", help="depth: how many blocks run (all)")
+
+
+def _upscale(args: argparse.Namespace) -> int:
+    jobs = _plan_upscale(args.inputs, Path(args.output))
+    if args.skip_existing:
+        jobs = [(source, target) for source, target in jobs if not target.exists()]
+    elif not args.overwrite:
+        there = [target for _, target in jobs if target.exists()]
+        if there:
+            raise ValueError(
+                f"{there[0]} exists{f' (and {len(there) - 1} more)' if there[1:] else ''}; nothing "
+                "was done. Pass --overwrite or --skip-existing, or name another output."
+            )
+    model = zoo.load(args.model)
+    _check_blocks(model, args.blocks)
+    many = len(jobs) > 1
+    failed = 0
+    bar = tqdm(jobs, unit="picture", disable=not many)
+    for source, target in bar:
+        bar.set_postfix_str(source.name)
+        try:
+            picture = read(source)
+            check_format(picture, target, model.config.scale)  # before the work, not after it
+            _check_writable(target.parent)
+            picture = upscale_picture(
+                picture, model, blocks=args.blocks, memory=args.memory, progress=True
+            )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(picture, target, overwrite=args.overwrite)
+        except (ValueError, OSError) as error:  # one bad picture does not stop a folder
+            failed += 1
+            named = isinstance(error, OSError) or str(source) in str(error)
+            _complain(error if named else f"{source}: {error}")
+        else:
+            height, width = picture.colour.shape[2:]
+            tqdm.write(f"{target}  {width} x {height}", file=sys.stdout)
+    if many and failed:
+        _complain(f"{failed} of {len(jobs)} pictures failed.")
+    return 2 if failed else 0
+
+
+def _plan_upscale(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]]:
+    """[(source, target)]: one file to one file, anything else into a folder."""
+    folders = [Path(i) for i in inputs if Path(i).is_dir()]
+    single = len(inputs) == 1 and not folders
+    if single and not output.is_dir():
+        return [(Path(inputs[0]), output)]
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; several pictures go to a folder. Name one.")
+    sources: list[Path] = []
+    for name in inputs:
+        path = Path(name)
+        found = [path]
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMATS)
+            if not found:
+                raise ValueError(
+                    f"{path} has no pictures ({', '.join(FORMATS)}); name a folder that has some."
+                )
+        sources += found
+    targets = [output / source.name for source in sources]
+    if len(set(targets)) < len(targets):
+        twice = next(t for t in targets if targets.count(t) > 1)
+        raise ValueError(f"two inputs are called {twice.name}; enlarge them into two folders.")
+    return list(zip(sources, targets, strict=True))
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise ValueError if nothing can be written to a folder, there or to be made."""
+    there = next(p for p in (folder, *folder.parents) if os.path.exists(p))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "is closed to writing" if there.is_dir() else "is no folder"
+        raise ValueError(f"{there} {what}; name another output folder.")
+
+
+def _check_blocks(model, blocks: int | None) -> None:
+    if blocks is not None and not 1 <= blocks <= model.config.blocks:
+        raise ValueError(
+            f"`--blocks` is {blocks}; this model has 1 to {model.config.blocks} and was trained at "
+            f"{', '.join(map(str, model.config.depths))}. Choose one of these."
+        )
+
+
+# demo, evaluate, models, info ---------------------------------------------------------------------
+
+
+def _add_demo(command) -> None:
+    sub = command(
+        "demo", _demo, "Enlarge the bundled photograph with every model and depth.", numbers=True
+    )
+    sub.add_argument("--out", default="demo", metavar="FOLDER", help="where pictures go (demo)")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    rows, figure = demo(args.out)
+    if args.json:
+        print(json.dumps({"rows": rows, "figure": str(figure)}, indent=1))
+        return
+    print(f"{'scale':5} {'model':22} {'blocks':>6} {'PSNR-Y':>9} {'bytes':>10} {'ms':>8}")
+    for row in rows:
+        print(
+            f"x{row['scale']:<4} {row['model']:22} {row['blocks'] or '-':>6} "
+            f"{row['psnr_y']:6.2f} dB {row['bytes'] or '-':>10} {row['ms']:8.1f}"
+        )
+    print(f"before and after: {figure}")
+
+
+def _add_evaluate(command) -> None:
+    sub = command("evaluate", _evaluate, "Score a model on test sets.", numbers=True)
+    sub.add_argument("sets", nargs="+", metavar="SET", help="Set5, a folder, or 'embedded'")
+    _add_model(sub)
+    sub.add_argument("--scale", type=int, metavar="S", help="for --model bicubic")
+    sub.add_argument("--each", action="store_true", help="print every picture")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    model = args.model
+    if model != "bicubic":
+        model = zoo.load(model)
+        _check_blocks(model, args.blocks)
+    results = {}
+    for name in args.sets:
+        scores = evaluate(model, name, args.scale, args.blocks, progress=True)
+        results[name] = vars(scores)
+        if not args.json:
+            print(f"{name:12} {scores}")
+            if args.each:
+                for row in zip(scores.names, scores.psnr_each, scores.ssim_each, strict=True):
+                    print("  {:20} {:.3f} dB / {:.4f}".format(*row))
+    if args.json:
+        print(json.dumps({"model": args.model, "blocks": args.blocks, "sets": results}, indent=1))
+
+
+def _models(args: argparse.Namespace) -> None:
+    cards = [zoo.card(name) for name in zoo.names()]
+    if args.json:
+        print(json.dumps(cards, indent=1))
+        return
+    for card in cards:
+        print(f"{card['name']}  x{card['scale']}  {card['bits']} bits  {card['bytes']:,} bytes")
+        for depth, scores in card["scores"].items():
+            row = "  ".join(
+                f"{name} {psnr:.2f}/{ssim:.4f}" for name, (psnr, ssim) in scores.items()
+            )
+            print(f"  {depth:>2} blocks  {row}")
+        print(f"  {card['training']}")
+        print(f"  sha256 {card['sha256']}")
+
+
+def _info(args: argparse.Namespace) -> None:
+    status = _native.load()
+    facts = _native.facts()
+    report = {
+        "qsr": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "native": status.how,
+        "library": status.path,
+        "reason": status.reason,
+        "advice": status.advice,
+        "compiler": facts.compiler if facts else "",
+        "cpu": [name for name, there in facts.cpu_features().items() if there] if facts else [],
+        "kernels": {op: kernels.available(op) for op in kernels.NATIVE_OPS},
+        "models": zoo.names(),
+        "data": os.environ.get("QSR_DATA", "QSR_DATA is not set"),
+    }
+    if args.json:
+        print(json.dumps(report, indent=1))
+        return
+    for name, value in report.items():
+        if isinstance(value, dict):
+            value = "; ".join(f"{key}: {', '.join(names)}" for key, names in value.items())
+        elif isinstance(value, (list, tuple)):
+            value = ", ".join(value)
+        if value:
+            print(f"{name:9} {value}")
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    print(reproduce.table2(json=args.json))
+
+
+# train, pack --------------------------------------------------------------------------------------
+
+
+def _add_train(command) -> None:
+    sub = command("train", _train, "Train a network; the same call resumes a stopped run.")
+    sub.add_argument(
+        "--preset", default=DEFAULT_MODEL, metavar="NAME", help=f"network ({DEFAULT_MODEL})"
+    )
+    sub.add_argument(
+        "--network-blocks", type=int, metavar="N", help="blocks, other than the preset"
+    )
+    sub.add_argument("--features", type=int, metavar="N", help="width, other than the preset")
+    sub.add_argument(
+        "--data", nargs="+", default=["embedded"], metavar="SET", help="training sets or folders"
+    )
+    sub.add_argument("--out", required=True, metavar="FOLDER", help="checkpoints and model.qsr")
+    sub.add_argument(
+        "--init", metavar="MODEL", help="start from the weights of a .qsr file, zoo name or run"
+    )
+    sub.add_argument("--patch", type=int, default=48, help="side of the lr patches (48)")
+    sub.add_argument("--batch", type=int, default=16, help="patches a step (16)")
+    sub.add_argument("--seed", type=int, default=0, help="of weights and patches (0)")
+    sub.add_argument("--max-seconds", type=float, metavar="S", help="stop in time, resumable")
+    sub.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    defaults = TrainConfig()
+    sub.add_argument("--steps", type=int, default=defaults.steps)
+    sub.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    sub.add_argument("--schedule", choices=["halve", "cosine"], default=defaults.schedule)
+    sub.add_argument("--warmup", type=int, default=defaults.warmup, metavar="STEPS")
+    sub.add_argument("--precision", choices=["float32", "bfloat16"], default=defaults.precision)
+    sub.add_argument("--checkpoint-every", type=int, default=defaults.checkpoint_every)
+
+
+def _train(args: argparse.Namespace) -> None:
+    changes = {"blocks": args.network_blocks, "features": args.features}
+    config = preset(args.preset, **{k: v for k, v in changes.items() if v is not None})
+    names = ("steps", "learning_rate", "schedule", "warmup", "precision", "checkpoint_every")
+    train_config = TrainConfig(**{name: getattr(args, name) for name in names})
+    _check_device(args.device)
+    _check_writable(Path(args.out))
+    patches = Patches(
+        args.data, config.scale, args.patch, args.batch, args.seed, device=args.device
+    )
+    torch.manual_seed(args.seed)
+    net = QuantSR(config)
+    new = not list_checkpoints(args.out)
+    if args.init and new:
+        load_weights(net, _network(args.init))
+    net.to(args.device)
+    if args.init and new and len(config.depths) > 1:
+        _calibrate_and_rank(net, patches, args)
+    path = fit(net, patches, train_config, args.out, args.max_seconds)
+    print(path)
+    _, state = load_checkpoint(path)
+    if state["step"] == train_config.steps:
+        model = Path(args.out) / "model.qsr"
+        save(model, net, note=f"{args.preset}, {' '.join(patches.sets)}, {state['step']} steps")
+        print(model)
+
+
+def _calibrate_and_rank(net: QuantSR, patches: Patches, args: argparse.Namespace) -> None:
+    """A new depth-dynamic network from a trained one: its shortcuts say nothing yet, so its blocks
+    are ranked by what held-out pictures lose without them."""
+    calibrate(net, patches.batch(0)[0])
+    held_out = Patches(
+        args.data, patches.scale, args.patch, 16, args.seed, "validation", args.device
+    )
+    net.block_order.copy_(torch.tensor(rank_blocks(net, *held_out.batch(0))))
+
+
+def _check_device(name: str) -> None:
+    try:
+        there = torch.device(name).type == "cpu" or torch.cuda.is_available()
+    except RuntimeError:
+        there = False
+    if not there:
+        raise ValueError(
+            f"`--device` is {name!r}, which this machine or this build of torch has not. Use cpu."
+        )
+
+
+def _network(name: str) -> QuantSR:
+    """A trained network by its file, checkpoint, or run (then its last checkpoint)."""
+    if Path(name).is_dir():
+        folder = (list_checkpoints(name) or [Path(name)])[-1]
+        if not (folder / "state.json").exists():
+            raise ValueError(
+                f"{name} holds no checkpoint; name the folder of a run, or a .qsr file."
+            )
+        return load_checkpoint(folder)[0]
+    model = zoo.load(name)
+    if isinstance(model, PackedModel):
+        raise ValueError(
+            f"{name} is packed, and packed weights can't be trained; use a trained file."
+        )
+    return model
+
+
+def _add_pack(command) -> None:
+    sub = command("pack", _pack, "Turn a trained .qsr file into a packed one.")
+    sub.add_argument("input", metavar="IN", help="a trained .qsr file, or the folder of a run")
+    sub.add_argument("output", metavar="OUT", help="the packed .qsr file")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    sub.add_argument(
+        "--card",
+        metavar="TEXT",
+        help="also write OUT's model card (.json): how it was trained, and its scores",
+    )
+    sub.add_argument(
+        "--sets", nargs="+", default=["embedded"], metavar="SET", help="sets that the card scores"
+    )
+
+
+def _pack(args: argparse.Namespace) -> None:
+    output = Path(args.output)
+    if output.suffix != ".qsr":
+        raise ValueError(f"{output} has the suffix {output.suffix!r}; model files end in .qsr.")
+    net = _network(args.input).eval()
+    note = "" if Path(args.input).is_dir() else describe(args.input).get("note", "")
+    packed = pack(net)
+    save(output, packed, note=note, overwrite=args.overwrite)
+    print(f"{output}  {output.stat().st_size:,} bytes")
+    if args.card is not None:
+        scores = {
+            depth: {name: evaluate(packed, name, blocks=depth) for name in args.sets}
+            for depth in packed.config.depths
+        }
+        agreed = {name: agreement(net, packed, name) for name in args.sets}
+        print(zoo.write_card(output, packed, args.card, scores, agreed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

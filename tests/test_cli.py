@@ -1,0 +1,597 @@
+"""The command line: what it prints, what it leaves on the disk, and every bad input in one line."""
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import qsr
+from qsr import cli, zoo
+from qsr.checkpoint import describe, list_checkpoints
+from qsr.data import textures
+
+torch.set_num_threads(1)  # on small tensors threads only wait for each other
+
+COMMANDS = ["upscale", "demo", "evaluate", "train", "pack", "reproduce", "models", "info"]
+TINY = ["--network-blocks", 2, "--features", 4, "--patch", 8, "--batch", 2]
+TINY += ["--steps", 4, "--checkpoint-every", 2]
+TRAIN = ["--preset", "quantsr-c-x2-w4a4", *TINY]
+
+
+def trained(seed=3):
+    torch.manual_seed(seed)
+    net = qsr.QuantSR(qsr.quantsr_c(2, 4, blocks=2, features=4))
+    qsr.calibrate(net, torch.rand(1, 3, 16, 16))
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with trained.qsr and packed.qsr, networks that double."""
+    folder = tmp_path_factory.mktemp("models")
+    qsr.save(folder / "trained.qsr", trained(), note="a test")
+    qsr.save(folder / "packed.qsr", qsr.pack(trained()))
+    return folder
+
+
+@pytest.fixture
+def model(models):
+    return str(models / "packed.qsr")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Every test works in an empty folder, and without QSR_DATA."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QSR_DATA", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def qsr_command(capsys):
+    """Run a command in this process -> (exit code, stdout, stderr)."""
+
+    def run(*args):
+        capsys.readouterr()
+        try:
+            code = cli.main([str(arg) for arg in args])
+        except SystemExit as error:  # argparse
+            code = error.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(qsr_command, here):
+    """Run a command that must fail: exit code 2, one line, nothing new on the disk -> the line."""
+
+    def run(*args):
+        before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+        code, out, err = qsr_command(*args)
+        assert code == 2 and out == ""
+        assert one_line(err)
+        assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+        return err
+
+    return run
+
+
+def one_line(err):
+    return err.startswith("qsr: ") and err.count("\n") == 1 and err.endswith("\n")
+
+
+def picture(path, width=7, height=5, mode="RGB"):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(0).integers(256, size=(height, width, 4), dtype=np.uint8)
+    Image.fromarray(values).convert(mode).save(path)
+    return path
+
+
+def size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file())
+
+
+# Every command ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_every_command_has_help_that_fits_a_terminal(qsr_command, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = qsr_command(*command, "--help")
+    assert code == 0 and err == ""
+    assert out.startswith("usage: qsr") and max(map(len, out.splitlines())) <= 80
+    if not command:
+        assert all(f"    {name}" in out for name in COMMANDS)
+
+
+def test_the_version_is_that_of_the_package(qsr_command):
+    assert qsr_command("--version") == (0, f"qsr {qsr.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["enlarge"],
+        ["upscale", "a.png"],
+        ["upscale", "a.png", "b.png", "--blok", "3"],
+        ["upscale", "a.png", "b.png", "--blocks", "many"],
+        ["upscale", "a.png", "b.png", "--overwrite", "--skip-existing"],
+        ["train"],
+        ["train", "--out", "run", "--schedule", "linear"],
+        ["reproduce", "table9"],
+    ],
+)
+def test_arguments_that_do_not_exist_exit_with_2(qsr_command, args):
+    code, out, err = qsr_command(*args)
+    assert code == 2 and out == "" and "error: " in err.splitlines()[-1]
+
+
+def test_threads_are_1_or_more(refused):
+    assert "`--threads` is 0" in refused("models", "--threads", 0)
+    assert "`--threads` is -3" in refused("models", "--threads", -3)
+
+
+def test_info_says_which_kernels_run(qsr_command):
+    code, out, err = qsr_command("info")
+    assert code == 0 and err == ""
+    for name in ("conv2d", "quantize_pack", *qsr.kernels.available("conv2d")):
+        assert name in out
+    report = json.loads(qsr_command("info", "--json")[1])
+    assert report["kernels"]["conv2d"] == list(qsr.kernels.available("conv2d"))
+    assert report["qsr"] == qsr.__version__ and report["native"]
+
+
+def test_models_are_listed_with_their_scores(qsr_command, here, monkeypatch):
+    monkeypatch.setattr(zoo, "FOLDER", here)
+    packed = qsr.pack(trained())
+    qsr.save(here / "mine.qsr", packed)
+    scores = qsr.evaluate(packed, [qsr.data.make_pair("a", textures(24)["noise"], 2)])
+    zoo.write_card(here / "mine.qsr", packed, "ten steps", {2: {"Set5": scores}}, {})
+    code, out, _ = qsr_command("models")
+    assert code == 0 and f"Set5 {scores.psnr_y:.2f}/{scores.ssim_y:.4f}" in out
+    assert "mine" in out and "x2" in out and "4/4 bits" in out and "ten steps" in out
+    (card,) = json.loads(qsr_command("models", "--json")[1])
+    assert card == zoo.card("mine")
+    (here / "mine.json").unlink()
+    code, out, err = qsr_command("models")
+    assert code == 2 and one_line(err)
+
+
+def test_the_default_model_is_one_that_comes_with_qsr():
+    assert cli.DEFAULT_MODEL in zoo.names()
+
+
+def test_reproduce_prints_the_table_as_text_or_json(qsr_command, monkeypatch):
+    monkeypatch.setattr(cli.reproduce, "table2", lambda json: '{"rows": []}' if json else "Table 2")
+    assert qsr_command("reproduce", "table2") == (0, "Table 2\n", "")
+    assert json.loads(qsr_command("reproduce", "table2", "--json")[1]) == {"rows": []}
+
+
+def test_demo_prints_its_rows_and_where_the_pictures_are(qsr_command, monkeypatch):
+    rows = [
+        {"scale": 2, "model": "bicubic", "blocks": None, "psnr_y": 30.0, "bytes": None, "ms": 1.0},
+        {"scale": 2, "model": "mine", "blocks": 8, "psnr_y": 31.25, "bytes": 5000, "ms": 9.5},
+    ]
+    monkeypatch.setattr(cli, "demo", lambda out: (rows, Path(out) / "before_after.png"))
+    code, out, _ = qsr_command("demo", "--out", "there")
+    assert code == 0 and "31.25 dB" in out and "there/before_after.png" in out
+    assert json.loads(qsr_command("demo", "--json")[1])["rows"] == rows
+
+
+# upscale ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.webp", "out.jpg", "new/folder/out.png"])
+def test_upscale_writes_one_picture(qsr_command, model, name):
+    code, out, err = qsr_command("upscale", picture("a.png"), name, "--model", model)
+    assert code == 0 and err == "" and name in out and "14 x 10" in out
+    assert size(name) == (14, 10)
+    assert files(".") == sorted(["a.png", name])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "I;16"])
+def test_upscale_writes_what_python_returns(qsr_command, model, mode):
+    if mode == "I;16":
+        Image.fromarray(np.arange(35, dtype=np.uint16).reshape(5, 7) * 1000).save("a.png")
+    else:
+        picture("a.png", mode=mode)
+    assert qsr_command("upscale", "a.png", "b.png", "--model", model, "--blocks", 1)[0] == 0
+    expected = qsr.upscale("a.png", qsr.load(model), blocks=1)
+    with Image.open("b.png") as written:
+        assert written.mode == expected.mode
+        assert np.array_equal(np.asarray(written), np.asarray(expected))
+
+
+def test_upscale_in_little_memory_writes_the_same_bytes(qsr_command, model):
+    picture("a.png", 40, 60)
+    assert qsr_command("upscale", "a.png", "whole.png", "--model", model)[0] == 0
+    args = ["upscale", "a.png", "strips.png", "--model", model, "--memory", 0.0005]
+    assert qsr_command(*args)[0] == 0
+    assert Path("whole.png").read_bytes() == Path("strips.png").read_bytes()
+
+
+def test_upscale_takes_files_and_folders_into_a_folder(qsr_command, model):
+    picture("in/a.png"), picture("in/B.JPG"), picture("c.webp")
+    Path("in/notes.txt").write_text("no picture")
+    picture("in/below/d.png")  # folders are not searched to their bottom
+    code, out, _ = qsr_command("upscale", "in", "c.webp", "out", "--model", model)
+    assert code == 0 and out.count("14 x 10") == 3
+    assert files("out") == ["B.JPG", "a.png", "c.webp"]
+
+
+def test_upscale_of_one_file_into_a_folder_that_exists(qsr_command, model):
+    Path("out").mkdir()
+    assert qsr_command("upscale", picture("a.png"), "out", "--model", model)[0] == 0
+    assert files("out") == ["a.png"]
+
+
+def test_upscale_never_overwrites_unless_asked(qsr_command, refused, model):
+    picture("in/a.png"), picture("in/b.png")
+    old = picture("out/b.png", 3, 3)
+    err = refused("upscale", "in", "out", "--model", model)
+    assert "out/b.png exists" in err and "nothing was done" in err and "--overwrite" in err
+    assert "exists" in refused("upscale", "in/a.png", old, "--model", model)
+    assert "exists" in refused("upscale", "in/a.png", "in/a.png", "--model", model)
+    code, out, _ = qsr_command("upscale", "in", "out", "--model", model, "--skip-existing")
+    assert code == 0 and "a.png" in out and "b.png" not in out
+    assert size("out/a.png") == (14, 10) and size(old) == (3, 3)
+    assert qsr_command("upscale", "in", "out", "--model", model, "--overwrite")[0] == 0
+    assert size(old) == (14, 10)
+
+
+def test_inputs_of_one_name_are_refused(refused, model):
+    picture("one/a.png"), picture("two/a.png")
+    assert "two inputs are called a.png" in refused("upscale", "one", "two", "o", "--model", model)
+
+
+def test_several_pictures_do_not_go_to_a_file(refused, model):
+    picture("one/a.png"), picture("b.png"), picture("file.png")
+    for inputs in (["one"], ["b.png", "one"], ["b.png", "one/a.png"]):
+        assert "is a file" in refused("upscale", *inputs, "file.png", "--model", model)
+
+
+def test_a_bad_picture_in_a_folder_does_not_stop_the_others(qsr_command, model):
+    picture("in/a.png"), picture("in/c.png")
+    Path("in/b.png").write_text("no picture")
+    code, out, err = qsr_command("upscale", "in", "out", "--model", model)
+    assert code == 2 and out.count("14 x 10") == 2 and files("out") == ["a.png", "c.png"]
+    said = [line for line in err.splitlines() if line.startswith("qsr: ")]
+    assert len(said) == 2 and "in/b.png" in said[0] and "1 of 3 pictures failed" in said[1]
+    assert "Traceback" not in err
+
+
+# Hostile input ------------------------------------------------------------------------------------
+
+
+def jpeg():
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(24, 24, 3), dtype=np.uint8)).save(
+        file, "JPEG"
+    )
+    return file.getvalue()
+
+
+def huge_png():
+    """The first bytes of a PNG of 30000 x 30000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("text.png", b"hello, this is no picture", "not a readable"),
+        ("cut.jpg", jpeg()[:-200], "truncated"),
+        ("empty.png", b"", "not a readable"),
+        ("huge.png", huge_png(), "pixels, the limit"),
+        ("missing.png", None, "missing.png does not exist"),
+    ],
+)
+def test_a_hostile_picture_gives_one_line_and_leaves_nothing(refused, model, name, content, words):
+    if content is not None:
+        Path(name).write_bytes(content)
+    for out in ("out.png", "new/folder/out.png"):
+        err = refused("upscale", name, out, "--model", model)
+        assert name in err and words in err
+
+
+def test_places_that_are_no_place_for_a_picture(refused, model):
+    picture("a.png")
+    Path("empty").mkdir()
+    Path("empty/notes.txt").write_text("no picture")
+    assert "empty has no pictures" in refused("upscale", "empty", "out", "--model", model)
+    assert "'.tiff'" in refused("upscale", "a.png", "out.tiff", "--model", model)
+    assert "''" in refused("upscale", "a.png", "out", "--model", model)
+    assert "a.png is no folder" in refused("upscale", "a.png", "a.png/b.png", "--model", model)
+    picture("clear.png", mode="RGBA")
+    assert "transparency" in refused("upscale", "clear.png", "new/out.jpg", "--model", model)
+
+
+def test_numbers_that_make_no_sense(refused, model):
+    picture("a.png")
+    for flags, words in (
+        (["--blocks", 0], "`--blocks` is 0"),
+        (["--blocks", 3], "1 to 2"),
+        (["--memory", 0], "`memory` is 0"),
+        (["--memory", "nan"], "`memory` is nan"),
+        (["--memory", 1e-6], "needs 0.001 GB"),
+    ):
+        assert words in refused("upscale", "a.png", "b.png", "--model", model, *flags)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder closed even to root")
+def test_a_read_only_folder_gives_one_line(refused, model):
+    assert "/proc/b.png" in refused("upscale", picture("a.png"), "/proc/b.png", "--model", model)
+
+
+def test_a_closed_folder_is_told_before_the_work(refused, models, monkeypatch):
+    picture("a.png"), Path("out").mkdir()
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: Path(path).name != "out")
+    monkeypatch.setattr(cli, "upscale_picture", pytest.fail)
+    monkeypatch.setattr(cli, "fit", pytest.fail)
+    model = models / "packed.qsr"
+    for out in ("out", "out/b.png", "out/new/b.png"):
+        err = refused("upscale", "a.png", out, "--model", model)
+        assert "out is closed to writing" in err
+    assert "out is closed to writing" in refused("train", "--out", "out/run")
+
+
+def test_an_error_of_the_system_is_told_with_its_place(refused, model, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device", "new")
+
+    picture("a.png")
+    monkeypatch.setattr(Path, "mkdir", full)
+    err = refused("upscale", "a.png", "new/b.png", "--model", model)
+    assert err == "qsr: new: No space left on device; check that place.\n"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_running_out_of_memory_gives_one_line(refused, model, monkeypatch, error):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(cli, "upscale_picture", fail)
+    assert "--memory" in refused("upscale", picture("a.png"), "b.png", "--model", model)
+
+
+def test_ctrl_c_exits_with_130_and_leaves_nothing(qsr_command, here, model, monkeypatch):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "upscale_picture", interrupt)
+    code, out, err = qsr_command("upscale", picture("a.png"), "new/b.png", "--model", model)
+    assert (code, out, err) == (130, "", "qsr: interrupted\n") and files(here) == ["a.png"]
+
+
+def damaged(content):
+    content = bytearray(content)
+    content[-1] ^= 1
+    return bytes(content)
+
+
+def test_a_model_that_is_none_gives_one_line(refused, models, tmp_path_factory):
+    picture("a.png")
+    elsewhere = tmp_path_factory.mktemp("hostile")
+    good = (models / "packed.qsr").read_bytes()
+    contents = {
+        "text": (b"hello, this is no model", "no qsr model"),
+        "empty": (b"", "no qsr model"),
+        "cut": (good[:-100], "no qsr model"),
+        "damaged": (damaged(good), "damaged"),
+    }
+    for name, (content, words) in contents.items():
+        path = elsewhere / f"{name}.qsr"
+        path.write_bytes(content)
+        for command in (
+            ["upscale", "a.png", "b.png", "--model", path],
+            ["evaluate", "embedded", "--model", path],
+            ["pack", path, "b.qsr"],
+            ["train", "--out", "run", "--init", path, *TRAIN],
+        ):
+            err = refused(*command)
+            assert str(path) in err and words in err
+    save_file({"weight": torch.zeros(3)}, elsewhere / "foreign.qsr")
+    for name, words in (
+        (elsewhere / "foreign.qsr", "no qsr model"),
+        ("missing.qsr", "does not exist"),
+        ("quantsr-z-x4", "no model is called 'quantsr-z-x4'"),
+    ):
+        assert words in refused("upscale", "a.png", "b.png", "--model", name)
+        assert words in refused("pack", name, "b.qsr")
+
+
+def test_packing_what_cannot_be_packed_gives_one_line(refused, models, model):
+    trained_file = models / "trained.qsr"
+    assert "'.png'" in refused("pack", trained_file, "b.png")
+    assert "is packed" in refused("pack", model, "b.qsr")
+    Path("there.qsr").write_text("mine")
+    assert "exists" in refused("pack", trained_file, "there.qsr")
+    Path("photos").mkdir()
+    err = refused("pack", "photos", "b.qsr")
+    assert "photos holds no checkpoint" in err and "Remove" not in err
+    Path("run/step-00000001").mkdir(parents=True)
+    Path("run/step-00000001/state.json").write_text("{}")
+    for name in ("run", "run/step-00000001"):
+        assert "no complete checkpoint" in refused("pack", name, "b.qsr")
+
+
+def test_evaluating_what_cannot_be_scored_gives_one_line(refused, models, model):
+    Path("empty").mkdir()
+    assert "no set or folder" in refused("evaluate", "Set99", "--model", model)
+    assert "no pictures" in refused("evaluate", "empty", "--model", model)
+    assert "`scale` is 4" in refused("evaluate", "embedded", "--model", model, "--scale", 4)
+    assert "`scale` is not given" in refused("evaluate", "embedded", "--model", "bicubic")
+    assert "1 to 2" in refused("evaluate", "embedded", "--model", model, "--blocks", 7)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--preset", "quantsr"], "'quantsr'"),
+        (["--preset", "quantsr-c-x5-w4a4"], "`scale` is 5"),
+        (["--device", "cuda:99"], "'cuda:99'"),
+        (["--device", "toaster"], "'toaster'"),
+        (["--data", "Set99"], "'Set99'"),
+        (["--patch", 5000], "20000 pixels"),
+        (["--steps", 0], "`steps` is 0"),
+        (["--learning-rate", -1], "`learning_rate` is -1"),
+        (["--seed", -1], "`seed` is -1"),
+        (["--init", "missing.qsr"], "missing.qsr"),
+    ],
+)
+def test_training_that_cannot_begin_gives_one_line(refused, flags, words):
+    assert words in refused("train", "--out", "run", *flags)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from qsr.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+# A limit on the size of files makes the write itself fail, as a full disk does.
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+model, trained, *train = sys.argv[1:]
+for args in (
+    ["upscale", "a.png", "b.png", "--model", model],
+    ["pack", trained, "b.qsr"],
+    ["train", "--out", "run", "--data", "photos", *train],
+):
+    code = main(args)
+    print("exit", code, flush=True)
+"""
+
+
+def test_a_full_disk_gives_one_line_and_leaves_nothing(here, models):
+    picture("a.png", 40, 40), picture("photos/a.png", 32, 32), picture("photos/b.png", 32, 32)
+    before = files(here)
+    args = [str(models / "packed.qsr"), str(models / "trained.qsr"), *TRAIN]
+    done = run(sys.executable, "-c", FULL_DISK, *args)
+    assert done.stdout.count("exit 2\n") == 3, done.stderr
+    said = [line[line.index("qsr: ") :] for line in done.stderr.splitlines() if "qsr: " in line]
+    for line, name in zip(said, ("b.png", "b.qsr", "run/step-00000002"), strict=True):
+        assert name in line and "File too large" in line
+    assert "Traceback" not in done.stderr
+    assert files(here) == before
+
+
+# Real processes -----------------------------------------------------------------------------------
+
+
+def run(*args):
+    """Run a program that finds this qsr from any folder."""
+    env = {**os.environ, "PYTHONPATH": str(Path(qsr.__file__).parents[1])}
+    return subprocess.run([*map(str, args)], capture_output=True, text=True, env=env)
+
+
+def test_the_program_runs_as_a_process_and_returns_its_exit_code(here, model):
+    args = ["-m", "qsr.cli", "upscale", picture("a.png"), "b.png", "--model", model]
+    done = run(sys.executable, *args)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "b.png  14 x 10\n", "")
+    done = run(sys.executable, *args)
+    assert done.returncode == 2 and done.stdout == "" and one_line(done.stderr)
+
+
+def test_a_reader_that_stops_reading_is_no_error(here):
+    command = f"'{sys.executable}' -m qsr.cli info --json | true"
+    assert run("bash", "-c", command).stderr == ""
+
+
+# From training to a picture -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(here):
+    for name, values in textures(48).items():
+        Path("photos").mkdir(exist_ok=True)
+        Image.fromarray(values.permute(1, 2, 0).numpy()).save(f"photos/{name}.png")
+    return "photos"
+
+
+def test_train_pack_evaluate_and_upscale(qsr_command, photos):
+    code, out, _ = qsr_command("train", "--out", "run", *TRAIN)  # on the embedded set
+    assert code == 0 and out.splitlines() == ["run/step-00000004", "run/model.qsr"]
+    assert qsr_command("pack", "run/model.qsr", "packed.qsr")[0] == 0
+    for source in ("run", "run/step-00000004"):
+        assert qsr_command("pack", source, "again.qsr", "--overwrite")[0] == 0
+        lr = torch.rand(1, 3, 5, 7)
+        assert torch.equal(qsr.load("./again.qsr")(lr), qsr.load("./packed.qsr")(lr))
+
+    code, out, _ = qsr_command("evaluate", photos, "--model", "packed.qsr", "--blocks", 1, "--json")
+    report = json.loads(out)
+    scores = qsr.evaluate(qsr.load("packed.qsr"), photos, blocks=1)
+    assert code == 0 and report["blocks"] == 1
+    assert report["sets"][photos]["psnr_y"] == scores.psnr_y
+    assert report["sets"][photos]["names"] == list(scores.names)
+    code, out, _ = qsr_command("evaluate", photos, "--model", "bicubic", "--scale", 2, "--each")
+    assert code == 0 and len(out.splitlines()) == 5 and "dB" in out
+
+    args = ["upscale", f"{photos}/noise.png", "sr.png", "--model", "packed.qsr"]
+    assert qsr_command(*args)[0] == 0 and size("sr.png") == (96, 96)
+
+
+def test_a_packed_model_is_written_with_its_card(qsr_command, models, photos):
+    args = ["pack", models / "trained.qsr", "m.qsr", "--card", "by hand", "--sets", photos]
+    code, out, _ = qsr_command(*args)
+    assert code == 0 and "m.json" in out
+    card = json.loads(Path("m.json").read_text())
+    assert card["training"] == "by hand" and card["bytes"] == Path("m.qsr").stat().st_size
+    assert card["scores"].keys() == {"2", "1"} and photos in card["packed_minus_trained"]
+
+
+def test_the_same_call_resumes_and_ends_where_an_uninterrupted_one_ends(qsr_command, photos):
+    args = [*TRAIN, "--data", photos]
+    assert qsr_command("train", "--out", "whole", *args)[0] == 0
+    code, out, err = qsr_command("train", "--out", "parts", *args, "--max-seconds", 0)
+    assert code == 0 and "step-00000001" in out and "model.qsr" not in files("parts")
+    assert "the same call goes on" in err
+    assert qsr_command("train", "--out", "parts", *args)[0] == 0
+    assert describe("parts/model.qsr") == describe("whole/model.qsr")  # checksums among them
+    done = qsr_command("train", "--out", "parts", *args)  # nothing is left to do
+    assert done[0] == 0 and "step-00000004" in done[1]
+
+
+def test_a_run_refuses_another_configuration_and_keeps_its_checkpoints(qsr_command, photos):
+    args = ["train", "--out", "run", *TRAIN, "--data", photos]
+    assert qsr_command(*args)[0] == 0
+    before = files("run")
+    for changed, words in ((["--steps", 9], "`steps`"), (["--features", 8], "another network")):
+        code, _, err = qsr_command(*args, *changed)
+        assert code == 2 and words in err and one_line(err)
+        assert files("run") == before
+    (list_checkpoints("run")[-1] / "weights.safetensors").write_bytes(b"damaged")
+    code, _, err = qsr_command(*args)
+    assert code == 2 and one_line(err) and "step-00000004" in err
+
+
+def test_training_starts_from_the_weights_of_another_network(qsr_command, photos):
+    teacher = ["--preset", "srresnet-x2", *TINY]
+    assert qsr_command("train", "--out", "float", *teacher, "--data", photos)[0] == 0
+    # A learning rate this small changes no weight visibly.
+    args = ["--out", "run", *TRAIN, "--data", photos, "--learning-rate", 1e-12]
+    assert qsr_command("train", *args, "--init", "float/model.qsr")[0] == 0
+    source, net = qsr.load("float/model.qsr"), qsr.load("run/model.qsr")
+    assert torch.allclose(net.head.weight, source.head.weight, rtol=0, atol=1e-9)
+    assert torch.allclose(net.blocks[1].conv2.weight, source.blocks[1].conv2.weight, atol=1e-9)
+    # The run has its own weights now, and goes on without the file it began from.
+    Path("float/model.qsr").unlink()
+    assert qsr_command("train", *args, "--init", "float/model.qsr")[0] == 0
+    assert qsr_command("train", *args[2:], "--out", "other", "--init", "float")[0] == 0
