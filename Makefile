@@ -11,14 +11,14 @@ NOTEBOOKS := $(wildcard tutorials/*.ipynb)
 LAB_FLAGS := $(if $(filter 0,$(shell id -u)),--allow-root) \
              $(if $(filter Linux,$(shell uname -s)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser))
 
-.PHONY: help lab demo test build lint docs clean
+.PHONY: help lab demo test build lint clean
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
 	@echo "make demo   enlarge the bundled photograph with every model, without a browser"
 	@echo "make test   lint, all tests, all notebooks"
 	@echo "make build  compile the native core     make lint   check style only"
-	@echo "make docs   build the site              make clean  remove .venv and build outputs"
+	@echo "make clean  remove .venv and build outputs"
 
 # Environments: .venv/lab-1234 says that `pip install .[lab]` is done for these requirements.
 $(VENV)/%-$(WANTED):
@@ -64,9 +64,6 @@ test: lint
 	QSR_NATIVE=require $(BIN)/python -m pytest --doctest-modules \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    --durations=10 tests qsr $(NOTEBOOKS) $(ARGS)
-
-docs: $(VENV)/docs-$(WANTED)
-	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build site *.egg-info qsr/*.so .pytest_cache .ruff_cache .hypothesis
