@@ -55,8 +55,8 @@ demo: $(VENV)/lab-$(WANTED)
 	$(BIN)/qsr demo $(ARGS)
 
 lint: $(VENV)/test-$(WANTED)
-	$(BIN)/ruff check qsr tests setup.py
-	$(BIN)/ruff format --check qsr tests setup.py
+	$(BIN)/ruff check qsr tests benchmarks setup.py
+	$(BIN)/ruff format --check qsr tests benchmarks setup.py
 
 # A run on the slow reference must not pass for a test of the kernels: QSR_NATIVE=require.
 test: lint
