@@ -260,6 +260,7 @@ class Compare:
             " slider.value = 100 * event.offsetX / this.clientWidth; slider.oninput(); }"
         )
         fill = "display:block; width:100%; margin:0"
+        # data-lm-suppress-shortcuts: JupyterLab takes the arrow keys for itself without it.
         return f"""
 <div style="--at:50%; max-width:{self.width}px; font-family:sans-serif; font-size:13px">
 <span style="display:block; position:relative; touch-action:pan-y; cursor:ew-resize"
@@ -271,7 +272,7 @@ class Compare:
  background:#fff; box-shadow:0 0 3px #000; pointer-events:none"></i>
 </span>
 <label style="display:flex; gap:8px; align-items:center; margin-top:4px"><span>{first}</span>
-<input type="range" min="0" max="100" value="50" style="flex:1"
+<input type="range" min="0" max="100" value="50" style="flex:1" data-lm-suppress-shortcuts="true"
  aria-label="move right to see more of: {first}; left: {second}" oninput="{show}">
 <span>{second}</span></label>
 </div>"""

@@ -146,6 +146,7 @@ def test_a_slider_is_the_same_html_every_time_and_fits_a_notebook():
 def test_a_slider_can_be_read_aloud_and_moved_by_keys():
     page = Compare(torch.rand(3, 4, 4), torch.rand(3, 4, 4), ("small & <old>", "new"))._repr_html_()
     assert '<input type="range"' in page
+    assert 'data-lm-suppress-shortcuts="true"' in page  # or JupyterLab takes the arrow keys
     assert 'aria-label="move right to see more of: small &amp; &lt;old&gt;; left: new"' in page
     assert 'alt="new"' in page and 'alt="small &amp; &lt;old&gt;"' in page
     assert "<old>" not in page
