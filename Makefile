@@ -11,6 +11,11 @@ NOTEBOOKS := $(wildcard tutorials/*.ipynb)
 LAB_FLAGS := $(if $(filter 0,$(shell id -u)),--allow-root) \
              $(if $(filter Linux,$(shell uname -s)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser))
 
+# A course that works offline does not ask on its first screen whether to fetch news.
+LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
+NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
+           {"fetchNews": "false", "checkForUpdates": false}}
+
 .PHONY: help lab demo test build lint clean
 
 help:
@@ -48,6 +53,7 @@ endef
 lab: $(VENV)/lab-$(WANTED)
 	@$(call build_core)
 	@$(if $(NOTEBOOKS),$(BIN)/jupyter trust $(NOTEBOOKS))
+	@mkdir -p $(LAB_SETTINGS) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json
 	$(BIN)/jupyter lab --ServerApp.root_dir=tutorials $(LAB_FLAGS) $(ARGS)
 
 demo: $(VENV)/lab-$(WANTED)
@@ -55,7 +61,7 @@ demo: $(VENV)/lab-$(WANTED)
 	$(BIN)/qsr demo $(ARGS)
 
 lint: $(VENV)/test-$(WANTED)
-	$(BIN)/ruff check qsr tests benchmarks setup.py
+	$(BIN)/ruff check qsr tests benchmarks tutorials setup.py
 	$(BIN)/ruff format --check qsr tests benchmarks setup.py
 
 # A run on the slow reference must not pass for a test of the kernels: QSR_NATIVE=require.
