@@ -280,18 +280,24 @@ class QuantSR(nn.Module):
         return DepthPlan.from_order(self.order, count)
 
     def forward(self, lr: Tensor, plan: DepthPlan | None = None) -> Tensor:
+        height, width = (self.config.scale * n for n in lr.shape[-2:])
+        return self.reconstruct(self.features(lr, plan))[:, :, :height, :width]
+
+    def features(self, lr: Tensor, plan: DepthPlan | None = None) -> Tensor:
+        """Head and body: lr [N, 3, H, W] -> [N, features, H, W], H and W up to whole windows."""
         _check_pictures(lr)
         plan = plan or DepthPlan.full(len(self.blocks))
         _check_plan(self, plan)
-        height, width = lr.shape[2:]
         x = (lr - self.mean) * self.config.pixel_range
         shallow = self.head(_reflect_to_multiple(x, self.config.window))
         deep = self.norm_in(shallow)
         for block, runs in zip(self.blocks, plan.keep, strict=True):
             deep = block(deep) if runs else block.skip(deep)
-        deep = self.body_conv(self.norm_out(deep)) + shallow
-        sr = self.tail(deep) / self.config.pixel_range + self.mean
-        return sr[:, :, : height * self.config.scale, : width * self.config.scale]
+        return self.body_conv(self.norm_out(deep)) + shallow
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """The tail: [N, features, H, W] -> sr [N, 3, scale H, scale W]."""
+        return self.tail(features) / self.config.pixel_range + self.mean
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -24,6 +24,7 @@ from .pack import PackedModel
 
 Model = QuantSR | PackedModel
 DEFAULT_MEMORY = 2.0  # GB of planned working memory
+TAIL_REACH = 2  # lr rows that a tail sees beyond its own: its stages see 1, 1/2 and 1/4 of a row
 
 # How far a network sees ---------------------------------------------------------------------------
 
@@ -50,23 +51,32 @@ def halo(config: NetworkConfig, blocks: int | None = None) -> int:
                 first = (first - start) // window * window + start
         first -= 1  # the head
         return math.ceil(-first / window) * window
-    # head, two convolutions a block, body_conv; the tail's stages see 1, 1/2, 1/4 pixel: 2 in all
-    return 1 + 2 * count + 1 + 2
+    return 1 + 2 * count + 1 + TAIL_REACH  # head, two convolutions a block, body_conv, tail
 
 
 def planned_bytes(config: NetworkConfig, pixels: int) -> int:
     """Working memory for `pixels` lr pixels at once, bytes; an upper estimate.
 
     In float32 values per lr pixel, as measured: around a convolution of the body live 10 copies of
-    the features, around the last pixel shuffle 3 copies of them at full output resolution. A Swin
-    layer holds 14 copies of the features and 5 of its attention scores (window^2 a head). Beside
-    these are lr, sr and the codes.
+    the features; the tail needs more, but runs in pieces (`_tail_rows`). A Swin layer holds 14
+    copies of the features and 5 of its attention scores (window^2 a head). Beside these are lr, sr
+    and the codes.
     """
     if isinstance(config, SwinConfig):
         values = 14 * config.features + 5 * config.heads * config.window**2
     else:
-        values = config.features * max(10, 3 * config.scale**2)
+        values = 10 * config.features
     return 4 * (values + 6 * config.scale**2 + 32) * pixels
+
+
+def _tail_rows(config: NetworkConfig, rows: int) -> int:
+    """Rows of features that the tail takes at once, so that it needs no more than the body did.
+
+    Around the last pixel shuffle live 3 copies of the features at full output resolution: 3 scale^2
+    for each lr pixel of a piece and its 2 TAIL_REACH rows of halo. 8 copies for each pixel of the
+    strip are left to it, beside the features of the whole strip.
+    """
+    return max(1, 8 * rows // (3 * config.scale**2) - 2 * TAIL_REACH)
 
 
 def strips(height: int, width: int, config: NetworkConfig, blocks: int, memory: float):
@@ -120,11 +130,20 @@ def enlarge(
     out = []
     bar = tqdm(plan, "strips", leave=False, disable=not progress or len(plan) == 1)
     for first, last, top, bottom in bar:
-        strip = lr[:, :, top:bottom].to(network.mean)
-        sr = model(strip, blocks if model is not network else depth)
-        s = config.scale
-        out.append(sr[:, :, s * (first - top) : s * (last - top)].clamp(0, 1).to(lr))
+        features = network.features(lr[:, :, top:bottom].to(network.mean), depth)
+        step = _tail_rows(config, bottom - top)
+        for row in range(first - top, last - top, step):
+            sr = _tail_of(network, features, row, min(row + step, last - top))
+            out.append(sr[..., : config.scale * lr.shape[3]].clamp(0, 1).to(lr))
     return torch.cat(out, dim=2)
+
+
+def _tail_of(network: QuantSR, features: Tensor, first: int, last: int) -> Tensor:
+    """Rows [first, last) of what the tail makes of the features of a strip."""
+    top = max(0, first - TAIL_REACH)
+    sr = network.reconstruct(features[:, :, top : last + TAIL_REACH])
+    scale = network.config.scale
+    return sr[:, :, scale * (first - top) : scale * (last - top)]
 
 
 @overload
