@@ -24,6 +24,7 @@ from .pack import PackedModel
 
 Model = QuantSR | PackedModel
 DEFAULT_MEMORY = 2.0  # GB of planned working memory
+SMALL_TAIL = 2**25  # bytes that a piece of the tail may always take
 TAIL_REACH = 2  # lr rows that a tail sees beyond its own: its stages see 1, 1/2 and 1/4 of a row
 
 # How far a network sees ---------------------------------------------------------------------------
@@ -69,14 +70,17 @@ def planned_bytes(config: NetworkConfig, pixels: int) -> int:
     return 4 * (values + 6 * config.scale**2 + 32) * pixels
 
 
-def _tail_rows(config: NetworkConfig, rows: int) -> int:
+def _tail_rows(config: NetworkConfig, rows: int, width: int) -> int:
     """Rows of features that the tail takes at once, so that it needs no more than the body did.
 
     Around the last pixel shuffle live 3 copies of the features at full output resolution: 3 scale^2
     for each lr pixel of a piece and its 2 TAIL_REACH rows of halo. 8 copies for each pixel of the
-    strip are left to it, beside the features of the whole strip.
+    strip are left to it, beside the features of the whole strip. A small picture, in which the halo
+    would be most of a piece, may take SMALL_TAIL bytes instead.
     """
-    return max(1, 8 * rows // (3 * config.scale**2) - 2 * TAIL_REACH)
+    share = 8 * rows // (3 * config.scale**2)
+    small = SMALL_TAIL // (4 * 3 * config.scale**2 * config.features * width)
+    return max(1, max(share, small) - 2 * TAIL_REACH)
 
 
 def strips(height: int, width: int, config: NetworkConfig, blocks: int, memory: float):
@@ -131,7 +135,7 @@ def enlarge(
     bar = tqdm(plan, "strips", leave=False, disable=not progress or len(plan) == 1)
     for first, last, top, bottom in bar:
         features = network.features(lr[:, :, top:bottom].to(network.mean), depth)
-        step = _tail_rows(config, bottom - top)
+        step = _tail_rows(config, bottom - top, lr.shape[3])
         for row in range(first - top, last - top, step):
             sr = _tail_of(network, features, row, min(row + step, last - top))
             out.append(sr[..., : config.scale * lr.shape[3]].clamp(0, 1).to(lr))

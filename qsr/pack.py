@@ -261,16 +261,17 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
     exact_floats = isinstance(module, QuantSR)
 
     def packed_twin(layer: nn.Module) -> nn.Module | None:
-        if isinstance(layer, (QConv2d, QLinear)):
-            cls = PackedConv2d if isinstance(layer, QConv2d) else PackedLinear
-            packed = cls(layer, kernel)
-            return packed.fill(layer) if fill else packed
-        if isinstance(layer, QMatmul):
-            packed = PackedMatmul(layer)
-            return packed.fill(layer) if fill else packed
         if exact_floats and type(layer) is nn.Conv2d:
             return FloatConv2d(layer, kernel)
-        return None
+        if isinstance(layer, QConv2d):
+            packed = PackedConv2d(layer, kernel)
+        elif isinstance(layer, QLinear):
+            packed = PackedLinear(layer, kernel)
+        elif isinstance(layer, QMatmul):
+            packed = PackedMatmul(layer)
+        else:
+            return None
+        return packed.fill(layer) if fill else packed
 
     return replace_layers(module, packed_twin)
 
