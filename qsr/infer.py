@@ -24,7 +24,7 @@ from .pack import PackedModel
 
 Model = QuantSR | PackedModel
 DEFAULT_MEMORY = 2.0  # GB of planned working memory
-SMALL_TAIL = 2**25  # bytes that a piece of the tail may always take
+SMALL_TAIL = 2**26  # bytes that a piece of the tail may always take
 TAIL_REACH = 2  # lr rows that a tail sees beyond its own: its stages see 1, 1/2 and 1/4 of a row
 
 # How far a network sees ---------------------------------------------------------------------------
