@@ -1,6 +1,7 @@
 // THE tables: which kernels there are, best first, and what each needs of the processor.
 #include <cstring>
 
+#include "conv3x3.h"
 #include "kernels.h"
 
 namespace qsr {
@@ -26,6 +27,8 @@ constexpr Kernel<QuantizePack> kQuantizePack[] = {
     {"scalar", anywhere, quantize_pack_scalar},
 };
 
+constexpr const Conv3x3Kernel* kConv3x3[] = {&kConv3x3Vnni, &kConv3x3Portable};
+
 template <class Job, size_t N>
 const Kernel<Job>* find(const Kernel<Job> (&table)[N], const char* name) {
   const bool any = std::strcmp(name, "auto") == 0;
@@ -49,7 +52,21 @@ const Kernel<QuantizePack>* find_quantize_pack(const char* name) {
   return find(kQuantizePack, name);
 }
 
+const Conv3x3Kernel* find_conv3x3(const char* name, int bits) {
+  const bool any = std::strcmp(name, "auto") == 0;
+  for (const Conv3x3Kernel* row : kConv3x3)
+    if ((any || std::strcmp(name, row->name) == 0) && row->supported() && bits <= row->max_bits)
+      return row;
+  return nullptr;
+}
+
 std::string available(const char* op) {
+  if (std::strcmp(op, "conv3x3") == 0) {
+    std::string list;
+    for (const Conv3x3Kernel* row : kConv3x3)
+      if (row->supported()) list += (list.empty() ? "" : ",") + std::string(row->name);
+    return list;
+  }
   if (std::strcmp(op, "conv2d") == 0) return names(kConv2d);
   if (std::strcmp(op, "quantize_pack") == 0) return names(kQuantizePack);
   if (std::strcmp(op, "conv2d_float") == 0) return "native";

@@ -36,6 +36,8 @@ from types import ModuleType
 PACKAGE = Path(__file__).resolve().parent
 CSRC = PACKAGE.parent / "csrc"
 OPS_SOURCES = (
+    "conv3x3_vnni.cpp",
+    "conv3x3_portable.cpp",
     "conv2d_vpopcnt.cpp",
     "conv2d_scalar.cpp",
     "conv2d_float.cpp",
