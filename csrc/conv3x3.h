@@ -12,6 +12,7 @@
 // the last have weights, scale, bias and tau 0, so they stay 0 everywhere and need no special case.
 #pragma once
 #include <cstdint>
+#include <string>
 
 namespace qsr {
 
@@ -63,7 +64,7 @@ struct Conv3x3Kernel {
   bool (*supported)();
   int max_bits;  // of activations and weights; weights are signed
   int64_t (*laid_out_bytes)(int64_t in_channels, int64_t out_channels);
-  // weights: codes [out_channels, 3, 3, in_channels]; laid_out: zeros, aligned to 64 bytes
+  // weights: codes [out_channels, 3, 3, in_channels]; laid_out: zeros, aligned to 4 bytes
   void (*lay_out)(const int8_t* weights, int64_t in_channels, int64_t out_channels, bool in_signed,
                   int in_bits, void* laid_out);
   void (*run)(const Conv3x3&, int64_t first, int64_t last);
@@ -74,5 +75,7 @@ extern const Conv3x3Kernel kConv3x3Vnni, kConv3x3Portable;
 
 // dispatch.cpp: the first supported row of that name ("auto": any) for these bits; null if none.
 const Conv3x3Kernel* find_conv3x3(const char* name, int bits);
+// Comma-separated names of the supported rows for these bits, best first.
+std::string conv3x3_names(int bits);
 
 }  // namespace qsr

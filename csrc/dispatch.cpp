@@ -60,13 +60,16 @@ const Conv3x3Kernel* find_conv3x3(const char* name, int bits) {
   return nullptr;
 }
 
+std::string conv3x3_names(int bits) {
+  std::string list;
+  for (const Conv3x3Kernel* row : kConv3x3)
+    if (row->supported() && bits <= row->max_bits)
+      list += (list.empty() ? "" : ",") + std::string(row->name);
+  return list;
+}
+
 std::string available(const char* op) {
-  if (std::strcmp(op, "conv3x3") == 0) {
-    std::string list;
-    for (const Conv3x3Kernel* row : kConv3x3)
-      if (row->supported()) list += (list.empty() ? "" : ",") + std::string(row->name);
-    return list;
-  }
+  if (std::strcmp(op, "conv3x3") == 0) return conv3x3_names(1);
   if (std::strcmp(op, "conv2d") == 0) return names(kConv2d);
   if (std::strcmp(op, "quantize_pack") == 0) return names(kQuantizePack);
   if (std::strcmp(op, "conv2d_float") == 0) return "native";

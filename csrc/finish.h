@@ -6,6 +6,8 @@
 // multiply-add (-ffp-contract=off). Multiplying by 1 / step instead would save 1 % of a layer and
 // change codes at the thresholds.
 
+// Vectors wider than the target's registers never cross a call: everything here is inlined.
+#pragma GCC diagnostic ignored "-Wpsabi"
 #define QSR_INLINE __attribute__((always_inline)) inline
 
 template <int n>

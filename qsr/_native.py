@@ -44,7 +44,9 @@ OPS_SOURCES = (
     "quantize_pack.cpp",
     "pack.cpp",
     "dispatch.cpp",
+    "residual_network.cpp",
     "ops.cpp",
+    "ops_network.cpp",
 )
 BIND_SOURCES = ("bind.cpp",)
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # stable ABI of torch 2.10
