@@ -18,14 +18,18 @@ namespace qsr {
 
 constexpr int64_t kMapChannels = 64;  // the channels of a map are a multiple of this
 
+constexpr int64_t kMapTile = 4;  // tiles of kernels are 2x2 or 4x4 outputs
+
+constexpr int64_t whole_tiles(int64_t length) { return (length + kMapTile - 1) / kMapTile * kMapTile; }
+
 // The byte codes of one picture, u8 if unsigned, s8 if signed, in a frame of code 0: one pixel on
-// each side, and a second one right and below where a side is odd, so that 2x2 tiles fit.
+// each side, and right and below as many more as fill the last tile.
 struct CodeMap {
-  uint8_t* data;  // [height + odd + 2, width + odd + 2, channels]
+  uint8_t* data;  // [whole_tiles(height) + 2, whole_tiles(width) + 2, channels]
   int64_t height, width, channels;
 
-  int64_t row() const { return (width + (width & 1) + 2) * channels; }  // bytes
-  int64_t bytes() const { return (height + (height & 1) + 2) * row(); }
+  int64_t row() const { return (whole_tiles(width) + 2) * channels; }  // bytes
+  int64_t bytes() const { return (whole_tiles(height) + 2) * row(); }
   uint8_t* at(int64_t y, int64_t x) const { return data + (y + 1) * row() + (x + 1) * channels; }
 };
 
@@ -57,11 +61,12 @@ struct Conv3x3 {
   Finish finish;
 };
 
-// A row of the table. Work is counted in pairs of picture rows: run computes the rows
-// [2 * first, 2 * last), of those that the picture has.
+// A row of the table. Work is counted in strips of `rows` picture rows: run computes the rows
+// [rows * first, rows * last), of those that the picture has.
 struct Conv3x3Kernel {
   const char* name;
   bool (*supported)();
+  int rows;      // 2 or 4
   int max_bits;  // of activations and weights; weights are signed
   int64_t (*laid_out_bytes)(int64_t in_channels, int64_t out_channels);
   // weights: codes [out_channels, 3, 3, in_channels]; laid_out: zeros, aligned to 4 bytes

@@ -57,7 +57,7 @@ Sums sums(const Conv3x3& job, int64_t y, int64_t x, int64_t o) {
 void run(const Conv3x3& job, int64_t first, int64_t last) {
   const Finish& f = job.finish;
   const int64_t width = job.in.width, out = job.out_channels;
-  const int64_t code_row = (width + (width & 1) + 2) * out;
+  const int64_t code_row = (whole_tiles(width) + 2) * out;
   for (int64_t y = 2 * first; y < 2 * last && y < job.in.height; ++y)
     for (int64_t x = 0; x < width; ++x)
       for (int64_t o = 0; o < out; o += kLanes) {
@@ -79,6 +79,6 @@ void run(const Conv3x3& job, int64_t first, int64_t last) {
 
 }  // namespace
 
-const Conv3x3Kernel kConv3x3Portable = {"portable", anywhere, 8, laid_out_bytes, lay_out, run};
+const Conv3x3Kernel kConv3x3Portable = {"portable", anywhere, 2, 8, laid_out_bytes, lay_out, run};
 
 }  // namespace qsr

@@ -200,7 +200,7 @@ QSR_INLINE void outputs(const Conv3x3& job, const int32_t* m, const int32_t* con
                         int64_t count, int64_t map_channels, const Use& use) {
   const int64_t columns = (job.in.width + 1) / 2, out = job.out_channels;
   const int64_t map_row = job.in.width * map_channels;
-  const int64_t code_row = (job.in.width + (job.in.width & 1) + 2) * out;
+  const int64_t code_row = (whole_tiles(job.in.width) + 2) * out;
   constexpr int64_t kColumn = 2 * kTiles * kBlock;
   int64_t ty = first / columns, tx = first % columns;
   for (int64_t t = 0; t < count; ++t, m += kBlock) {
@@ -268,7 +268,7 @@ bool supported() {
 
 }  // namespace
 
-const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", supported, 4, laid_out_bytes, lay_out, run};
+const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", supported, 2, 4, laid_out_bytes, lay_out, run};
 
 }  // namespace qsr
 #pragma GCC pop_options
@@ -276,7 +276,7 @@ const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", supported, 4, laid_out_byte
 #else
 
 namespace qsr {
-const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", [] { return false; }, 0, nullptr, nullptr, nullptr};
+const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", [] { return false; }, 2, 0, nullptr, nullptr, nullptr};
 }  // namespace qsr
 
 #endif

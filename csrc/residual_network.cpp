@@ -47,7 +47,8 @@ struct Maps {
 };
 
 void zero_frame(const CodeMap& map) {
-  const int64_t below = 1 + (map.height & 1), right = 1 + (map.width & 1);
+  const int64_t below = 1 + whole_tiles(map.height) - map.height;
+  const int64_t right = 1 + whole_tiles(map.width) - map.width;
   std::memset(map.data, 0, map.row());
   for (int64_t y = 0; y < map.height; ++y) {
     std::memset(map.at(y, -1), 0, map.channels);
@@ -126,14 +127,17 @@ void run(const ResidualNetwork& net, const Conv3x3Kernel& kernel, const Parallel
   if (kept[0] > 0) entry.out = deep;
   codes_for(entry, net.layers[2 * kept[0]], maps.a);
   parallel(net.height, net.width * net.channels * 32, [&](int64_t first, int64_t last) {
-    conv2d_float(head, first, last);
-    enter(entry, net.width, net.channels, first, last);
+    for (int64_t y = first; y < last; ++y) {  // a row at a time, while it is in the cache
+      conv2d_float(head, y, y + 1);
+      enter(entry, net.width, net.channels, y, y + 1);
+    }
   });
 
   const auto layer = [&](int64_t index, const CodeMap& in, const Finish& finish) {
     Conv3x3 job{in, net.layers[index].is_signed, net.bits, net.layers[index].weights, net.channels, finish};
     job.finish.scale = net.layers[index].scale, job.finish.bias = net.layers[index].bias;
-    parallel((net.height + 1) / 2, net.width * net.channels * net.channels / 4,
+    parallel((net.height + kernel.rows - 1) / kernel.rows,
+             kernel.rows * net.width * net.channels * net.channels / 8,
              [&](int64_t first, int64_t last) { kernel.run(job, first, last); });
   };
   const float* stream = kept[0] > 0 ? deep : maps.shallow;
