@@ -285,7 +285,7 @@ class QuantSR(nn.Module):
 
     def features(self, lr: Tensor, plan: DepthPlan | None = None) -> Tensor:
         """Head and body: lr [N, 3, H, W] -> [N, features, H, W], H and W up to whole windows."""
-        _check_pictures(lr)
+        check_pictures(lr)
         plan = plan or DepthPlan.full(len(self.blocks))
         _check_plan(self, plan)
         x = (lr - self.mean) * self.config.pixel_range
@@ -378,7 +378,8 @@ def _check_plan(net: QuantSR, plan: DepthPlan) -> None:
         )
 
 
-def _check_pictures(lr: Tensor) -> None:
+def check_pictures(lr: Tensor) -> None:
+    """Raise ValueError or TypeError unless lr is float [N, 3, H, W], none of the sizes 0."""
     if lr.ndim != 4 or lr.shape[1] != 3 or 0 in lr.shape:
         raise ValueError(
             f"`lr` has shape {tuple(lr.shape)}; a network takes RGB pictures [N, 3, H, W], none of "

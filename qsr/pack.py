@@ -24,10 +24,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from . import kernels
-from .backbone import NetworkConfig, QuantSR
+from . import kernels, program_conv
+from .backbone import NetworkConfig, QuantSR, check_pictures
 from .bitplanes import BitPlanes, check_tail, words_for
 from .layers import QConv2d, QLinear, QMatmul, replace_layers
+from .program_conv import ConvProgram
 from .quantizer import Quantizer, QuantSpec, to_codes
 from .reference import epilogue
 
@@ -214,11 +215,19 @@ class PackedModel(nn.Module):
 
     packed(lr, blocks=None): lr float RGB [N, 3, H, W] in [0, 1] -> sr [N, 3, scale H, scale W], not
     clipped. blocks: how many blocks run (None: all); it was trained at `config.depths`.
+
+    Where there are fused kernels for the network it runs as a planned program (`self.program`),
+    else layer by layer (`self.network`): the same integers and the same features. The program is
+    planned at the first call and again after load_state_dict.
     """
 
-    def __init__(self, network: QuantSR) -> None:
+    def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
+        self.kernel = kernel
+        self._program = None
+        self.register_load_state_dict_post_hook(lambda *_: self._forget())
+        network.register_load_state_dict_post_hook(lambda *_: self._forget())
 
     @property
     def config(self) -> NetworkConfig:
@@ -227,11 +236,27 @@ class PackedModel(nn.Module):
     @classmethod
     def empty(cls, config: NetworkConfig, kernel: str = "auto") -> PackedModel:
         """The packed network of a configuration, without values: load_state_dict gives them."""
-        return cls(_replace_layers(QuantSR(config), kernel, fill=False))
+        return cls(_replace_layers(QuantSR(config), kernel, fill=False), kernel)
+
+    @property
+    def program(self) -> ConvProgram | None:
+        """The planned program, or None where the network runs layer by layer."""
+        if self._program is None and self.network.mean.device.type == "cpu":
+            names = program_conv.available(self.config)
+            if names and self.kernel in ("auto", *names):
+                self._program = ConvProgram(self.network, self.kernel)
+        return self._program
+
+    def _forget(self) -> None:
+        self._program = None
 
     @torch.inference_mode()
     def forward(self, lr: Tensor, blocks: int | None = None) -> Tensor:
-        return self.network(lr, self.network.plan(blocks))
+        plan = self.network.plan(blocks)
+        if self.program is None:
+            return self.network(lr, plan)
+        check_pictures(lr)
+        return self.program(lr, plan)
 
 
 def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
@@ -253,7 +278,7 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
             "or pass it through qsr.quantize first."
         )
     packed = _replace_layers(copy.deepcopy(module).cpu().eval(), kernel, fill=True)
-    return PackedModel(packed) if isinstance(packed, QuantSR) else packed
+    return PackedModel(packed, kernel) if isinstance(packed, QuantSR) else packed
 
 
 def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:

@@ -1,12 +1,12 @@
-"""QuantSR-C as one planned program: weights laid out once, buffers allocated once, two native calls.
+"""QuantSR-C as one planned program: weights laid out once, buffers allocated once.
 
 Layer by layer, a packed network writes every float map to memory and reads it again, and allocates
-as it goes. The program does the same arithmetic, in the same order for every pixel, in fused
-layers (csrc/conv3x3.h): codes in, codes out, with only the residual stream in float. So its features
-are those of the layers, bit for bit.
+as it goes. The program does the same arithmetic, in the same order for every pixel, in fused layers
+(csrc/conv3x3.h): codes in, codes out, and only the residual stream in float. So its features are
+those of the layers, bit for bit.
 
-    body   lr -> features       csrc/residual_network.cpp, on integers
-    tail   features -> sr       the collapsed convolution of qsr.tail, in float
+    body   lr -> features       one call of csrc/residual_network.cpp, on integers
+    tail   features -> sr       in float
 
 Between runs the program keeps its buffers for the last picture size. Threads are torch's.
 """
@@ -115,7 +115,19 @@ class ConvProgram:
             self.bits,
             self.kernel,
         )
+        self.reconstruct = network.reconstruct
+        self.features_of_network = config.features
         self._size, self._buffers = None, ()
+
+    def __call__(self, lr: Tensor, plan: DepthPlan) -> Tensor:
+        """lr float [N, 3, H, W] -> sr float32 [N, 3, scale H, scale W], not clipped."""
+        n = self.features_of_network
+        return torch.cat(
+            [
+                self.reconstruct(self.features(picture, plan)[None, :, :, :n].permute(0, 3, 1, 2))
+                for picture in lr.float()
+            ]
+        )
 
     def features(self, lr: Tensor, plan: DepthPlan) -> Tensor:
         """lr float32 [3, H, W] -> float32 [H, W, C], C = padded(features).
