@@ -1,6 +1,6 @@
 """The operators of packed networks, and which kernel runs them.
 
-Six operators, registered with PyTorch's dispatcher as `torch.ops.qsr.*` (with fake tensors, so
+Seven operators, registered with PyTorch's dispatcher as `torch.ops.qsr.*` (with fake tensors, so
 that torch.compile and torch.export see them); all are exact and forward only:
 
     quantize_pack   float32 [N, C, H, W] -> packed codes
@@ -8,6 +8,7 @@ that torch.compile and torch.export see them); all are exact and forward only:
     conv2d          packed activations, packed weights -> int32 sums
     linear          the same for rows
     conv2d_float    float convolution in one fixed order of summation, for head and tail
+    attention       window attention with quantised q, k, v and probabilities
 
 Every operator takes `kernel`: "auto" for the best that this processor runs, "reference" for the
 slow definition in `qsr.reference`, or a name from `available()`. All give the same integers. Where
@@ -36,7 +37,7 @@ from .quantizer import QuantSpec
 
 REFERENCE = "reference"
 FLOAT_LANES = 16  # kFloatLanes of csrc/kernels.h
-NATIVE_OPS = ("conv2d", "linear", "quantize_pack", "conv2d_float")
+NATIVE_OPS = ("conv2d", "linear", "quantize_pack", "conv2d_float", "attention")
 
 # Choice -------------------------------------------------------------------------------------------
 
@@ -44,14 +45,14 @@ NATIVE_OPS = ("conv2d", "linear", "quantize_pack", "conv2d_float")
 def available(op: str = "conv2d", device: str | torch.device = "cpu") -> tuple[str, ...]:
     """Names of the kernels that run `op` on `device` here, best first; the last is "reference".
 
-    op: "conv2d", "linear" (the same kernels), "quantize_pack" or "conv2d_float".
+    op: "conv2d", "linear" (the same kernels), "quantize_pack", "conv2d_float" or "attention".
     """
     if op not in NATIVE_OPS:
         raise ValueError(f"`op` is {op!r}; kernels are chosen for {', '.join(NATIVE_OPS)}.")
     if torch.device(device).type != "cpu" or not _native.load().native:
         return (REFERENCE,)
     names = torch.ops.qsr_native.available("conv2d" if op == "linear" else op)
-    return (*names.split(","), REFERENCE)
+    return (*(names.split(",") if names else ()), REFERENCE)
 
 
 def _choose(op: str, kernel: str, device: torch.device) -> str:
@@ -185,6 +186,26 @@ def _conv2d_float(
 def _(x, weight, bias, padding, kernel="auto"):
     height, width = (x.shape[1 + i] + 2 * padding[i] - weight.shape[2 + i] + 1 for i in (0, 1))
     return x.new_empty(x.shape[0], height, width, len(weight))
+
+
+@torch.library.custom_op("qsr::attention", mutates_args=())
+def _attention(
+    qkv: Tensor,
+    steps: Tensor,
+    bias: Tensor,
+    mask: Tensor | None,
+    heads: int,
+    bits: Sequence[int],
+    signed: Sequence[bool],
+    kernel: str = "auto",
+) -> Tensor:
+    _choose("attention", kernel, qkv.device)
+    return reference.attention(qkv, steps, bias, mask, heads, bits, signed)
+
+
+@_attention.register_fake
+def _(qkv, steps, bias, mask, heads, bits, signed, kernel="auto"):
+    return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
 
 
 def _planes(a: Tensor, w: Tensor, a_signed: bool, w_signed: bool) -> tuple[BitPlanes, BitPlanes]:
@@ -334,3 +355,53 @@ def conv2d_float(
             f"than the kernel of {weight.shape[2]} x {weight.shape[3]}; pad more."
         )
     return torch.ops.qsr.conv2d_float(x, weight, bias, padding, kernel)
+
+
+def attention(
+    qkv: Tensor,
+    steps: Tensor,
+    bias: Tensor,
+    mask: Tensor | None,
+    *,
+    heads: int,
+    bits: Sequence[int],
+    signed: Sequence[bool],
+    kernel: str = "auto",
+) -> Tensor:
+    """Window attention on integers; the formula stands in `qsr.reference.attention`.
+
+    qkv: float32 [windows, T, 3 * features]; steps: float32 [4] > 0 of q, k, probabilities and v,
+    and likewise four `bits` (1 to 8) and `signed`; bias: float32 [heads, T, T]; mask: float32
+    [M, T, T] or None, M a divisor of windows -> float32 [windows, T, features].
+    Raises ValueError or TypeError with the value and the rule.
+    """
+    for width, sign in zip(bits, signed, strict=True):
+        QuantSpec(width, sign)
+    arguments = {"qkv": qkv, "steps": steps, "bias": bias, "mask": mask}
+    for name, value in arguments.items():
+        if value is not None and value.dtype != torch.float32:
+            raise TypeError(f"`{name}` is {value.dtype}; attention takes float32.")
+    if qkv.ndim != 3 or heads < 1 or qkv.shape[2] < 1 or qkv.shape[2] % (3 * heads):
+        raise ValueError(
+            f"`qkv` has shape {tuple(qkv.shape)} for {heads} heads; "
+            "it is [windows, T, 3 * features], and the heads divide the features."
+        )
+    windows, pixels, _ = qkv.shape
+    if bias.shape != (heads, pixels, pixels):
+        raise ValueError(
+            f"`bias` has shape {tuple(bias.shape)}; it is [heads, T, T], here "
+            f"[{heads}, {pixels}, {pixels}]."
+        )
+    if mask is not None and (
+        mask.shape[1:] != (pixels, pixels) or len(mask) < 1 or windows % len(mask)
+    ):
+        raise ValueError(
+            f"`mask` has shape {tuple(mask.shape)} for {windows} windows; it is [M, {pixels}, "
+            f"{pixels}] with M a divisor of the windows."
+        )
+    if steps.shape != (4,) or len(bits) != 4 or not bool((steps > 0).all()):
+        raise ValueError(
+            f"`steps` is {steps.tolist()} and `bits` {list(bits)}; both have four entries, for q, "
+            "k, probabilities and v, and steps are positive."
+        )
+    return torch.ops.qsr.attention(qkv, steps, bias, mask, heads, list(bits), list(signed), kernel)

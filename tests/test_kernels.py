@@ -282,6 +282,11 @@ def operator_samples():
         yield "quantize_pack", (x, step, None, 4, True, 1, kernel)
     for kernel in kernels.available("conv2d_float"):
         yield "conv2d_float", (picture, weight, bias, [1, 1], kernel)
+    qkv, steps, table = torch.randn(2, 4, 18), torch.full((4,), 0.1), torch.randn(2, 4, 4)
+    for kernel in kernels.available("attention"):
+        for mask in (None, torch.zeros(2, 4, 4)):
+            numbers = [4, 4, 4, 4], [True, True, False, True]
+            yield "attention", (qkv, steps, table, mask, 2, *numbers, kernel)
 
 
 @pytest.mark.parametrize(
