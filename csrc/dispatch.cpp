@@ -3,6 +3,7 @@
 
 #include "conv3x3.h"
 #include "kernels.h"
+#include "swin.h"
 
 namespace qsr {
 namespace {
@@ -28,6 +29,8 @@ constexpr Kernel<QuantizePack> kQuantizePack[] = {
 };
 
 constexpr const Conv3x3Kernel* kConv3x3[] = {&kConv3x3Vnni, &kConv3x3Portable};
+
+constexpr const SwinKernel* kSwin[] = {&kSwinVnni, &kSwinAvx2, &kSwinPortable};
 
 template <class Job, size_t N>
 const Kernel<Job>* find(const Kernel<Job> (&table)[N], const char* name) {
@@ -68,7 +71,24 @@ std::string conv3x3_names(int bits) {
   return list;
 }
 
+const SwinKernel* find_swin(const char* name, int bits) {
+  const bool any = std::strcmp(name, "auto") == 0;
+  for (const SwinKernel* row : kSwin)
+    if ((any || std::strcmp(name, row->name) == 0) && row->supported() && bits <= row->max_bits)
+      return row;
+  return nullptr;
+}
+
+std::string swin_names(int bits) {
+  std::string list;
+  for (const SwinKernel* row : kSwin)
+    if (row->supported() && bits <= row->max_bits)
+      list += (list.empty() ? "" : ",") + std::string(row->name);
+  return list;
+}
+
 std::string available(const char* op) {
+  if (std::strcmp(op, "attention") == 0) return swin_names(1);
   if (std::strcmp(op, "conv3x3") == 0) return conv3x3_names(1);
   if (std::strcmp(op, "conv2d") == 0) return names(kConv2d);
   if (std::strcmp(op, "quantize_pack") == 0) return names(kQuantizePack);

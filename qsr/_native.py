@@ -47,6 +47,11 @@ OPS_SOURCES = (
     "residual_network.cpp",
     "ops.cpp",
     "ops_network.cpp",
+    "swin_vnni.cpp",
+    "swin_avx2.cpp",
+    "swin_portable.cpp",
+    "swin_conv.cpp",
+    "ops_swin.cpp",
 )
 BIND_SOURCES = ("bind.cpp",)
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # stable ABI of torch 2.10

@@ -199,13 +199,44 @@ def _attention(
     signed: Sequence[bool],
     kernel: str = "auto",
 ) -> Tensor:
-    _choose("attention", kernel, qkv.device)
-    return reference.attention(qkv, steps, bias, mask, heads, bits, signed)
+    name = _choose("attention", kernel, qkv.device)
+    if name == REFERENCE:
+        return reference.attention(qkv, steps, bias, mask, heads, bits, signed)
+    names = torch.ops.qsr_native.swin_kernels(factor_bits(bits, signed)).split(",")
+    if kernel not in ("auto", *names):
+        raise ValueError(
+            f"`kernel` is {kernel!r}; products of {list(bits)} bits run on {', '.join(names)}."
+        )
+    width = qkv.shape[2] // (3 * heads)
+    return torch.ops.qsr_native.attention(
+        qkv.contiguous(),
+        steps.contiguous(),
+        bias.contiguous(),
+        None if mask is None else mask.contiguous(),
+        heads,
+        width**-0.5,
+        list(bits),
+        [int(s) for s in signed],
+        kernel,
+    )
 
 
 @_attention.register_fake
 def _(qkv, steps, bias, mask, heads, bits, signed, kernel="auto"):
     return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+
+
+def factor_bits(bits: Sequence[int], signed: Sequence[bool]) -> int:
+    """Bits of the two bytes of a product together, the most of (left, right, left, right, ...).
+
+    A right factor is a signed byte: unsigned codes below 8 bits need one bit more for its sign;
+    those of 8 bits are kept as code - 128.
+
+    >>> factor_bits([4, 4, 4, 4], [True, True, False, True]), factor_bits([4, 4], [False, False])
+    (8, 9)
+    """
+    pairs = zip(bits[::2], bits[1::2], signed[1::2], strict=True)
+    return max((a + b + (0 if s or b == 8 else 1) for a, b, s in pairs), default=0)
 
 
 def _planes(a: Tensor, w: Tensor, a_signed: bool, w_signed: bool) -> tuple[BitPlanes, BitPlanes]:

@@ -96,6 +96,10 @@ def test_every_kernel_equals_the_reference(
     tensors, options = case(windows, pixels, heads, width, masks, bits, signed, fill, seed)
     expected = reference.attention(*tensors, heads, bits, signed)
     for name in kernels.available("attention")[:-1]:
+        if name == "avx2" and kernels.factor_bits(bits, signed) > 15:
+            with pytest.raises(ValueError, match="`kernel` is 'avx2'"):
+                kernels.attention(*tensors, **options, kernel=name)
+            continue
         result = kernels.attention(*tensors, **options, kernel=name)
         assert torch.equal(result, expected), name
 

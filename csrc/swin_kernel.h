@@ -1,0 +1,431 @@
+// The window of swin.h, one source for every instruction set. A file includes this inside its own
+// anonymous namespace after it has chosen its target and written
+//
+//     kVectors                         vectors of 16 outputs side by side in a linear layer
+//     Int dot(Int sum, const uint8_t* four, const int8_t* weights)
+//                                      sum[l] + four[0..3] . weights[4 l .. 4 l + 3], exact
+//
+// Bytes are read four at a time beyond the end of a row or a head; what they meet there is a weight
+// of 0, and every row has room for it (kSlack).
+
+constexpr int kLanes = kRowLanes;
+constexpr int kRows = 4;  // tokens side by side; a window has a multiple of 4
+constexpr int64_t kSlack = 64;
+typedef Vector<kLanes>::Float Float;
+typedef Vector<kLanes>::Byte Byte;
+
+QSR_INLINE Float load(const float* from) { return *(const Float*)from; }
+QSR_INLINE void store(float* to, Float x) { *(Float*)to = x; }
+QSR_INLINE Float all(float x) { return Float{} + x; }
+
+// Lane l of the result is lane l of x joined with lane l + 8, then + 4, + 2, + 1.
+#define QSR_FOLD(x, join)                                                                         \
+  x = join(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)); \
+  x = join(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)); \
+  x = join(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)); \
+  x = join(x, __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14))
+QSR_INLINE Float plus(Float a, Float b) { return a + b; }
+QSR_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
+QSR_INLINE float total(Float x) {
+  QSR_FOLD(x, plus);
+  return x[0];
+}
+QSR_INLINE float largest(Float x) {
+  QSR_FOLD(x, larger);
+  return x[0];
+}
+
+QSR_INLINE Float exp2(Float t) {
+  const Float shifted = t + 12582912.0f, f = t - (shifted - 12582912.0f);
+  const Int n = (Int)shifted - 0x4b400000;
+  Float y = all(0.001327647219098223f);
+  y = y * f + 0.009675541616274378f;
+  y = y * f + 0.055507132753364594f;
+  y = y * f + 0.2402211971865223f;
+  y = y * f + 0.6931469670621001f;
+  y = y * f + 1.0000000716557271f;
+  y = y * (Float)((n + 127) << 23);
+  return t < -125.0f ? Float{} : y;
+}
+
+QSR_INLINE Float gelu(Float x) {
+  const Float a = x < 0.0f ? -x : x;
+  Float y = all(-1.9919060036525777e-06f);
+  y = y * a + 2.927210329788054e-05f;
+  y = y * a + -0.0001380887993409274f;
+  y = y * a + -0.00025343496184706345f;
+  y = y * a + 0.0072163873829500565f;
+  y = y * a + -0.05260304785582369f;
+  y = y * a + -0.4591722180581767f;
+  y = y * a + -1.15110972878805f;
+  y = y * a + -0.9999999034337361f;
+  return (x < 0.0f ? Float{} : x) - a * exp2(y);
+}
+
+// Codes of z = (x + tau) / step, as bytes.
+QSR_INLINE Byte bytes(Float z, Float low, Float high, Int offset) {
+  z = z < low ? low : z;
+  z = z > high ? high : z;
+  const Int code = nearest<kLanes>(z) & (Int)(z == z);
+  return __builtin_convertvector(code + offset, Byte);
+}
+QSR_INLINE Byte bytes(Float z, const ByteCodes& c) {
+  return bytes(z, all(c.low), all(c.high), Int{} + c.offset);
+}
+
+// Memory of one thread, aligned to 64 bytes.
+struct Scratch {
+  uint8_t* base;
+  int64_t used = 0;
+  explicit Scratch(int64_t size) : base(static_cast<uint8_t*>(::operator new(size, std::align_val_t{64}))) {
+    std::memset(base, 0, size);
+  }
+  Scratch(const Scratch&) = delete;
+  ~Scratch() { ::operator delete(base, std::align_val_t{64}); }
+  template <class T>
+  T* take(int64_t count) {
+    T* at = reinterpret_cast<T*>(base + used);
+    used += (count * sizeof(T) + 63) & ~int64_t{63};
+    return at;
+  }
+};
+
+constexpr int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Attention -----------------------------------------------------------------------------------------
+
+struct AttentionScratch {
+  int8_t *keys, *values;  // of one head: [width / 4, padded, 4], [width / 16, padded / 4, 16, 4]
+  int32_t *key_start, *value_start;
+  float* float_keys;  // [width, padded]
+  float* scores;      // [kRows, padded]
+  uint8_t* p;         // [kRows, padded]
+
+  static int64_t size(const WindowAttention& a) {
+    return 16 * 64 + (up(a.width, 16) * (a.padded * 6 + 4)) + a.padded * (4 + kRows * 5);
+  }
+  AttentionScratch(const WindowAttention& a, Scratch& s)
+      : keys(s.take<int8_t>(up(a.width, 4) * a.padded)),
+        values(s.take<int8_t>(up(a.width, 16) * a.padded)),
+        key_start(s.take<int32_t>(a.padded)),
+        value_start(s.take<int32_t>(up(a.width, 16))),
+        float_keys(s.take<float>(a.width * a.padded)),
+        scores(s.take<float>(kRows * a.padded)),
+        p(s.take<uint8_t>(kRows * a.padded)) {}
+};
+
+// scores: `rows` rows of scores without bias -> numerators of the softmax; returns denominators.
+template <int rows>
+QSR_INLINE void softmax(const WindowAttention& a, float* scores, const float* bias, const float* mask,
+                        float* sums) {
+  for (int r = 0; r < rows; ++r) {
+    float* row = scores + r * a.padded;
+    const float* b = bias + r * a.padded;
+    Float most = all(-__builtin_inff());
+    if (mask) {
+      const float* m = mask + r * a.padded;
+      for (int64_t j = 0; j < a.padded; j += kLanes) {
+        const Float s = load(row + j) + load(b + j) + load(m + j);
+        store(row + j, s);
+        most = larger(most, s);
+      }
+    } else {
+      for (int64_t j = 0; j < a.padded; j += kLanes) {
+        const Float s = load(row + j) + load(b + j);
+        store(row + j, s);
+        most = larger(most, s);
+      }
+    }
+    sums[r] = largest(most);
+  }
+  for (int r = 0; r < rows; ++r) {
+    float* row = scores + r * a.padded;
+    Float sum = Float{};
+    for (int64_t j = 0; j < a.padded; j += kLanes) {
+      const Float e = exp2((load(row + j) - sums[r]) * 1.4426950408889634f);
+      store(row + j, e);
+      sum += e;
+    }
+    sums[r] = total(sum);
+  }
+}
+
+template <int rows>
+QSR_INLINE void attend_rows(const WindowAttention& a, const AttentionScratch& s, const uint8_t* q,
+                            int64_t row_bytes, const float* bias, const float* mask, float* out,
+                            int64_t out_row) {
+  int32_t extra[rows] = {};  // of keys that are kept as code + offset
+  if (a.k.offset)
+    for (int r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < a.width; ++c) extra[r] -= a.k.offset * (q[r * row_bytes + c] - a.q.offset);
+  for (int64_t j = 0; j < a.padded; j += kLanes) {
+    Int sum[rows];
+    for (int r = 0; r < rows; ++r) sum[r] = *(const Int*)(s.key_start + j) + extra[r];
+    for (int64_t c = 0; c < a.width; c += 4)
+      for (int r = 0; r < rows; ++r)
+        sum[r] = dot(sum[r], q + r * row_bytes + c, s.keys + (c / 4 * a.padded + j) * 4);
+    for (int r = 0; r < rows; ++r)
+      store(s.scores + r * a.padded + j, __builtin_convertvector(sum[r], Float) * a.qk_scale);
+  }
+  float sums[rows];
+  softmax<rows>(a, s.scores, bias, mask, sums);
+  for (int r = 0; r < rows; ++r) {
+    const float inverse = 1.0f / (sums[r] * a.p.step);
+    for (int64_t j = 0; j < a.padded; j += kLanes)
+      *(Byte*)(s.p + r * a.padded + j) = bytes(load(s.scores + r * a.padded + j) * inverse, a.p);
+  }
+  for (int64_t d = 0; d < a.width; d += kLanes) {
+    Int sum[rows];
+    for (int r = 0; r < rows; ++r) {
+      sum[r] = *(const Int*)(s.value_start + d);
+      if (a.v.offset)
+        for (int64_t j = 0; j < a.pixels; ++j)
+          sum[r] -= a.v.offset * (s.p[r * a.padded + j] - a.p.offset);
+    }
+    for (int64_t j = 0; j < a.padded; j += 4)
+      for (int r = 0; r < rows; ++r)
+        sum[r] = dot(sum[r], s.p + r * a.padded + j, s.values + d * a.padded + j * 16);
+    for (int r = 0; r < rows; ++r)
+      store(out + r * out_row + d, __builtin_convertvector(sum[r], Float) * a.pv_scale);
+  }
+}
+
+// rows of codes: q, k, v [heads * width] each, of all pixels -> out [pixels, heads * width].
+void attend(const WindowAttention& a, const AttentionScratch& s, const uint8_t* codes,
+            int64_t row_bytes, const float* mask, float* out, int64_t out_row) {
+  const int64_t features = a.heads * a.width;
+  for (int64_t h = 0; h < a.heads; ++h) {
+    const uint8_t* q = codes + h * a.width;
+    const int8_t* k = reinterpret_cast<const int8_t*>(q + features);
+    const int8_t* v = k + features;
+    for (int64_t j = 0; j < a.pixels; ++j) {
+      int32_t sum = 0;
+      for (int64_t c = 0; c < a.width; ++c) {
+        const int8_t code = k[j * row_bytes + c];
+        sum += code;
+        s.keys[(c / 4 * a.padded + j) * 4 + c % 4] = code;
+      }
+      s.key_start[j] = -a.q.offset * sum;
+    }
+    for (int64_t d = 0; d < a.width; ++d) s.value_start[d] = 0;
+    for (int64_t j = 0; j < a.pixels; ++j)
+      for (int64_t d = 0; d < a.width; ++d) {
+        const int8_t code = v[j * row_bytes + d];
+        s.value_start[d] -= a.p.offset * code;
+        s.values[d / 16 * 16 * a.padded + j / 4 * 64 + d % 16 * 4 + j % 4] = code;
+      }
+    const float* bias = a.bias + h * a.pixels * a.padded;
+    int64_t i = 0;
+    for (; i + kRows <= a.pixels; i += kRows)
+      attend_rows<kRows>(a, s, q + i * row_bytes, row_bytes, bias + i * a.padded,
+                         mask ? mask + i * a.padded : nullptr, out + i * out_row + h * a.width, out_row);
+    for (; i < a.pixels; ++i)
+      attend_rows<1>(a, s, q + i * row_bytes, row_bytes, bias + i * a.padded,
+                     mask ? mask + i * a.padded : nullptr, out + i * out_row + h * a.width, out_row);
+  }
+}
+
+// The same in float32: rows of q * query_scale, k, v.
+template <int rows>
+QSR_INLINE void attend_float_rows(const WindowAttention& a, const AttentionScratch& s, const float* q,
+                                  const float* v, int64_t row, const float* bias, const float* mask,
+                                  float* out, int64_t out_row) {
+  for (int64_t j = 0; j < a.padded; j += kLanes) {
+    Float sum[rows] = {};
+    for (int64_t c = 0; c < a.width; ++c) {
+      const Float key = load(s.float_keys + c * a.padded + j);
+      for (int r = 0; r < rows; ++r) sum[r] += q[r * row + c] * key;
+    }
+    for (int r = 0; r < rows; ++r) store(s.scores + r * a.padded + j, sum[r]);
+  }
+  float sums[rows];
+  softmax<rows>(a, s.scores, bias, mask, sums);
+  for (int64_t d = 0; d < a.width; d += kLanes) {
+    Float sum[rows] = {};
+    for (int64_t j = 0; j < a.pixels; ++j) {
+      const Float value = load(v + j * row + d);
+      for (int r = 0; r < rows; ++r) sum[r] += s.scores[r * a.padded + j] * value;
+    }
+    for (int r = 0; r < rows; ++r) store(out + r * out_row + d, sum[r] * (1.0f / sums[r]));
+  }
+}
+
+void attend_float(const WindowAttention& a, const AttentionScratch& s, const float* qkv, int64_t row,
+                  const float* mask, float* out, int64_t out_row) {
+  const int64_t features = a.heads * a.width;
+  for (int64_t h = 0; h < a.heads; ++h) {
+    const float *q = qkv + h * a.width, *k = q + features, *v = k + features;
+    for (int64_t j = 0; j < a.pixels; ++j)
+      for (int64_t c = 0; c < a.width; ++c) s.float_keys[c * a.padded + j] = k[j * row + c];
+    const float* bias = a.bias + h * a.pixels * a.padded;
+    for (int64_t i = 0; i < a.pixels; i += kRows)
+      attend_float_rows<kRows>(a, s, q + i * row, v, row, bias + i * a.padded,
+                               mask ? mask + i * a.padded : nullptr, out + i * out_row + h * a.width,
+                               out_row);
+  }
+}
+
+// A row of float32 q, k, v -> bytes.
+void quantize_qkv(const WindowAttention& a, const float* x, uint8_t* to) {
+  const int64_t features = a.heads * a.width;
+  const ByteCodes* const codes[3] = {&a.q, &a.k, &a.v};
+  for (int part = 0; part < 3; ++part, x += features, to += features) {
+    const ByteCodes& c = *codes[part];
+    const float factor = part == 0 ? a.query_scale : 1.0f;
+    for (int64_t i = 0; i < features; i += kLanes) {
+      Float z = Float{};
+      const int64_t count = features - i < kLanes ? features - i : kLanes;
+      if (count == kLanes)
+        z = load(x + i);
+      else
+        for (int64_t l = 0; l < count; ++l) z[l] = x[i + l];
+      *(Byte*)(to + i) = bytes(z * factor / c.step, c);  // what lies beyond is written again, or not read
+    }
+  }
+}
+
+void attention(const AttentionRows& job, int64_t first, int64_t last) {
+  const WindowAttention& a = job.attention;
+  const int64_t features = a.heads * a.width, row = up(3 * features, 64) + kSlack;
+  const int64_t out_row = up(features, 64) + kSlack;
+  Scratch scratch(AttentionScratch::size(a) + a.pixels * (row + 4 * out_row + 4 * a.padded) + 8 * 64);
+  const AttentionScratch s(a, scratch);
+  uint8_t* codes = scratch.take<uint8_t>(a.pixels * row);
+  float* mixed = scratch.take<float>(a.pixels * out_row);
+  float* mask = scratch.take<float>(a.pixels * a.padded);
+  for (int64_t w = first; w < last; ++w) {
+    for (int64_t i = 0; i < a.pixels; ++i)
+      quantize_qkv(a, job.qkv + (w * a.pixels + i) * 3 * features, codes + i * row);
+    if (job.mask)
+      for (int64_t i = 0; i < a.pixels; ++i)
+        std::memcpy(mask + i * a.padded, job.mask + (w % job.masks * a.pixels + i) * a.pixels,
+                    a.pixels * sizeof(float));
+    attend(a, s, codes, row, job.mask ? mask : nullptr, mixed, out_row);
+    for (int64_t i = 0; i < a.pixels; ++i)
+      std::memcpy(job.out + (w * a.pixels + i) * features, mixed + i * out_row, features * sizeof(float));
+  }
+}
+
+// Linear layers and norms ---------------------------------------------------------------------------
+
+// One row; in, out: [channels], `features` of them are used.
+QSR_INLINE void norm_row(const float* x, int64_t channels, int64_t features, const Norm& norm, float* out) {
+  Float sum = Float{};
+  for (int64_t c = 0; c < channels; c += kLanes) sum += load(x + c);
+  const float mean = total(sum) / static_cast<float>(features);
+  Float squares = Float{};
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    Float d = load(x + c) - mean;
+    if (c + kLanes > features)
+      for (int64_t l = features > c ? features - c : 0; l < kLanes; ++l) d[l] = 0.0f;
+    store(out + c, d);
+    squares += d * d;
+  }
+  const float variance = total(squares) / static_cast<float>(features);
+  const float inverse = 1.0f / std::sqrt(variance + norm.eps);
+  for (int64_t c = 0; c < channels; c += kLanes)
+    store(out + c, load(out + c) * inverse * load(norm.weight + c) + load(norm.bias + c));
+}
+
+void norm(const NormRows& job, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i)
+    norm_row(job.x + i * job.channels, job.channels, job.features, job.norm, job.out + i * job.channels);
+}
+
+QSR_INLINE void quantize_row(const float* x, const ByteLinear& to, uint8_t* codes) {
+  for (int64_t c = 0; c < to.in; c += kLanes)
+    *(Byte*)(codes + c) = bytes((load(x + c) + load(to.tau + c)) / to.codes.step, to.codes);
+}
+
+// use(row, output, y): y = sum * scale + bias of 16 outputs.
+template <class Use>
+QSR_INLINE void linear(const ByteLinear& layer, const uint8_t* codes, int64_t rows, const Use& use) {
+  const int64_t depth = layer.in;
+  for (int64_t o = 0; o < layer.out; o += kVectors * kLanes) {
+    const int8_t* weights = layer.weights + o * depth;
+    for (int64_t i = 0; i < rows; i += kRows) {
+      const uint8_t* from = codes + i * depth;
+      Int sum[kRows][kVectors];
+      for (int v = 0; v < kVectors; ++v)
+        for (int r = 0; r < kRows; ++r) sum[r][v] = *(const Int*)(layer.start + o + v * kLanes);
+      for (int64_t c = 0; c < depth; c += 4)
+        for (int r = 0; r < kRows; ++r)
+          for (int v = 0; v < kVectors; ++v)
+            sum[r][v] = dot(sum[r][v], from + r * depth + c, weights + (v * depth + c) * kLanes);
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = o + v * kLanes;
+        const Float scale = load(layer.scale + at), bias = load(layer.bias + at);
+        for (int r = 0; r < kRows; ++r)
+          use(i + r, at, __builtin_convertvector(sum[r][v], Float) * scale + bias);
+      }
+    }
+  }
+}
+
+// A layer, window by window -------------------------------------------------------------------------
+
+// -100 between the pixels of a window that the cyclic shift brought together from opposite edges.
+void fill_mask(const SwinLayer& job, bool last_row, bool last_column, float* mask) {
+  const int64_t half = job.window - job.window / 2;
+  const auto region = [&](int64_t i) {
+    return (last_row && i / job.window >= half) * 2 + (last_column && i % job.window >= half);
+  };
+  for (int64_t i = 0; i < job.attention.pixels; ++i)
+    for (int64_t j = 0; j < job.attention.pixels; ++j)
+      mask[i * job.attention.padded + j] = region(i) == region(j) ? 0.0f : -100.0f;
+}
+
+void layer(const SwinLayer& job, int64_t first, int64_t last) {
+  const WindowAttention& a = job.attention;
+  const int64_t channels = job.channels, pixels = a.pixels, columns = job.width / job.window;
+  const int64_t row = job.qkv.out + kSlack, out_row = channels + kSlack;
+  Scratch scratch(AttentionScratch::size(a) +
+                  pixels * (8 + channels + 5 * row + 4 * out_row + 4 * a.padded + job.fc1.out) +
+                  4 * channels + 16 * 64);
+  const AttentionScratch s(a, scratch);
+  float** at = scratch.take<float*>(pixels);
+  float* normed = scratch.take<float>(channels);
+  uint8_t* codes = scratch.take<uint8_t>(pixels * channels);
+  uint8_t* qkv = scratch.take<uint8_t>(pixels * row);
+  float* float_qkv = scratch.take<float>(pixels * row);
+  float* mixed = scratch.take<float>(pixels * out_row);
+  float* mask = scratch.take<float>(pixels * a.padded);
+  uint8_t* hidden = scratch.take<uint8_t>(pixels * job.fc1.out);
+  const int64_t features = a.heads * a.width;
+  for (int64_t w = first; w < last; ++w) {
+    const int64_t wy = w / columns, wx = w % columns;
+    for (int64_t i = 0; i < pixels; ++i) {
+      const int64_t y = (wy * job.window + i / job.window + job.shift) % job.height;
+      const int64_t x = (wx * job.window + i % job.window + job.shift) % job.width;
+      at[i] = job.stream + (y * job.width + x) * channels;
+    }
+    for (int64_t i = 0; i < pixels; ++i) {
+      norm_row(at[i], channels, job.features, job.norm1, normed);
+      quantize_row(normed, job.qkv, codes + i * channels);
+    }
+    linear(job.qkv, codes, pixels, [&](int64_t i, int64_t o, Float y) { store(float_qkv + i * row + o, y); });
+    const bool last_row = wy == job.height / job.window - 1, last_column = wx == columns - 1;
+    const bool masked = job.shift && (last_row || last_column);
+    if (masked) fill_mask(job, last_row, last_column, mask);
+    if (a.quantised) {
+      for (int64_t i = 0; i < pixels; ++i) quantize_qkv(a, float_qkv + i * row, qkv + i * row);
+      attend(a, s, qkv, row, masked ? mask : nullptr, mixed, out_row);
+    } else {
+      for (int64_t i = 0; i < pixels; ++i)
+        for (int64_t c = 0; c < features; ++c) float_qkv[i * row + c] *= a.query_scale;
+      attend_float(a, s, float_qkv, row, masked ? mask : nullptr, mixed, out_row);
+    }
+    for (int64_t i = 0; i < pixels; ++i) quantize_row(mixed + i * out_row, job.proj, codes + i * channels);
+    const auto add = [&](int64_t i, int64_t o, Float y) { store(at[i] + o, load(at[i] + o) + y); };
+    linear(job.proj, codes, pixels, add);
+    for (int64_t i = 0; i < pixels; ++i) {
+      norm_row(at[i], channels, job.features, job.norm2, normed);
+      quantize_row(normed, job.fc1, codes + i * channels);
+    }
+    linear(job.fc1, codes, pixels, [&](int64_t i, int64_t o, Float y) {
+      *(Byte*)(hidden + i * job.fc1.out + o) =
+          bytes((gelu(y) + load(job.fc2.tau + o)) / job.fc2.codes.step, job.fc2.codes);
+    });
+    linear(job.fc2, hidden, pixels, add);
+  }
+}

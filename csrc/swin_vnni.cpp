@@ -1,0 +1,50 @@
+// Swin layers on AVX-512 VNNI: one instruction is 64 products u8 x s8, summed by fours into s32, exact
+// for all bytes.
+#include "swin.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cmath>
+#include <cstring>
+#include <new>
+
+#include "conv3x3.h"
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#include <immintrin.h>
+
+namespace qsr {
+namespace {
+
+#include "finish.h"
+
+constexpr int kVectors = 4;
+typedef Vector<kRowLanes>::Int Int;
+
+QSR_INLINE Int dot(Int sum, const uint8_t* four, const int8_t* weights) {
+  int32_t bytes;
+  std::memcpy(&bytes, four, 4);
+  return (Int)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(bytes), _mm512_loadu_si512(weights));
+}
+
+#include "swin_kernel.h"
+
+bool supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+}  // namespace
+
+const SwinKernel kSwinVnni = {"vnni", supported, 16, layer, attention, norm};
+
+}  // namespace qsr
+#pragma GCC pop_options
+
+#else
+
+namespace qsr {
+const SwinKernel kSwinVnni = {"vnni", [] { return false; }, 0, nullptr, nullptr, nullptr};
+}  // namespace qsr
+
+#endif
