@@ -289,7 +289,7 @@ class QuantSR(nn.Module):
         plan = plan or DepthPlan.full(len(self.blocks))
         _check_plan(self, plan)
         x = (lr - self.mean) * self.config.pixel_range
-        shallow = self.head(_reflect_to_multiple(x, self.config.window))
+        shallow = self.head(reflect_to_multiple(x, self.config.window))
         deep = self.norm_in(shallow)
         for block, runs in zip(self.blocks, plan.keep, strict=True):
             deep = block(deep) if runs else block.skip(deep)
@@ -354,7 +354,7 @@ def _init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
+def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad right and bottom by reflection to a multiple; works for pictures of any size.
 
     The reflection goes back and forth where a picture is smaller than its padding, which

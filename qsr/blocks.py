@@ -171,6 +171,7 @@ class SwinLayer(nn.Module):
         self.attention = WindowAttention(features, heads, window, linear, matmul)
         self.norm2 = nn.LayerNorm(features)
         self.fc1 = linear(features, mlp_ratio * features)
+        self.gelu = nn.GELU()
         self.fc2 = linear(mlp_ratio * features, features)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ class SwinLayer(nn.Module):
         windows = self.attention(windows, mask if self.shift else None)
         moved = from_windows(windows, x.shape)
         x = x + torch.roll(moved, (self.shift, self.shift), dims=(1, 2))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + self.fc2(self.gelu(self.fc1(self.norm2(x))))
 
 
 class SwinBlock(nn.Module):

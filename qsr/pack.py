@@ -11,8 +11,8 @@ is left of the steps:
 A packed network agrees with `qsr.reference` bit for bit (same integers, same three float
 operations). With its float training graph it agrees up to float rounding: a value that lies on a
 rounding threshold within the last bits may get the neighbouring code. The float convolutions of
-head and tail sum in one fixed order, so that a picture in strips gives the same bits as
-a whole one.
+head and tail sum in one fixed order, and LayerNorm, GELU and softmax are written out, so that a
+picture in strips gives the same bits as a whole one.
 
 Packed networks run forward only.
 """
@@ -24,11 +24,13 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from . import kernels, program_conv
-from .backbone import NetworkConfig, QuantSR, check_pictures
+from . import kernels, program_conv, program_swin, reference
+from .backbone import ChannelNorm, NetworkConfig, QuantSR, check_pictures
 from .bitplanes import BitPlanes, check_tail, words_for
+from .blocks import WindowAttention
 from .layers import QConv2d, QLinear, QMatmul, replace_layers
 from .program_conv import ConvProgram
+from .program_swin import SwinProgram
 from .quantizer import Quantizer, QuantSpec, to_codes
 from .reference import epilogue
 
@@ -210,6 +212,79 @@ class FloatConv2d(nn.Module):
         return out.permute(0, 3, 1, 2)
 
 
+class FixedLayerNorm(nn.LayerNorm):
+    """A LayerNorm by the written formula of qsr.reference: the same bits on every processor."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__(norm.normalized_shape, norm.eps)
+        self.load_state_dict(norm.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.layer_norm(x.float(), self.weight, self.bias, self.eps)
+
+
+class FixedChannelNorm(FixedLayerNorm):
+    """The same over the channels of [N, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class FixedGELU(nn.Module):
+    """GELU by the written formula of qsr.reference."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.gelu(x)
+
+
+class PackedAttention(nn.Module):
+    """A WindowAttention by the written formulas of qsr.reference, on integers where its products
+    are quantised. x: float32 [windows, T, features]; mask: [windows per picture, T, T] or None.
+    """
+
+    def __init__(self, attention: WindowAttention, kernel: str = "auto") -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.heads = attention.heads
+        for name in ("qkv", "proj", "scores", "mix", "position_bias"):
+            setattr(self, name, getattr(attention, name))
+        self.register_buffer("position_index", attention.position_index, persistent=False)
+
+    @property
+    def bias(self) -> Tensor:
+        """float32 [heads, T, T]: the learned bias of each pair of pixels."""
+        return self.position_bias[self.position_index].permute(2, 0, 1)
+
+    @property
+    def specs(self) -> list[QuantSpec]:
+        """Of q, k, probabilities and v; empty if the products are in full precision."""
+        if not isinstance(self.scores, PackedMatmul):
+            return []
+        return [*self.scores.specs.values(), *self.mix.specs.values()]
+
+    @property
+    def steps(self) -> Tensor:
+        """float32 [4]: step sizes of q, k, probabilities and v."""
+        products = self.scores, self.mix
+        return torch.stack([step for p in products for step in (p.left_step, p.right_step)])
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        qkv = self.qkv(x)
+        if not self.specs:
+            return self.proj(reference.attention_float(qkv, self.bias, mask, self.heads))
+        mixed = kernels.attention(
+            qkv,
+            self.steps,
+            self.bias,
+            mask,
+            heads=self.heads,
+            bits=[spec.bits for spec in self.specs],
+            signed=[spec.signed for spec in self.specs],
+            kernel=_quantizing(self.kernel),
+        )
+        return self.proj(mixed)
+
+
 class PackedModel(nn.Module):
     """A packed QuantSR, all its depths together.
 
@@ -239,12 +314,13 @@ class PackedModel(nn.Module):
         return cls(_replace_layers(QuantSR(config), kernel, fill=False), kernel)
 
     @property
-    def program(self) -> ConvProgram | None:
+    def program(self) -> ConvProgram | SwinProgram | None:
         """The planned program, or None where the network runs layer by layer."""
         if self._program is None and self.network.mean.device.type == "cpu":
-            names = program_conv.available(self.config)
-            if names and self.kernel in ("auto", *names):
-                self._program = ConvProgram(self.network, self.kernel)
+            for module, program in ((program_conv, ConvProgram), (program_swin, SwinProgram)):
+                names = module.available(self.config)
+                if names and self.kernel in ("auto", *names):
+                    self._program = program(self.network, self.kernel)
         return self._program
 
     def _forget(self) -> None:
@@ -284,10 +360,20 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
 def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
     """`module` with packed layers in place of quantised ones, in place."""
     exact_floats = isinstance(module, QuantSR)
+    fixed = {
+        nn.Conv2d: lambda conv: FloatConv2d(conv, kernel),
+        nn.LayerNorm: FixedLayerNorm,
+        ChannelNorm: FixedChannelNorm,
+        nn.GELU: lambda gelu: FixedGELU(),
+    }
 
     def packed_twin(layer: nn.Module) -> nn.Module | None:
-        if exact_floats and type(layer) is nn.Conv2d:
-            return FloatConv2d(layer, kernel)
+        if exact_floats and type(layer) in fixed:
+            return fixed[type(layer)](layer)
+        if isinstance(layer, WindowAttention):
+            for name in ("qkv", "proj", "scores", "mix"):
+                setattr(layer, name, replace_layers(getattr(layer, name), packed_twin))
+            return PackedAttention(layer, kernel)
         if isinstance(layer, QConv2d):
             packed = PackedConv2d(layer, kernel)
         elif isinstance(layer, QLinear):

@@ -154,7 +154,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     mean = row_sum(x) / x.shape[-1]
     centred = x - mean
     variance = row_sum(centred * centred) / x.shape[-1]
-    return centred * (1.0 / torch.sqrt(variance + eps)) * weight + bias
+    # torch's float32 sqrt may be one unit off; of float64, rounded once more, it is the nearest.
+    root = (variance + eps).double().sqrt().float()
+    return centred * (1.0 / root) * weight + bias
 
 
 def softmax_parts(scores: Tensor) -> tuple[Tensor, Tensor]:

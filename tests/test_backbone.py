@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import qsr
-from qsr.backbone import ConvConfig, SwinConfig, _reflect_to_multiple, load_weights, preset
+from qsr.backbone import ConvConfig, SwinConfig, load_weights, preset, reflect_to_multiple
 
 SMALL_CONV = {"features": 4, "blocks": 4}
 SMALL_SWIN = {"features": 4, "blocks": 4, "layers": 2, "heads": 2, "window": 4}
@@ -96,7 +96,7 @@ def test_the_mean_colour_and_the_range_are_taken_out_and_put_back():
 )
 def test_reflection_padding_goes_back_and_forth_and_agrees_with_f_pad(size, multiple):
     x = torch.rand(1, 2, *size)
-    padded = _reflect_to_multiple(x, multiple)
+    padded = reflect_to_multiple(x, multiple)
     extra = [-n % multiple for n in size]
     assert padded.shape[2:] == (size[0] + extra[0], size[1] + extra[1])
     assert torch.equal(padded[:, :, : size[0], : size[1]], x)
@@ -106,7 +106,7 @@ def test_reflection_padding_goes_back_and_forth_and_agrees_with_f_pad(size, mult
 
 def test_a_picture_smaller_than_its_padding_is_reflected_several_times():
     row = torch.tensor([0.0, 1, 2]).view(1, 1, 1, 3)
-    assert _reflect_to_multiple(row, 8)[0, 0, 0].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+    assert reflect_to_multiple(row, 8)[0, 0, 0].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
 
 
 @pytest.mark.parametrize(
