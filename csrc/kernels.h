@@ -50,7 +50,9 @@ struct Kernel {
   void (*run)(const Job&, int64_t first, int64_t last);
 };
 
-// conv2d_vpopcnt.cpp, conv2d_scalar.cpp, quantize_pack.cpp
+// conv2d_winograd.cpp, conv2d_vpopcnt.cpp, conv2d_scalar.cpp, quantize_pack.cpp
+void conv2d_winograd_vnni(const Conv2d&, int64_t first, int64_t last);
+bool has_winograd_vnni();
 void conv2d_vpopcnt(const Conv2d&, int64_t first, int64_t last);
 bool has_vpopcnt();
 void conv2d_popcnt(const Conv2d&, int64_t first, int64_t last);

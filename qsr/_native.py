@@ -36,6 +36,7 @@ from types import ModuleType
 PACKAGE = Path(__file__).resolve().parent
 CSRC = PACKAGE.parent / "csrc"
 OPS_SOURCES = (
+    "conv2d_winograd.cpp",
     "conv3x3_vnni.cpp",
     "conv3x3_portable.cpp",
     "conv2d_vpopcnt.cpp",
