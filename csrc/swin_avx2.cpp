@@ -18,8 +18,12 @@ namespace {
 
 #include "finish.h"
 
-constexpr int kVectors = 1;
+constexpr int kVectors = 1, kSideBySide = 1;
 typedef Vector<kRowLanes>::Int Int;
+typedef Vector<kRowLanes>::Float Float;
+
+QSR_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
+QSR_INLINE Float smaller(Float a, Float b) { return a < b ? a : b; }
 
 QSR_INLINE __m256i dot8(__m256i sum, __m256i four, const int8_t* weights) {
   const __m256i pairs = _mm256_maddubs_epi16(four, _mm256_loadu_si256((const __m256i*)weights));

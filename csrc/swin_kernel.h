@@ -2,6 +2,9 @@
 // anonymous namespace after it has chosen its target and written
 //
 //     kVectors                         vectors of 16 outputs side by side in a linear layer
+//     kSideBySide                      queries side by side in a softmax, 1, 2 or 4
+//     Float larger(Float a, Float b)   a > b ? a : b, so b where one is NaN
+//     Float smaller(Float a, Float b)  a < b ? a : b
 //     Int dot(Int sum, const uint8_t* four, const int8_t* weights)
 //                                      sum[l] + four[0..3] . weights[4 l .. 4 l + 3], exact
 //
@@ -11,7 +14,6 @@
 constexpr int kLanes = kRowLanes;
 constexpr int kRows = 4;  // tokens side by side; a window has a multiple of 4
 constexpr int64_t kSlack = 64;
-typedef Vector<kLanes>::Float Float;
 typedef Vector<kLanes>::Byte Byte;
 
 QSR_INLINE Float load(const float* from) { return *(const Float*)from; }
@@ -24,8 +26,8 @@ QSR_INLINE Float all(float x) { return Float{} + x; }
   x = join(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)); \
   x = join(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)); \
   x = join(x, __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14))
+QSR_INLINE float root(float x) { return std::sqrt(x); }
 QSR_INLINE Float plus(Float a, Float b) { return a + b; }
-QSR_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
 QSR_INLINE float total(Float x) {
   QSR_FOLD(x, plus);
   return x[0];
@@ -35,21 +37,22 @@ QSR_INLINE float largest(Float x) {
   return x[0];
 }
 
+// 2^n is multiplied by adding n to the exponent, where `shifted` has it in its low bits. No result is
+// so small that this would not be the product.
 QSR_INLINE Float exp2(Float t) {
   const Float shifted = t + 12582912.0f, f = t - (shifted - 12582912.0f);
-  const Int n = (Int)shifted - 0x4b400000;
   Float y = all(0.001327647219098223f);
   y = y * f + 0.009675541616274378f;
   y = y * f + 0.055507132753364594f;
   y = y * f + 0.2402211971865223f;
   y = y * f + 0.6931469670621001f;
   y = y * f + 1.0000000716557271f;
-  y = y * (Float)((n + 127) << 23);
+  y = (Float)((Int)y + ((Int)shifted << 23));
   return t < -125.0f ? Float{} : y;
 }
 
 QSR_INLINE Float gelu(Float x) {
-  const Float a = x < 0.0f ? -x : x;
+  const Float a = (Float)((Int)x & 0x7fffffff);
   Float y = all(-1.9919060036525777e-06f);
   y = y * a + 2.927210329788054e-05f;
   y = y * a + -0.0001380887993409274f;
@@ -59,14 +62,13 @@ QSR_INLINE Float gelu(Float x) {
   y = y * a + -0.4591722180581767f;
   y = y * a + -1.15110972878805f;
   y = y * a + -0.9999999034337361f;
-  return (x < 0.0f ? Float{} : x) - a * exp2(y);
+  return larger(x, Float{}) - a * exp2(y);
 }
 
-// Codes of z = (x + tau) / step, as bytes.
+// The code nearest to z, as a byte: of z + 1.5 * 2^23 the low byte is the integer's (see `nearest`).
 QSR_INLINE Byte bytes(Float z, Float low, Float high, Int offset) {
-  z = z < low ? low : z;
-  z = z > high ? high : z;
-  const Int code = nearest<kLanes>(z) & (Int)(z == z);
+  z = smaller(high, larger(low, z));
+  const Int code = (Int)(z + 12582912.0f) & (Int)(z == z);
   return __builtin_convertvector(code + offset, Byte);
 }
 QSR_INLINE Byte bytes(Float z, const ByteCodes& c) {
@@ -114,66 +116,69 @@ struct AttentionScratch {
         p(s.take<uint8_t>(kRows * a.padded)) {}
 };
 
-// scores: `rows` rows of scores without bias -> numerators of the softmax; returns denominators.
+// Scores [rows, count] without bias, in vectors -> numerators of the softmax, in place, and their sums.
+// Rows are worked off side by side, because each is a chain of operations that wait for each other.
 template <int rows>
-QSR_INLINE void softmax(const WindowAttention& a, float* scores, const float* bias, const float* mask,
-                        float* sums) {
+QSR_INLINE void softmax(Float* scores, int64_t count, const float* bias, const float* mask, float* sums) {
+  Float most[rows], sum[rows];
+#pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
-    float* row = scores + r * a.padded;
-    const float* b = bias + r * a.padded;
-    Float most = all(-__builtin_inff());
-    if (mask) {
-      const float* m = mask + r * a.padded;
-      for (int64_t j = 0; j < a.padded; j += kLanes) {
-        const Float s = load(row + j) + load(b + j) + load(m + j);
-        store(row + j, s);
-        most = larger(most, s);
-      }
-    } else {
-      for (int64_t j = 0; j < a.padded; j += kLanes) {
-        const Float s = load(row + j) + load(b + j);
-        store(row + j, s);
-        most = larger(most, s);
-      }
+    most[r] = all(-__builtin_inff());
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < count; ++v) {
+      Float& score = scores[r * count + v];
+      score += load(bias + (r * count + v) * kLanes);
+      if (mask) score += load(mask + (r * count + v) * kLanes);
+      most[r] = larger(most[r], score);
     }
-    sums[r] = largest(most);
   }
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) most[r] = all(largest(most[r]));
+#pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
-    float* row = scores + r * a.padded;
-    Float sum = Float{};
-    for (int64_t j = 0; j < a.padded; j += kLanes) {
-      const Float e = exp2((load(row + j) - sums[r]) * 1.4426950408889634f);
-      store(row + j, e);
-      sum += e;
+    sum[r] = Float{};
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < count; ++v) {
+      Float& score = scores[r * count + v];
+      score = exp2((score - most[r]) * 1.4426950408889634f);
+      sum[r] += score;
     }
-    sums[r] = total(sum);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) sums[r] = total(sum[r]);
+}
+
+// Codes of the probabilities of `rows` queries, into p. scores: room for [rows, count] vectors.
+template <int rows>
+QSR_INLINE void probabilities(const WindowAttention& a, const AttentionScratch& s, const uint8_t* q,
+                              int64_t row_bytes, const float* bias, const float* mask, Float* scores,
+                              int64_t count, uint8_t* p) {
+  float sums[rows];
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r, q += row_bytes) {
+    int32_t extra = 0;  // of keys that are kept as code + offset
+    if (a.k.offset)
+      for (int64_t c = 0; c < a.width; ++c) extra -= a.k.offset * (q[c] - a.q.offset);
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < count; ++v) {
+      Int sum = *(const Int*)(s.key_start + v * kLanes) + extra;
+      for (int64_t c = 0; c < a.width; c += 4)
+        sum = dot(sum, q + c, s.keys + (c / 4 * count + v) * 4 * kLanes);
+      scores[r * count + v] = __builtin_convertvector(sum, Float) * a.qk_scale;
+    }
+  }
+  softmax<rows>(scores, count, bias, mask, sums);
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) {
+    const float inverse = 1.0f / (sums[r] * a.p.step);
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < count; ++v)
+      *(Byte*)(p + (r * count + v) * kLanes) = bytes(scores[r * count + v] * inverse, a.p);
   }
 }
 
 template <int rows>
-QSR_INLINE void attend_rows(const WindowAttention& a, const AttentionScratch& s, const uint8_t* q,
-                            int64_t row_bytes, const float* bias, const float* mask, float* out,
-                            int64_t out_row) {
-  int32_t extra[rows] = {};  // of keys that are kept as code + offset
-  if (a.k.offset)
-    for (int r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < a.width; ++c) extra[r] -= a.k.offset * (q[r * row_bytes + c] - a.q.offset);
-  for (int64_t j = 0; j < a.padded; j += kLanes) {
-    Int sum[rows];
-    for (int r = 0; r < rows; ++r) sum[r] = *(const Int*)(s.key_start + j) + extra[r];
-    for (int64_t c = 0; c < a.width; c += 4)
-      for (int r = 0; r < rows; ++r)
-        sum[r] = dot(sum[r], q + r * row_bytes + c, s.keys + (c / 4 * a.padded + j) * 4);
-    for (int r = 0; r < rows; ++r)
-      store(s.scores + r * a.padded + j, __builtin_convertvector(sum[r], Float) * a.qk_scale);
-  }
-  float sums[rows];
-  softmax<rows>(a, s.scores, bias, mask, sums);
-  for (int r = 0; r < rows; ++r) {
-    const float inverse = 1.0f / (sums[r] * a.p.step);
-    for (int64_t j = 0; j < a.padded; j += kLanes)
-      *(Byte*)(s.p + r * a.padded + j) = bytes(load(s.scores + r * a.padded + j) * inverse, a.p);
-  }
+QSR_INLINE void mix(const WindowAttention& a, const AttentionScratch& s, float* out, int64_t out_row) {
   for (int64_t d = 0; d < a.width; d += kLanes) {
     Int sum[rows];
     for (int r = 0; r < rows; ++r) {
@@ -190,30 +195,92 @@ QSR_INLINE void attend_rows(const WindowAttention& a, const AttentionScratch& s,
   }
 }
 
+template <int rows>
+QSR_INLINE void attend_rows(const WindowAttention& a, const AttentionScratch& s, const uint8_t* q,
+                            int64_t row_bytes, const float* bias, const float* mask, float* out,
+                            int64_t out_row) {
+  constexpr int kSide = rows < kSideBySide ? rows : kSideBySide;
+  for (int r = 0; r < rows; r += kSide) {
+    const int64_t at = r * a.padded;
+    if (a.padded == 4 * kLanes) {  // a window of 8 x 8 pixels: scores in registers
+      Float scores[kSide * 4];
+      if (mask)
+        probabilities<kSide>(a, s, q + r * row_bytes, row_bytes, bias + at, mask + at, scores, 4, s.p + at);
+      else
+        probabilities<kSide>(a, s, q + r * row_bytes, row_bytes, bias + at, nullptr, scores, 4, s.p + at);
+    } else {
+      probabilities<kSide>(a, s, q + r * row_bytes, row_bytes, bias + at, mask ? mask + at : nullptr,
+                           (Float*)s.scores, a.padded / kLanes, s.p + at);
+    }
+  }
+  mix<rows>(a, s, out, out_row);
+}
+
+constexpr uint8_t kOnes[4] = {1, 1, 1, 1};
+
+// Keys of one head, four channels together and the pixels side by side.
+QSR_INLINE void lay_out_keys(const WindowAttention& a, const AttentionScratch& s, const int8_t* k,
+                             int64_t row_bytes) {
+  for (int64_t c = 0; c < a.width; c += 4) {
+    uint8_t used[4];
+    for (int i = 0; i < 4; ++i) used[i] = c + i < a.width ? 255 : 0;
+    uint32_t mask, four;
+    std::memcpy(&mask, used, 4);
+    for (int64_t j = 0; j < a.padded; ++j) {
+      std::memcpy(&four, k + j * row_bytes + c, 4);
+      four &= mask;
+      std::memcpy(s.keys + (c / 4 * a.padded + j) * 4, &four, 4);
+    }
+  }
+  for (int64_t j = 0; j < a.padded; j += kLanes) {
+    Int sum = {};
+    for (int64_t c = 0; c < a.width; c += 4) sum = dot(sum, kOnes, s.keys + (c / 4 * a.padded + j) * 4);
+    *(Int*)(s.key_start + j) = -a.q.offset * sum;
+  }
+}
+
+// Values of one head, four pixels together and the channels side by side. Beyond the last channel
+// stands what follows in the row; it meets nothing but results that are not read.
+QSR_INLINE void lay_out_values(const WindowAttention& a, const AttentionScratch& s, const int8_t* v,
+                               int64_t row_bytes) {
+  typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
+  typedef int16_t Pairs __attribute__((vector_size(16), aligned(1)));
+  for (int64_t d = 0; d < a.width; d += kLanes) {
+    Int sum = {};
+    for (int64_t j = 0; j < a.padded; j += 4) {
+      const int8_t* from = v + j * row_bytes + d;
+      const Bytes r0 = *(const Bytes*)from, r1 = *(const Bytes*)(from + row_bytes);
+      const Bytes r2 = *(const Bytes*)(from + 2 * row_bytes), r3 = *(const Bytes*)(from + 3 * row_bytes);
+#define QSR_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define QSR_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+      const Pairs p0 = (Pairs)__builtin_shufflevector(r0, r1, QSR_LOW);
+      const Pairs p1 = (Pairs)__builtin_shufflevector(r0, r1, QSR_HIGH);
+      const Pairs p2 = (Pairs)__builtin_shufflevector(r2, r3, QSR_LOW);
+      const Pairs p3 = (Pairs)__builtin_shufflevector(r2, r3, QSR_HIGH);
+#undef QSR_LOW
+#undef QSR_HIGH
+      int8_t* to = s.values + d * a.padded + j * 16;
+      *(Pairs*)to = __builtin_shufflevector(p0, p2, 0, 8, 1, 9, 2, 10, 3, 11);
+      *(Pairs*)(to + 16) = __builtin_shufflevector(p0, p2, 4, 12, 5, 13, 6, 14, 7, 15);
+      *(Pairs*)(to + 32) = __builtin_shufflevector(p1, p3, 0, 8, 1, 9, 2, 10, 3, 11);
+      *(Pairs*)(to + 48) = __builtin_shufflevector(p1, p3, 4, 12, 5, 13, 6, 14, 7, 15);
+      sum = dot(sum, kOnes, to);
+    }
+    *(Int*)(s.value_start + d) = -a.p.offset * sum;
+  }
+}
+
 // rows of codes: q, k, v [heads * width] each, of all pixels -> out [pixels, heads * width].
-void attend(const WindowAttention& a, const AttentionScratch& s, const uint8_t* codes,
+// There are `padded` rows; those beyond `pixels` are zeros.
+__attribute__((noinline)) void attend(WindowAttention a, AttentionScratch s, const uint8_t* codes,
             int64_t row_bytes, const float* mask, float* out, int64_t out_row) {
   const int64_t features = a.heads * a.width;
   for (int64_t h = 0; h < a.heads; ++h) {
     const uint8_t* q = codes + h * a.width;
     const int8_t* k = reinterpret_cast<const int8_t*>(q + features);
     const int8_t* v = k + features;
-    for (int64_t j = 0; j < a.pixels; ++j) {
-      int32_t sum = 0;
-      for (int64_t c = 0; c < a.width; ++c) {
-        const int8_t code = k[j * row_bytes + c];
-        sum += code;
-        s.keys[(c / 4 * a.padded + j) * 4 + c % 4] = code;
-      }
-      s.key_start[j] = -a.q.offset * sum;
-    }
-    for (int64_t d = 0; d < a.width; ++d) s.value_start[d] = 0;
-    for (int64_t j = 0; j < a.pixels; ++j)
-      for (int64_t d = 0; d < a.width; ++d) {
-        const int8_t code = v[j * row_bytes + d];
-        s.value_start[d] -= a.p.offset * code;
-        s.values[d / 16 * 16 * a.padded + j / 4 * 64 + d % 16 * 4 + j % 4] = code;
-      }
+    lay_out_keys(a, s, k, row_bytes);
+    lay_out_values(a, s, v, row_bytes);
     const float* bias = a.bias + h * a.pixels * a.padded;
     int64_t i = 0;
     for (; i + kRows <= a.pixels; i += kRows)
@@ -238,19 +305,20 @@ QSR_INLINE void attend_float_rows(const WindowAttention& a, const AttentionScrat
     }
     for (int r = 0; r < rows; ++r) store(s.scores + r * a.padded + j, sum[r]);
   }
-  float sums[rows];
-  softmax<rows>(a, s.scores, bias, mask, sums);
+  float sums[rows], inverse[rows];
+  softmax<rows>((Float*)s.scores, a.padded / kLanes, bias, mask, sums);
+  for (int r = 0; r < rows; ++r) inverse[r] = 1.0f / sums[r];
   for (int64_t d = 0; d < a.width; d += kLanes) {
     Float sum[rows] = {};
     for (int64_t j = 0; j < a.pixels; ++j) {
       const Float value = load(v + j * row + d);
       for (int r = 0; r < rows; ++r) sum[r] += s.scores[r * a.padded + j] * value;
     }
-    for (int r = 0; r < rows; ++r) store(out + r * out_row + d, sum[r] * (1.0f / sums[r]));
+    for (int r = 0; r < rows; ++r) store(out + r * out_row + d, sum[r] * inverse[r]);
   }
 }
 
-void attend_float(const WindowAttention& a, const AttentionScratch& s, const float* qkv, int64_t row,
+__attribute__((noinline)) void attend_float(WindowAttention a, AttentionScratch s, const float* qkv, int64_t row,
                   const float* mask, float* out, int64_t out_row) {
   const int64_t features = a.heads * a.width;
   for (int64_t h = 0; h < a.heads; ++h) {
@@ -265,22 +333,15 @@ void attend_float(const WindowAttention& a, const AttentionScratch& s, const flo
   }
 }
 
-// A row of float32 q, k, v -> bytes.
+// A row of float32 q, k, v -> bytes. Both have kSlack.
 void quantize_qkv(const WindowAttention& a, const float* x, uint8_t* to) {
   const int64_t features = a.heads * a.width;
   const ByteCodes* const codes[3] = {&a.q, &a.k, &a.v};
   for (int part = 0; part < 3; ++part, x += features, to += features) {
-    const ByteCodes& c = *codes[part];
+    const ByteCodes c = *codes[part];
     const float factor = part == 0 ? a.query_scale : 1.0f;
-    for (int64_t i = 0; i < features; i += kLanes) {
-      Float z = Float{};
-      const int64_t count = features - i < kLanes ? features - i : kLanes;
-      if (count == kLanes)
-        z = load(x + i);
-      else
-        for (int64_t l = 0; l < count; ++l) z[l] = x[i + l];
-      *(Byte*)(to + i) = bytes(z * factor / c.step, c);  // what lies beyond is written again, or not read
-    }
+    for (int64_t i = 0; i < features; i += kLanes)  // what lies beyond is written again, or not read
+      *(Byte*)(to + i) = bytes(load(x + i) * factor / c.step, c);
   }
 }
 
@@ -288,14 +349,18 @@ void attention(const AttentionRows& job, int64_t first, int64_t last) {
   const WindowAttention& a = job.attention;
   const int64_t features = a.heads * a.width, row = up(3 * features, 64) + kSlack;
   const int64_t out_row = up(features, 64) + kSlack;
-  Scratch scratch(AttentionScratch::size(a) + a.pixels * (row + 4 * out_row + 4 * a.padded) + 8 * 64);
+  Scratch scratch(AttentionScratch::size(a) + a.padded * (row + 4 * out_row + 4 * a.padded) + 4 * row +
+                  8 * 64);
   const AttentionScratch s(a, scratch);
-  uint8_t* codes = scratch.take<uint8_t>(a.pixels * row);
+  uint8_t* codes = scratch.take<uint8_t>(a.padded * row);
   float* mixed = scratch.take<float>(a.pixels * out_row);
   float* mask = scratch.take<float>(a.pixels * a.padded);
+  float* given = scratch.take<float>(row);
   for (int64_t w = first; w < last; ++w) {
-    for (int64_t i = 0; i < a.pixels; ++i)
-      quantize_qkv(a, job.qkv + (w * a.pixels + i) * 3 * features, codes + i * row);
+    for (int64_t i = 0; i < a.pixels; ++i) {
+      std::memcpy(given, job.qkv + (w * a.pixels + i) * 3 * features, 3 * features * sizeof(float));
+      quantize_qkv(a, given, codes + i * row);
+    }
     if (job.mask)
       for (int64_t i = 0; i < a.pixels; ++i)
         std::memcpy(mask + i * a.padded, job.mask + (w % job.masks * a.pixels + i) * a.pixels,
@@ -308,38 +373,59 @@ void attention(const AttentionRows& job, int64_t first, int64_t last) {
 
 // Linear layers and norms ---------------------------------------------------------------------------
 
-// One row; in, out: [channels], `features` of them are used.
-QSR_INLINE void norm_row(const float* x, int64_t channels, int64_t features, const Norm& norm, float* out) {
-  Float sum = Float{};
-  for (int64_t c = 0; c < channels; c += kLanes) sum += load(x + c);
-  const float mean = total(sum) / static_cast<float>(features);
-  Float squares = Float{};
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    Float d = load(x + c) - mean;
-    if (c + kLanes > features)
-      for (int64_t l = features > c ? features - c : 0; l < kLanes; ++l) d[l] = 0.0f;
-    store(out + c, d);
-    squares += d * d;
-  }
-  const float variance = total(squares) / static_cast<float>(features);
-  const float inverse = 1.0f / std::sqrt(variance + norm.eps);
+// rows of [channels], of which `features` are used -> [rows, channels]. Rows side by side, as above.
+template <int rows>
+QSR_INLINE void norm_rows(const float* const* x, int64_t channels, int64_t features, const Norm& norm,
+                          float* out) {
+  Float sum[rows] = {}, squares[rows] = {};
+  float mean[rows], inverse[rows];
   for (int64_t c = 0; c < channels; c += kLanes)
-    store(out + c, load(out + c) * inverse * load(norm.weight + c) + load(norm.bias + c));
+    for (int r = 0; r < rows; ++r) sum[r] += load(x[r] + c);
+  for (int r = 0; r < rows; ++r) mean[r] = total(sum[r]) / static_cast<float>(features);
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    Int used = {};
+    for (int l = 0; l < kLanes; ++l) used[l] = c + l < features ? -1 : 0;
+    for (int r = 0; r < rows; ++r) {
+      const Float d = (Float)((Int)(load(x[r] + c) - mean[r]) & used);
+      squares[r] += d * d;
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    const float variance = total(squares[r]) / static_cast<float>(features);
+    inverse[r] = 1.0f / root(variance + norm.eps);
+  }
+  // Beyond the last channel weight and bias are 0.
+  for (int64_t c = 0; c < channels; c += kLanes)
+    for (int r = 0; r < rows; ++r)
+      store(out + r * channels + c,
+            (load(x[r] + c) - mean[r]) * inverse[r] * load(norm.weight + c) + load(norm.bias + c));
 }
 
 void norm(const NormRows& job, int64_t first, int64_t last) {
-  for (int64_t i = first; i < last; ++i)
-    norm_row(job.x + i * job.channels, job.channels, job.features, job.norm, job.out + i * job.channels);
+  for (int64_t i = first; i < last; ++i) {
+    const float* x = job.x + i * job.channels;
+    norm_rows<1>(&x, job.channels, job.features, job.norm, job.out + i * job.channels);
+  }
 }
 
-QSR_INLINE void quantize_row(const float* x, const ByteLinear& to, uint8_t* codes) {
+QSR_INLINE void quantize_row(const float* x, ByteLinear to, uint8_t* codes) {
   for (int64_t c = 0; c < to.in; c += kLanes)
     *(Byte*)(codes + c) = bytes((load(x + c) + load(to.tau + c)) / to.codes.step, to.codes);
 }
 
-// use(row, output, y): y = sum * scale + bias of 16 outputs.
+// Norm and quantisation of the pixels of a window. normed: room for [kRows, in].
+__attribute__((noinline)) void codes_of_normed(const float* const* x, int64_t pixels, int64_t features,
+                                               Norm norm, ByteLinear to, float* normed, uint8_t* codes) {
+  for (int64_t i = 0; i < pixels; i += kRows) {
+    norm_rows<kRows>(x + i, to.in, features, norm, normed);
+    for (int r = 0; r < kRows; ++r) quantize_row(normed + r * to.in, to, codes + (i + r) * to.in);
+  }
+}
+
+// use(row, output, y): y = sum * scale + bias of 16 outputs. Arguments are copies and no inlining
+// here, so that gcc knows that a store of bytes changes none of them, and keeps them in registers.
 template <class Use>
-QSR_INLINE void linear(const ByteLinear& layer, const uint8_t* codes, int64_t rows, const Use& use) {
+__attribute__((noinline)) void linear(ByteLinear layer, const uint8_t* codes, int64_t rows, Use use) {
   const int64_t depth = layer.in;
   for (int64_t o = 0; o < layer.out; o += kVectors * kLanes) {
     const int8_t* weights = layer.weights + o * depth;
@@ -380,13 +466,13 @@ void layer(const SwinLayer& job, int64_t first, int64_t last) {
   const int64_t channels = job.channels, pixels = a.pixels, columns = job.width / job.window;
   const int64_t row = job.qkv.out + kSlack, out_row = channels + kSlack;
   Scratch scratch(AttentionScratch::size(a) +
-                  pixels * (8 + channels + 5 * row + 4 * out_row + 4 * a.padded + job.fc1.out) +
-                  4 * channels + 16 * 64);
+                  a.padded * (8 + channels + 5 * row + 4 * out_row + 4 * a.padded + job.fc1.out) +
+                  4 * kRows * channels + 16 * 64);
   const AttentionScratch s(a, scratch);
   float** at = scratch.take<float*>(pixels);
-  float* normed = scratch.take<float>(channels);
+  float* normed = scratch.take<float>(kRows * channels);
   uint8_t* codes = scratch.take<uint8_t>(pixels * channels);
-  uint8_t* qkv = scratch.take<uint8_t>(pixels * row);
+  uint8_t* qkv = scratch.take<uint8_t>(a.padded * row);
   float* float_qkv = scratch.take<float>(pixels * row);
   float* mixed = scratch.take<float>(pixels * out_row);
   float* mask = scratch.take<float>(pixels * a.padded);
@@ -399,11 +485,9 @@ void layer(const SwinLayer& job, int64_t first, int64_t last) {
       const int64_t x = (wx * job.window + i % job.window + job.shift) % job.width;
       at[i] = job.stream + (y * job.width + x) * channels;
     }
-    for (int64_t i = 0; i < pixels; ++i) {
-      norm_row(at[i], channels, job.features, job.norm1, normed);
-      quantize_row(normed, job.qkv, codes + i * channels);
-    }
-    linear(job.qkv, codes, pixels, [&](int64_t i, int64_t o, Float y) { store(float_qkv + i * row + o, y); });
+    codes_of_normed(at, pixels, job.features, job.norm1, job.qkv, normed, codes);
+    linear(job.qkv, codes, pixels,
+           [=](int64_t i, int64_t o, Float y) { store(float_qkv + i * row + o, y); });
     const bool last_row = wy == job.height / job.window - 1, last_column = wx == columns - 1;
     const bool masked = job.shift && (last_row || last_column);
     if (masked) fill_mask(job, last_row, last_column, mask);
@@ -416,15 +500,11 @@ void layer(const SwinLayer& job, int64_t first, int64_t last) {
       attend_float(a, s, float_qkv, row, masked ? mask : nullptr, mixed, out_row);
     }
     for (int64_t i = 0; i < pixels; ++i) quantize_row(mixed + i * out_row, job.proj, codes + i * channels);
-    const auto add = [&](int64_t i, int64_t o, Float y) { store(at[i] + o, load(at[i] + o) + y); };
+    const auto add = [at](int64_t i, int64_t o, Float y) { store(at[i] + o, load(at[i] + o) + y); };
     linear(job.proj, codes, pixels, add);
-    for (int64_t i = 0; i < pixels; ++i) {
-      norm_row(at[i], channels, job.features, job.norm2, normed);
-      quantize_row(normed, job.fc1, codes + i * channels);
-    }
-    linear(job.fc1, codes, pixels, [&](int64_t i, int64_t o, Float y) {
-      *(Byte*)(hidden + i * job.fc1.out + o) =
-          bytes((gelu(y) + load(job.fc2.tau + o)) / job.fc2.codes.step, job.fc2.codes);
+    codes_of_normed(at, pixels, job.features, job.norm2, job.fc1, normed, codes);
+    linear(job.fc1, codes, pixels, [hidden, fc2 = job.fc2](int64_t i, int64_t o, Float y) {
+      *(Byte*)(hidden + i * fc2.in + o) = bytes((gelu(y) + load(fc2.tau + o)) / fc2.codes.step, fc2.codes);
     });
     linear(job.fc2, hidden, pixels, add);
   }

@@ -12,8 +12,12 @@ namespace {
 
 #include "finish.h"
 
-constexpr int kVectors = 1;
+constexpr int kVectors = 1, kSideBySide = 1;
 typedef Vector<kRowLanes>::Int Int;
+typedef Vector<kRowLanes>::Float Float;
+
+QSR_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
+QSR_INLINE Float smaller(Float a, Float b) { return a < b ? a : b; }
 
 QSR_INLINE Int dot(Int sum, const uint8_t* four, const int8_t* weights) {
   for (int l = 0; l < kRowLanes; ++l, weights += 4)

@@ -11,14 +11,19 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #include <immintrin.h>
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of gcc 12, about its own header
 
 namespace qsr {
 namespace {
 
 #include "finish.h"
 
-constexpr int kVectors = 4;
+constexpr int kVectors = 4, kSideBySide = 4;
 typedef Vector<kRowLanes>::Int Int;
+typedef Vector<kRowLanes>::Float Float;
+
+QSR_INLINE Float larger(Float a, Float b) { return (Float)_mm512_max_ps((__m512)a, (__m512)b); }
+QSR_INLINE Float smaller(Float a, Float b) { return (Float)_mm512_min_ps((__m512)a, (__m512)b); }
 
 QSR_INLINE Int dot(Int sum, const uint8_t* four, const int8_t* weights) {
   int32_t bytes;
