@@ -1,4 +1,4 @@
-"""The command line: `qsr upscale | demo | train | evaluate | pack | reproduce | models | info`.
+"""The command line: `qsr upscale | demo | train | evaluate | pack | bench | reproduce | ...`.
 
 Bad input gives one line on stderr and exit code 2; Ctrl-C exits with 130. Numbers go to stdout, as
 text or with `--json`; progress and remarks go to stderr.
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from . import __version__, _native, kernels, reproduce, zoo
+from . import __version__, _native, bench, bench_report, kernels, reproduce, zoo
 from .backbone import QuantSR, load_weights, preset, rank_blocks
 from .checkpoint import describe, list_checkpoints, load_checkpoint, save
 from .data import Patches
@@ -77,10 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qsr {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run, help: str, *, numbers: bool = False) -> argparse.ArgumentParser:
+    def command(
+        name: str, run, help: str, *, numbers: bool = False, threads: bool = True
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
-        sub.set_defaults(run=run)
-        sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+        sub.set_defaults(run=run, threads=None)
+        if threads:
+            sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
         if numbers:
             sub.add_argument("--json", action="store_true", help="print numbers as JSON")
         return sub
@@ -90,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(command)
     _add_train(command)
     _add_pack(command)
+    _add_bench(command)
     sub = command("reproduce", _reproduce, "Reprint a table of the paper.", numbers=True)
     sub.add_argument("what", choices=["table2"], help="table2: parameters and operations")
     command("models", _models, "List the models that come with qsr.", numbers=True)
@@ -440,6 +444,82 @@ def _pack(args: argparse.Namespace) -> None:
         }
         agreed = {name: agreement(net, packed, name) for name in args.sets}
         print(zoo.write_card(output, packed, args.card, scores, agreed))
+
+
+# bench --------------------------------------------------------------------------------------------
+
+BENCH_PRESETS = ["quantsr-c-x4-w4a4", "quantsr-c-x4-w2a2"]
+
+
+def _add_bench(command) -> None:
+    sub = command(
+        "bench", _bench, "Time kernels, a layer, or networks beside other engines.", threads=False
+    )
+    sub.add_argument("what", nargs="?", choices=["kernel", "layer", "network"], default="network")
+    models = sub.add_mutually_exclusive_group()
+    models.add_argument("--model", nargs="+", metavar="NAME", help="zoo models, or .qsr files")
+    models.add_argument(
+        "--preset",
+        nargs="+",
+        default=BENCH_PRESETS,
+        metavar="NAME",
+        help=f"networks with random weights ({', '.join(BENCH_PRESETS)})",
+    )
+    sub.add_argument(
+        "--blocks", type=int, metavar="N", help="depth (all; of presets 16, of QuantSR-T 4)"
+    )
+    sub.add_argument("--size", type=int, default=128, metavar="N", help="side of the input (128)")
+    sub.add_argument("--rounds", type=int, metavar="N", help="turns of each (network 7, else 20)")
+    sub.add_argument(
+        "--threads",
+        dest="counts",
+        nargs="+",
+        type=int,
+        default=[1],
+        metavar="N",
+        help="one or several numbers of CPU threads (1)",
+    )
+    sub.add_argument(
+        "--peers", nargs="+", default=["all"], metavar="NAME", help="all, none or names (all)"
+    )
+    sub.add_argument("--json", metavar="FILE", help="also write all numbers there")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    rounds = (7 if args.what == "network" else 20) if args.rounds is None else args.rounds
+    for name, value in (("size", args.size), ("rounds", rounds), ("threads", min(args.counts))):
+        if value < 1:
+            raise ValueError(f"`--{name}` is {value}; it is 1 or more.")
+    if args.json is not None:
+        _check_writable(Path(args.json).parent)
+    if args.what != "network":
+        report = bench.bench_local(args.what, args.size, args.counts, rounds)
+    else:
+        chosen, remark = bench.choose_peers(args.peers)
+        if remark:
+            _complain(remark)
+        models = _bench_models(args)
+        report = bench.bench_network(models, args.size, args.counts, rounds, chosen, args.blocks)
+    if args.json is not None:
+        bench_report.write_json(report, args.json)
+    print(bench_report.markdown(report))
+
+
+def _bench_models(args: argparse.Namespace) -> dict[str, QuantSR | PackedModel]:
+    """{name: network}: from files or the zoo, else calibrated with random weights."""
+    if args.model:
+        models = {Path(name).stem: zoo.load(name) for name in args.model}
+        for model in models.values():
+            _check_blocks(model, args.blocks)
+        return models
+    models = {}
+    for name in args.preset:
+        blocks = args.blocks or (4 if "-t-" in name else 16)
+        config = preset(name, blocks=blocks)
+        if config.bits is None:
+            raise ValueError(f"{name} has no bits, so there is nothing to pack; name a quantsr-*.")
+        models[name] = bench.random_network(config, args.size)
+    return models
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""The benchmark measures what it says, of contenders that compute what they should.
+
+No test asserts a time: a machine that runs tests has other work.
+"""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import qsr
+from qsr import bench, bench_report, cli, kernels, peers
+
+CONFIG = qsr.srresnet(4, blocks=2, features=8)
+SIZE = 16
+
+
+def network(**changes):
+    torch.manual_seed(0)
+    return qsr.QuantSR(qsr.srresnet(**{"scale": 4, "blocks": 2, "features": 8, **changes})).eval()
+
+
+# The graph ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_collapsed_tail_equals_the_layers_away_from_the_border(scale):
+    net, lr = network(scale=scale), torch.rand(1, 3, 9, 12)
+    inner = (..., slice(scale, -scale), slice(scale, -scale))
+    with torch.inference_mode():
+        difference = peers.collapse(net)(lr)[inner] - net(lr)[inner]
+    assert difference.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_the_graph_computes_the_network(collapsed):
+    net, lr = network(), torch.rand(1, 3, 9, 12)
+    net = peers.collapse(net) if collapsed else net
+    with torch.inference_mode():
+        assert torch.allclose(peers.run_graph(peers.graph(net), lr)[-1], net(lr), atol=1e-5)
+
+
+def test_the_float_layout_of_a_quantised_network_has_its_products():
+    config = qsr.quantsr_c(4, 4, blocks=4, features=8)
+    plain = peers.float_config(config, 2)
+    assert plain == qsr.srresnet(4, blocks=2, features=8)
+
+
+# Peers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.name)
+@pytest.mark.parametrize("collapsed", [False, True], ids=["ordinary", "collapsed"])
+def test_a_peer_computes_the_network(peer, collapsed, tmp_path):
+    if peer.missing:
+        pytest.skip(f"needs {', '.join(peer.missing)}: pip install 'qsr[bench]'")
+    if peer.name in ("pytorch-compile", "openvino-int8"):
+        pytest.skip("takes half a minute to compile or quantise; qsr bench checks it in each run")
+    lr = bench.picture(SIZE).numpy()
+    task = peers.Task(CONFIG, collapsed, lr, tmp_path)
+    peer.write(task)
+    try:
+        output = np.array(peer.open(task, 1)(lr))
+    except ValueError as error:
+        pytest.skip(str(error))
+    difference = output - peers.PEERS[0].open(task, 1)(lr)
+    assert np.abs(difference).max() <= (bench.LARGEST if peer.exact else 0.1)
+
+
+def test_a_peer_that_is_missing_is_named_with_what_to_install(monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    chosen, remark = bench.choose_peers(["all"])
+    assert all(not peer.needs for peer in chosen)
+    assert "ncnn" in remark and "pip install 'qsr[bench]'" in remark
+    with pytest.raises(ValueError, match=r"needs ncnn: pip install"):
+        bench.choose_peers(["ncnn-int8"])
+
+
+def test_unknown_peers_are_refused():
+    with pytest.raises(ValueError, match="no peer is called 'tvm'"):
+        bench.choose_peers(["tvm"])
+
+
+# Turns --------------------------------------------------------------------------------------------
+
+
+def zeros(threads):
+    return lambda picture: np.zeros((1, 3, 4 * SIZE, 4 * SIZE), np.float32)
+
+
+def broken(threads):
+    raise ValueError("a reason\nand more")
+
+
+def died(threads):
+    import os
+
+    os._exit(3)
+
+
+def not_a_number(threads):
+    return lambda picture: np.full((1, 3, 4 * SIZE, 4 * SIZE), np.nan, np.float32)
+
+
+def rows_of(*contenders):
+    lr = bench.picture(SIZE).numpy()
+    return {row.name: row for row in bench.network_rows(contenders, lr, 1000, 1, 1, {})}
+
+
+def test_a_contender_that_disagrees_fails_or_dies_is_told_and_not_timed():
+    ones = np.ones((1, 3, 4 * SIZE, 4 * SIZE), np.float32)
+    contender = functools.partial(bench.Contender, column="ordinary", expected=ones)
+    rows = rows_of(
+        contender("wrong", open=zeros, exact=True),
+        contender("wrong-int8", open=zeros),
+        contender("nan", open=not_a_number),
+        contender("small", open=zeros, expected=ones[..., 1:]),
+        contender("broken", open=broken),
+        contender("died", open=died),
+        contender("right", open=zeros, expected=0 * ones, exact=True),
+    )
+    assert "differs by 1" in rows["wrong"].note
+    assert "0.0 dB" in rows["wrong-int8"].note
+    assert "nan dB" in rows["nan"].note
+    assert "shape" in rows["small"].note
+    assert rows["broken"].note == "a reason"
+    assert "code 3" in rows["died"].note
+    assert [name for name, row in rows.items() if row.best_ms is not None] == ["right"]
+
+
+# Reports ------------------------------------------------------------------------------------------
+
+
+def test_ratios_are_to_the_fastest_peer_of_each_column():
+    def row(name, column, ms, threads=1):
+        return bench.Row(name, column, threads, 16, ms, ms, 1.0)
+
+    rows = (
+        row("ours", "packed", 10.0), row("ours", "packed", 5.0, 2),
+        row("pytorch", "ordinary", 100.0), row("a", "ordinary", 30.0), row("a", "collapsed", 25.0),
+        row("b", "collapsed", 20.0), bench.Row("c", "ordinary", note="broken"),
+    )  # fmt: skip
+    report = bench.Report("network", "", {}, 16, 1, 1000, {}, rows)
+    one, two = report.ratios()
+    assert one["ordinary"] == (3.0, "a") and one["collapsed"] == (2.0, "b")
+    assert one["pytorch"] == 10.0 and one["scaling"] is None
+    assert two["ordinary"] is None and two["scaling"] == 2.0
+
+
+def test_bench_network_prints_a_table_and_writes_json(capfd, tmp_path):
+    path = tmp_path / "bench.json"
+    arguments = ["bench", "--preset", "quantsr-c-x4-w4a4", "--blocks", "1", "--size", str(SIZE)]
+    assert cli.main([*arguments, "--rounds", "1", "--peers", "pytorch", "--json", str(path)]) == 0
+    out = capfd.readouterr().out
+    assert "| **quantsr-c-x4-w4a4** |" in out and "over the fastest peer, collapsed tail" in out
+    contents = json.loads(path.read_text())
+    assert set(contents) >= {"what", "machine", "size", "macs", "ceilings", "rows", "ratios"}
+    assert {(row["name"], row["column"]) for row in contents["rows"]} == {
+        ("quantsr-c-x4-w4a4", "packed"),
+        ("pytorch", "ordinary"),
+        ("pytorch", "collapsed"),
+    }
+    assert all(row["best_ms"] > 0 and row["note"] == "" for row in contents["rows"])
+
+
+@pytest.mark.parametrize("what", ["kernel", "layer"])
+def test_kernels_and_layers_are_timed_in_one_table(what):
+    report = bench.bench_local(what, 8, [1], 1)
+    text = bench_report.markdown(report)
+    assert "w4a4" in text and "w2a2" in text
+    if what == "kernel":
+        for name in kernels.available("conv2d")[:-1]:
+            assert f"conv2d {name} w3a3" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--size", "0"], "`--size` is 0"),
+        (["--threads", "1", "0"], "`--threads` is 0"),
+        (["--peers", "tvm"], "no peer is called 'tvm'"),
+        (["--preset", "srresnet-x4"], "nothing to pack"),
+        (["--preset", "quantsr-c-x4-w4a4", "quantsr-c-x2-w4a4", "--peers", "none"], "layouts"),
+        (["--model", "nothing"], "no model is called"),
+        (["--json", "/dev/null/all.json"], "another output folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(arguments, says, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    err = capsys.readouterr().err.strip()
+    assert says in err.splitlines()[-1]
