@@ -129,12 +129,13 @@ def enlarge(
     if not memory > 0:
         raise ValueError(f"`memory` is {memory!r}; it is a positive number of GB. Allow more.")
     network = model.network if isinstance(model, PackedModel) else model
+    body = model if isinstance(model, PackedModel) else network  # a packed one has its program
     config, depth = network.config, network.plan(blocks)
     plan = strips(lr.shape[2], lr.shape[3], config, depth.count, memory / len(lr))
     out = []
     bar = tqdm(plan, "strips", leave=False, disable=not progress or len(plan) == 1)
     for first, last, top, bottom in bar:
-        features = network.features(lr[:, :, top:bottom].to(network.mean), depth)
+        features = body.features(lr[:, :, top:bottom].to(network.mean), depth)
         step = _tail_rows(config, bottom - top, lr.shape[3])
         for row in range(first - top, last - top, step):
             sr = _tail_of(network, features, row, min(row + step, last - top))
