@@ -62,6 +62,11 @@ void quantize_pack_scalar(const QuantizePack&, int64_t first, int64_t last);
 // conv2d_float.cpp; compiled for several instruction sets, all of them giving the same bits
 void conv2d_float(const FloatConv2d&, int64_t first, int64_t last);
 
+// ceiling.cpp: multiply-accumulates a second of one core by instruction; "clock" in Hz, 0 for an
+// unknown or unsupported name. Names are comma-separated.
+double peak(const char* name, double seconds);
+std::string peak_names();
+
 // pack.cpp: `count` pixels of `channels` bytes <-> planes.
 void pack_codes(const uint8_t* codes, Word* out, int64_t count, int64_t channels, int64_t groups,
                 int bits);

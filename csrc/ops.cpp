@@ -182,6 +182,8 @@ Tensor conv2d_float(const Tensor& x, const Tensor& w, std::optional<Tensor> bias
 }
 
 std::string available(std::string op) { return qsr::available(op.c_str()); }
+std::string peak_names() { return qsr::peak_names(); }
+double peak(std::string name, double seconds) { return qsr::peak(name.c_str(), seconds); }
 
 }  // namespace
 
@@ -196,6 +198,8 @@ STABLE_TORCH_LIBRARY(qsr_native, m) {
   m.def("pack_codes(Tensor codes, int bits, int groups) -> Tensor");
   m.def("unpack_codes(Tensor words, bool signed, int channels) -> Tensor");
   m.def("available(str op) -> str");
+  m.def("peak_names() -> str");
+  m.def("peak(str name, float seconds) -> float");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
@@ -208,4 +212,6 @@ STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(qsr_native, CompositeExplicitAutograd, m) {
   m.impl("available", TORCH_BOX(&available));
+  m.impl("peak_names", TORCH_BOX(&peak_names));
+  m.impl("peak", TORCH_BOX(&peak));
 }

@@ -44,6 +44,7 @@ OPS_SOURCES = (
     "conv2d_float.cpp",
     "quantize_pack.cpp",
     "pack.cpp",
+    "ceiling.cpp",
     "dispatch.cpp",
     "residual_network.cpp",
     "ops.cpp",

@@ -65,7 +65,7 @@ def ceilings(seconds: float = 0.1) -> dict[str, float]:
     Binary products for "popcnt" and "vpopcnt": w4a4 needs 16 of them for one. "clock" is the core's
     frequency in Hz. Empty without native code.
     """
-    if not _native.load().native or not hasattr(torch.ops.qsr_native, "peak"):
+    if not _native.load().native:
         return {}
     names = torch.ops.qsr_native.peak_names().split(",")
     best = dict.fromkeys(names, 0.0)

@@ -130,6 +130,24 @@ def test_a_contender_that_disagrees_fails_or_dies_is_told_and_not_timed():
     assert [name for name, row in rows.items() if row.best_ms is not None] == ["right"]
 
 
+# Ceilings -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not bench._native.load().native, reason="needs the native code")
+def test_ceilings_are_rates_of_the_instructions_that_this_processor_has():
+    rates = bench.ceilings(0.005)
+    assert rates["clock"] > 1e8
+    assert all(rate > 0 for rate in rates.values())
+    assert torch.ops.qsr_native.peak("no such instruction", 0.001) == 0
+
+
+def test_a_ceiling_of_codes_counts_bit_planes():
+    rates = {"popcnt": 160.0, "maddubs": 20.0}
+    assert bench._ceiling(rates, "codes", (4, 4)) == 20.0
+    assert bench._ceiling(rates, "codes", (2, 2)) == 40.0
+    assert bench._ceiling(rates, "bfloat16") is None
+
+
 # Reports ------------------------------------------------------------------------------------------
 
 
