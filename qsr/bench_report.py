@@ -8,17 +8,20 @@ it comes twice, for light and for dark pages.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import zoo
 from .bench import Report, Row
 from .files import replacing
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.figure import Figure
 
 # Text ---------------------------------------------------------------------------------------------
 
@@ -153,3 +156,114 @@ def write_json(report: Report, path: str | os.PathLike) -> None:
     """Write `as_json`, whole or not at all. Raises ValueError for a place that can't be written."""
     with replacing(path) as temporary:
         temporary.write_text(as_json(report))
+
+
+# Figures ------------------------------------------------------------------------------------------
+
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
+OWN, ORDINARY, COLLAPSED, SECOND = "#D55E00", "#0072B2", "#56B4E9", "#009E73"
+
+
+def write_figure(report: Report, path: str | os.PathLike) -> tuple[Path, Path]:
+    """Draw a report of networks as PNG for light pages, and NAME_dark.png beside it for dark ones.
+
+    Raises ValueError for another suffix, a report of something else, or nothing that was timed.
+    """
+    path = Path(path)
+    if path.suffix != ".png":
+        raise ValueError(f"{path} ends in {path.suffix!r}; figures are written as .png.")
+    twin = path.with_stem(f"{path.stem}_dark")
+    for target, dark in ((path, False), (twin, True)):
+        encoded = io.BytesIO()
+        figure(report, dark).savefig(encoded, format="png", metadata={"Software": None})
+        with replacing(target) as temporary:
+            temporary.write_bytes(encoded.getbuffer())
+    return path, twin
+
+
+def figure(report: Report, dark: bool = False) -> Figure:
+    """Bars of the time of each contender and, where the zoo was timed, speed against PSNR."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in report.rows if row.best_ms is not None]
+    if report.what != "network" or not rows:
+        raise ValueError("there are no times of networks to draw; run `qsr bench network`.")
+    threads = min(row.threads for row in rows)
+    rows = [row for row in rows if row.threads == threads]
+    points = _points([row for row in rows if row.column == "depth"])
+    paper, ink = ("#0d1117", "#e6edf3") if dark else ("white", "black")
+    drawn = Figure(figsize=(11 if points else 6.5, 4.8), dpi=120, facecolor=paper)
+    axes = drawn.subplots(
+        1, 2 if points else 1, squeeze=False, width_ratios=[3, 2][: 1 + bool(points)]
+    )
+    _bars(axes[0, 0], rows, ink)
+    plural = "s" if threads > 1 else ""
+    axes[0, 0].set_title(f"{report.title}, {threads} thread{plural}", fontsize=10, loc="left")
+    if points:
+        _speed_and_psnr(axes[0, 1], points, ink)
+    for ax in axes.flat:
+        ax.set_facecolor(paper)
+        ax.tick_params(colors=ink, labelsize=9)
+        ax.title.set_color(ink)
+        ax.xaxis.label.set_color(ink)
+        ax.yaxis.label.set_color(ink)
+        for side, spine in ax.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(ink)
+    drawn.tight_layout()
+    return drawn
+
+
+def _bars(ax, rows: Sequence[Row], ink: str) -> None:
+    """Two bars for each peer, ordinary and collapsed graph; one for a packed network."""
+    times: dict[str, dict[str, float]] = {}
+    for row in sorted(rows, key=lambda row: -row.best_ms):
+        if row.column != "depth":
+            times.setdefault(row.name, {})[row.column] = row.best_ms
+    colours = {"packed": OWN, "ordinary": ORDINARY, "collapsed": COLLAPSED}
+    labels = {"packed": "packed, integers", "ordinary": "ordinary graph"}
+    labels["collapsed"] = "handed the collapsed tail"
+    labelled = set()
+    for y, columns in enumerate(times.values()):
+        offsets = {"ordinary": 0.2, "collapsed": -0.2, "packed": 0}
+        for column, ms in columns.items():
+            alone = len(columns) == 1
+            label = None if column in labelled else labels[column]
+            labelled.add(column)
+            at, height = (y, 0.55) if alone else (y + offsets[column], 0.38)
+            ax.barh(at, ms, height, color=colours[column], label=label)
+            ax.text(ms, at, f" {ms:.0f}", va="center", fontsize=8, color=ink)
+    ax.set_yticks(range(len(times)), list(times))
+    ax.set_xlabel("ms, best of the rounds (less is better)")
+    ax.legend(frameon=False, labelcolor=ink, fontsize=9, loc="upper right")
+
+
+Point = tuple[float, float, int]  # pictures a second, PSNR-Y on Set5, blocks
+
+
+def _points(rows: Sequence[Row]) -> dict[str, list[Point]]:
+    """{model: its depths}; PSNR from the model cards, where they know Set5."""
+    points: dict[str, list[Point]] = {}
+    for row in sorted(rows, key=lambda row: row.best_ms):
+        scores = zoo.card(row.name)["scores"].get(str(row.blocks), {})
+        if "Set5" in scores:
+            point = (1e3 / row.best_ms, scores["Set5"][0], row.blocks)
+            points.setdefault(row.name, []).append(point)
+    return points
+
+
+def _speed_and_psnr(ax, points: dict[str, list[Point]], ink: str) -> None:
+    styles = zip((OWN, ORDINARY, SECOND, COLLAPSED), "os^D", strict=True)
+    for (name, depths), (colour, marker) in zip(points.items(), styles, strict=False):
+        speed, psnr, blocks = zip(*depths, strict=True)
+        ax.plot(speed, psnr, color=colour, marker=marker, label=name)
+        for x, y, count in zip(speed, psnr, blocks, strict=True):
+            ax.annotate(
+                f"{count} blocks", (x, y), (6, 4), textcoords="offset points",
+                fontsize=8, color=ink,
+            )  # fmt: skip
+    ax.margins(x=0.25, y=0.15)
+    ax.set_xlabel("pictures a second (more is better)")
+    ax.set_ylabel("PSNR-Y on Set5, dB (model card)")
+    ax.set_title("Models of the zoo at their depths", fontsize=10, loc="left")
+    ax.legend(frameon=False, labelcolor=ink, fontsize=9, loc="upper right")

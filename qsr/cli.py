@@ -483,6 +483,9 @@ def _add_bench(command) -> None:
         "--peers", nargs="+", default=["all"], metavar="NAME", help="all, none or names (all)"
     )
     sub.add_argument("--json", metavar="FILE", help="also write all numbers there")
+    sub.add_argument(
+        "--plot", metavar="FILE.png", help="also draw networks, the zoo's depths among them"
+    )
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -490,8 +493,11 @@ def _bench(args: argparse.Namespace) -> None:
     for name, value in (("size", args.size), ("rounds", rounds), ("threads", min(args.counts))):
         if value < 1:
             raise ValueError(f"`--{name}` is {value}; it is 1 or more.")
-    if args.json is not None:
-        _check_writable(Path(args.json).parent)
+    for path in (args.json, args.plot):
+        if path is not None:
+            _check_writable(Path(path).parent)
+    if args.plot is not None and (args.what != "network" or Path(args.plot).suffix != ".png"):
+        raise ValueError(f"`--plot` is {args.plot}; it draws networks, into a .png file.")
     if args.what != "network":
         report = bench.bench_local(args.what, args.size, args.counts, rounds)
     else:
@@ -499,9 +505,19 @@ def _bench(args: argparse.Namespace) -> None:
         if remark:
             _complain(remark)
         models = _bench_models(args)
-        report = bench.bench_network(models, args.size, args.counts, rounds, chosen, args.blocks)
+        report = bench.bench_network(
+            models,
+            args.size,
+            args.counts,
+            rounds,
+            chosen,
+            args.blocks,
+            depths=args.plot is not None,
+        )
     if args.json is not None:
         bench_report.write_json(report, args.json)
+    if args.plot is not None:
+        print(*bench_report.write_figure(report, args.plot), file=sys.stderr)
     print(bench_report.markdown(report))
 
 

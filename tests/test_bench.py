@@ -209,3 +209,18 @@ def test_bad_input_is_one_line_and_code_2(arguments, says, capsys):
     assert cli.main(["bench", *arguments]) == 2
     err = capsys.readouterr().err.strip()
     assert says in err.splitlines()[-1]
+
+
+def test_the_figure_shows_peers_and_the_depths_of_the_zoo(tmp_path):
+    name = qsr.zoo.names()[0]
+    rows = (
+        bench.Row("ours", "packed", 1, 16, 10.0, 11.0),
+        bench.Row("pytorch", "ordinary", 1, 16, 100.0, 110.0),
+        bench.Row("ncnn-int8", "collapsed", 1, 16, 30.0, 31.0),
+        *(bench.Row(name, "depth", 1, depth, depth, depth) for depth in (16, 8, 4)),
+    )
+    report = bench.Report("network", "", {}, 16, 1, 1000, {}, rows)
+    light, dark = bench_report.write_figure(report, tmp_path / "speed.png")
+    assert light.stat().st_size > 5000 and dark.name == "speed_dark.png"
+    with pytest.raises(ValueError, match="no times"):
+        bench_report.figure(bench.Report("kernel", "", {}, 16, 1, 1000, {}, ()))
