@@ -3,6 +3,7 @@
 
 #include "conv3x3.h"
 #include "kernels.h"
+#include "tail.h"
 #include "swin.h"
 
 namespace qsr {
@@ -32,6 +33,8 @@ constexpr Kernel<QuantizePack> kQuantizePack[] = {
 constexpr const Conv3x3Kernel* kConv3x3[] = {&kConv3x3Vnni, &kConv3x3Portable};
 
 constexpr const SwinKernel* kSwin[] = {&kSwinVnni, &kSwinAvx2, &kSwinPortable};
+
+constexpr const TailKernel* kTail[] = {&kTailAvx512, &kTailAvx2, &kTailPortable};
 
 template <class Job, size_t N>
 const Kernel<Job>* find(const Kernel<Job> (&table)[N], const char* name) {
@@ -64,6 +67,19 @@ const Conv3x3Kernel* find_conv3x3(const char* name, int bits) {
   return nullptr;
 }
 
+const TailKernel* find_tail(const char* name) {
+  for (const TailKernel* row : kTail)
+    if (std::strcmp(name, row->name) == 0 && row->supported()) return row;
+  return nullptr;
+}
+
+std::string tail_names() {
+  std::string list;
+  for (const TailKernel* row : kTail)
+    if (row->supported()) list += (list.empty() ? "" : ",") + std::string(row->name);
+  return list;
+}
+
 std::string conv3x3_names(int bits) {
   std::string list;
   for (const Conv3x3Kernel* row : kConv3x3)
@@ -90,6 +106,7 @@ std::string swin_names(int bits) {
 
 std::string available(const char* op) {
   if (std::strcmp(op, "attention") == 0) return swin_names(1);
+  if (std::strcmp(op, "tail") == 0) return tail_names();
   if (std::strcmp(op, "conv3x3") == 0) return conv3x3_names(1);
   if (std::strcmp(op, "conv2d") == 0) return names(kConv2d);
   if (std::strcmp(op, "quantize_pack") == 0) return names(kQuantizePack);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "residual_network.h"
+#include "tail.h"
 
 namespace {
 
@@ -57,6 +58,11 @@ Tensor lay_out_layers(const Tensor& codes, const Tensor& numbers, int64_t bits, 
 
 std::string conv3x3_kernels(int64_t bits) { return qsr::conv3x3_names(static_cast<int>(bits)); }
 
+void parallel(int64_t count, int64_t cost, const std::function<void(int64_t, int64_t)>& work) {
+  constexpr int64_t kWorthAThread = 100000;
+  torch::stable::parallel_for(0, count, 1 + kWorthAThread / (cost + 1), work);
+}
+
 int64_t workspace_bytes(int64_t height, int64_t width, int64_t channels) {
   return qsr::workspace_bytes(height, width, channels) + 64;
 }
@@ -98,10 +104,31 @@ void residual_body(const Tensor& lr, const Tensor& mean, double range, const Ten
   uint8_t* space = data<uint8_t>(workspace, ScalarType::Byte, needed, "workspace");
   net.workspace = space + (-reinterpret_cast<intptr_t>(space) & 63);
   if (net.height == 0 || net.width == 0) return;
-  qsr::run(net, row, [](int64_t n, int64_t cost, const std::function<void(int64_t, int64_t)>& work) {
-    constexpr int64_t kWorthAThread = 100000;
-    torch::stable::parallel_for(0, n, 1 + kWorthAThread / (cost + 1), work);
-  });
+  qsr::run(net, row, parallel);
+}
+
+void tail(const Tensor& features, const Tensor& inside, const Tensor& ring, const Tensor& biases,
+          int64_t scale, std::string kernel, Tensor sr) {
+  STD_TORCH_CHECK(features.dim() == 3 && inside.dim() == 4 && scale >= 1 && scale <= 4,
+                  "features must be [H, W, channels] and inside [8, 8, channels, outputs]");
+  const auto* row = qsr::find_tail(kernel.c_str());
+  STD_TORCH_CHECK(row, "no kernel '", kernel, "' for a tail on this processor");
+  qsr::Tail job{};
+  job.height = features.size(0), job.width = features.size(1), job.channels = features.size(2);
+  job.scale = scale, job.outputs = inside.size(3);
+  STD_TORCH_CHECK(job.channels > 0 && job.channels % 16 == 0 && inside.size(2) == job.channels,
+                  "channels must be a multiple of 16, those of the weights");
+  STD_TORCH_CHECK(job.outputs % 16 == 0 && job.outputs >= 3 * scale * scale && job.outputs <= 48,
+                  "outputs must be 3 * scale^2, filled up to a multiple of 16");
+  const int64_t c = job.channels, o = job.outputs, pixels = job.height * job.width;
+  job.features = data<float>(features, ScalarType::Float, pixels * c, "features");
+  job.inside = data<float>(inside, ScalarType::Float, 64 * c * o, "inside");
+  job.ring = data<float>(ring, ScalarType::Float, 16 * 25 * c * o, "ring");
+  job.biases = data<float>(biases, ScalarType::Float, 16 * o, "biases");
+  job.sr = data<float>(sr, ScalarType::Float, 3 * scale * scale * pixels, "sr");
+  if (pixels == 0) return;
+  parallel((job.height + qsr::kTailRows - 1) / qsr::kTailRows, job.width * c * o * 16,
+           [&](int64_t first, int64_t last) { row->run(job, first, last); });
 }
 
 }  // namespace
@@ -114,11 +141,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(qsr_native, m) {
       "residual_body(Tensor lr, Tensor mean, float range, Tensor head_weights, Tensor head_bias, "
       "Tensor weights, Tensor arrays, Tensor numbers, Tensor shortcuts, int[] kept, int bits, "
       "str kernel, Tensor(a!) workspace, Tensor(b!) features) -> ()");
+  m.def(
+      "tail(Tensor features, Tensor inside, Tensor ring, Tensor biases, int scale, str kernel, "
+      "Tensor(a!) sr) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
   m.impl("lay_out_layers", TORCH_BOX(&lay_out_layers));
   m.impl("residual_body", TORCH_BOX(&residual_body));
+  m.impl("tail", TORCH_BOX(&tail));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(qsr_native, CompositeExplicitAutograd, m) {

@@ -6,7 +6,7 @@ as it goes. The program does the same arithmetic, in the same order for every pi
 those of the layers, bit for bit.
 
     body   lr -> features       one call of csrc/residual_network.cpp, on integers
-    tail   features -> sr       in float
+    tail   features -> sr       the collapsed convolution of qsr.tail, in float
 
 Between runs the program keeps its buffers for the last picture size. Threads are torch's.
 """
@@ -23,6 +23,7 @@ from .blocks import Shortcut
 from .depth import DepthPlan
 from .layers import split_bits
 from .quantizer import QuantSpec
+from .tail import CollapsedTail
 
 MAP_CHANNELS = 64  # kMapChannels of csrc/conv3x3.h
 
@@ -115,28 +116,25 @@ class ConvProgram:
             self.bits,
             self.kernel,
         )
-        self.reconstruct = network.reconstruct
-        self.features_of_network = config.features
+        self.tail = CollapsedTail(
+            network.tail, config.scale, config.pixel_range, self.mean, self.channels
+        )
         self._size, self._buffers = None, ()
 
     def __call__(self, lr: Tensor, plan: DepthPlan) -> Tensor:
         """lr float [N, 3, H, W] -> sr float32 [N, 3, scale H, scale W], not clipped."""
-        n = self.features_of_network
-        return torch.cat(
-            [
-                self.reconstruct(self.features(picture, plan)[None, :, :, :n].permute(0, 3, 1, 2))
-                for picture in lr.float()
-            ]
-        )
+        return torch.stack([self.tail(self.features(picture, plan)) for picture in lr.float()])
 
-    def features(self, lr: Tensor, plan: DepthPlan) -> Tensor:
-        """lr float32 [3, H, W] -> float32 [H, W, C], C = padded(features).
+    @property
+    def pixel_bytes(self) -> int:
+        """Working memory per lr pixel: the maps of csrc/residual_network.cpp, and sr."""
+        maps = 2 * 4 + 2 * 1  # float and codes
+        return maps * self.channels + 4 * 2 * 3 + 4 * 3 * self.tail.scale**2
 
-        The result is a buffer of the program: it holds until the next call.
-        """
-        workspace, features = self._buffers_for(lr.shape[1], lr.shape[2])
+    def arguments(self, lr: Tensor, plan: DepthPlan) -> tuple:
+        """What the operator `qsr::residual_body` takes; the last is where the features come."""
         kept = [int(k and runs) for k, runs in zip(plan.keep, self.runs, strict=True)]
-        torch.ops.qsr.residual_body(
+        return (
             lr,
             self.mean,
             self.pixel_range,
@@ -149,10 +147,17 @@ class ConvProgram:
             kept,
             self.bits,
             self.kernel,
-            workspace,
-            features,
+            *self._buffers_for(lr.shape[1], lr.shape[2]),
         )
-        return features
+
+    def features(self, lr: Tensor, plan: DepthPlan) -> Tensor:
+        """lr float32 [3, H, W] -> float32 [H, W, C], C = padded(features).
+
+        The result is a buffer of the program: it holds until the next call.
+        """
+        arguments = self.arguments(lr, plan)
+        torch.ops.qsr.residual_body(*arguments)
+        return arguments[-1]
 
     def _buffers_for(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling():  # a traced program owns its buffers

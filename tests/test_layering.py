@@ -13,7 +13,7 @@ import qsr
 
 NAMES = """
     files image quantizer bitplanes metrics data layers baselines _native reference kernels
-    blocks depth backbone complexity program_conv program_swin pack checkpoint distill
+    blocks depth backbone complexity tail program_conv program_swin pack checkpoint distill
     infer zoo evaluate peers bench bench_report train viz course reproduce cli
 """
 ORDER = NAMES.split()
