@@ -4,7 +4,7 @@
 // out with eight output channels side by side, a word of activations is broadcast to all eight, and
 // each pair of planes costs one AND, one count and one add for 512 products of one bit. One thread
 // of a Zen 5, 64 -> 64 channels 3x3, against conv2d_popcnt: 6.3 times at 4 bits (80 GMAC/s), 6.7 at 3,
-// 5.9 at 2 (199 GMAC/s); benchmarks/conv2d.py prints these.
+// 5.9 at 2 (199 GMAC/s); `qsr bench kernel` prints these.
 //
 // Pairs of planes with the same weight 2^(i + j) share a sum, to which they are added or, if exactly
 // one of the two is a top plane, subtracted: 7 registers at 4 bits. Bounds as in rung 0.

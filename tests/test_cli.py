@@ -22,7 +22,7 @@ from qsr.data import textures
 
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 
-COMMANDS = ["upscale", "demo", "evaluate", "train", "pack", "reproduce", "models", "info"]
+COMMANDS = ["upscale", "demo", "evaluate", "train", "pack", "bench", "reproduce", "models", "info"]
 TINY = ["--network-blocks", 2, "--features", 4, "--patch", 8, "--batch", 2]
 TINY += ["--steps", 4, "--checkpoint-every", 2]
 TRAIN = ["--preset", "quantsr-c-x2-w4a4", *TINY]
