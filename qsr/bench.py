@@ -516,7 +516,7 @@ def packed_contender(
     if isinstance(model, QuantSR):
         with torch.inference_mode():
             expected = model(lr, model.plan(blocks)).numpy()
-    path = folder / f"{name}-{blocks}.qsr"
+    path = folder / f"{column}-{name}-{blocks}.qsr"
     save(path, packed)
     run = functools.partial(_open_packed, path, blocks)
     bits = split_bits(packed.config.bits)

@@ -5,6 +5,7 @@ No test asserts a time: a machine that runs tests has other work.
 
 import functools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -224,3 +225,12 @@ def test_the_figure_shows_peers_and_the_depths_of_the_zoo(tmp_path):
     assert light.stat().st_size > 5000 and dark.name == "speed_dark.png"
     with pytest.raises(ValueError, match="no times"):
         bench_report.figure(bench.Report("kernel", "", {}, 16, 1, 1000, {}, ()))
+
+
+def test_a_random_network_and_a_zoo_model_of_one_name_keep_files_of_their_own(tmp_path):
+    lr = bench.picture(SIZE)
+    config = qsr.quantsr_c(4, 4, blocks=1, features=8)
+    one, two = (bench.random_network(replace(config, features=f), SIZE) for f in (8, 4))
+    ours = bench.packed_contender("same", one, 1, lr, tmp_path)
+    bench.packed_contender("same", two, 1, lr, tmp_path, "depth")
+    assert rows_of(ours)["same"].best_ms is not None
