@@ -128,11 +128,13 @@ def agreement(
         data = pairs(data, net.config.scale)
     differences, flipped, total = [], 0, 0
     for pair in data:
-        with _recorded_codes(net) as floats, _recorded_codes(packed.network) as integers:
-            scores = [
-                psnr_y(enlarge(pair.lr, model, blocks), pair.hr, crop=net.config.scale).item()
-                for model in (net, packed)
-            ]
+        crop = net.config.scale
+        with _recorded_codes(net) as floats:
+            trained_sr = enlarge(pair.lr, net, blocks)
+        with _recorded_codes(packed.network) as integers:  # layers: the codes of the program
+            enlarge(pair.lr, packed.network, blocks)
+        packed_sr = enlarge(pair.lr, packed, blocks)
+        scores = [psnr_y(sr, pair.hr, crop=crop).item() for sr in (trained_sr, packed_sr)]
         differences.append(scores[1] - scores[0])
         for a, b in zip(floats, integers, strict=True):
             flipped += int((a != b).sum())

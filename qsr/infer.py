@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from typing import overload
 
 import numpy as np
@@ -19,12 +20,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .backbone import NetworkConfig, QuantSR, SwinConfig
+from .depth import DepthPlan
 from .image import Picture, check_pictures, from_array, from_pil, read, to_array, to_pil, to_uint8
 from .pack import PackedModel
 
 Model = QuantSR | PackedModel
 DEFAULT_MEMORY = 2.0  # GB of planned working memory
 SMALL_TAIL = 2**26  # bytes that a piece of the tail may always take
+TAIL_TILE = 4  # kTailRows of csrc/tail.h: lr rows
 TAIL_REACH = 2  # lr rows that a tail sees beyond its own: its stages see 1, 1/2 and 1/4 of a row
 
 # How far a network sees ---------------------------------------------------------------------------
@@ -55,19 +58,22 @@ def halo(config: NetworkConfig, blocks: int | None = None) -> int:
     return 1 + 2 * count + 1 + TAIL_REACH  # head, two convolutions a block, body_conv, tail
 
 
-def planned_bytes(config: NetworkConfig, pixels: int) -> int:
-    """Working memory for `pixels` lr pixels at once, bytes; an upper estimate.
+def pixel_bytes(model: Model) -> int:
+    """Working memory for each lr pixel at once, bytes; an upper estimate.
 
-    In float32 values per lr pixel, as measured: around a convolution of the body live 10 copies of
-    the features; the tail needs more, but runs in pieces (`_tail_rows`). A Swin layer holds 14
-    copies of the features and 5 of its attention scores (window^2 a head). Beside these are lr, sr
-    and the codes.
+    A packed network with a program knows what it allocates. Layer by layer, in float32 values per
+    lr pixel, as measured: around a convolution of the body live 10 copies of the features; the tail
+    needs more, but runs in pieces (`_tail_rows`). A Swin layer holds 14 copies of the features and
+    5 of its attention scores (window^2 a head). Beside these are lr, sr and the codes.
     """
+    if isinstance(model, PackedModel) and model.program is not None:
+        return model.program.pixel_bytes
+    config = model.config
     if isinstance(config, SwinConfig):
         values = 14 * config.features + 5 * config.heads * config.window**2
     else:
         values = 10 * config.features
-    return 4 * (values + 6 * config.scale**2 + 32) * pixels
+    return 4 * (values + 6 * config.scale**2 + 32)
 
 
 def _tail_rows(config: NetworkConfig, rows: int, width: int) -> int:
@@ -83,19 +89,23 @@ def _tail_rows(config: NetworkConfig, rows: int, width: int) -> int:
     return max(1, max(share, small) - 2 * TAIL_REACH)
 
 
-def strips(height: int, width: int, config: NetworkConfig, blocks: int, memory: float):
+def strips(
+    height: int, width: int, config: NetworkConfig, blocks: int, memory: float, pixel_bytes: int
+) -> list[tuple[int, int, int, int]]:
     """[(first, last, top, bottom)]: rows to keep, and rows to compute, of each strip.
 
-    One strip if `memory` (GB) holds the whole picture. Raises ValueError if it holds no strip.
+    One strip if `memory` (GB) holds the whole picture. Strips begin between windows and between the
+    tiles of the tail, so that their tiles are those of the whole picture. Raises ValueError if
+    `memory` holds no strip.
     """
-    if planned_bytes(config, height * width) <= memory * 1e9:
+    if pixel_bytes * height * width <= memory * 1e9:
         return [(0, height, 0, height)]
-    reach = halo(config, blocks)
-    unit = config.window
-    rows = int(memory * 1e9 / planned_bytes(config, width)) - 2 * reach
+    unit = math.lcm(config.window, TAIL_TILE)
+    reach = -(-halo(config, blocks) // unit) * unit
+    rows = int(memory * 1e9 / (pixel_bytes * width)) - 2 * reach
     rows = rows // unit * unit
     if rows < unit:
-        needed = planned_bytes(config, width * (2 * reach + unit)) / 1e9
+        needed = pixel_bytes * width * (2 * reach + unit) / 1e9
         raise ValueError(
             f"`memory` is {memory:g} GB, which do not hold one strip of a picture {width} pixels "
             f"wide; this network needs {math.ceil(needed * 1000) / 1000:g} GB. Allow more, or use "
@@ -129,18 +139,32 @@ def enlarge(
     if not memory > 0:
         raise ValueError(f"`memory` is {memory!r}; it is a positive number of GB. Allow more.")
     network = model.network if isinstance(model, PackedModel) else model
-    body = model if isinstance(model, PackedModel) else network  # a packed one has its program
     config, depth = network.config, network.plan(blocks)
-    plan = strips(lr.shape[2], lr.shape[3], config, depth.count, memory / len(lr))
-    out = []
+    n, _, height, width = lr.shape
+    plan = strips(height, width, config, depth.count, memory / n, pixel_bytes(model))
+    scale = config.scale
+    sr = lr.new_empty(n, 3, scale * height, scale * width)
     bar = tqdm(plan, "strips", leave=False, disable=not progress or len(plan) == 1)
     for first, last, top, bottom in bar:
-        features = body.features(lr[:, :, top:bottom].to(network.mean), depth)
-        step = _tail_rows(config, bottom - top, lr.shape[3])
-        for row in range(first - top, last - top, step):
-            sr = _tail_of(network, features, row, min(row + step, last - top))
-            out.append(sr[..., : config.scale * lr.shape[3]].clamp(0, 1).to(lr))
-    return torch.cat(out, dim=2)
+        strip = lr[:, :, top:bottom].to(network.mean)
+        for row, rows in _pieces(model, network, strip, depth, first - top, last - top):
+            row += top
+            sr[:, :, scale * row : scale * row + rows.shape[2]] = rows[..., : scale * width]
+    return sr.clamp_(0, 1)
+
+
+def _pieces(
+    model: Model, network: QuantSR, strip: Tensor, depth: DepthPlan, first: int, last: int
+) -> Iterator[tuple[int, Tensor]]:
+    """(row, sr rows from there on), in turn: what becomes of the rows [first, last) of a strip."""
+    scale = network.config.scale
+    if isinstance(model, PackedModel) and model.program is not None:
+        yield first, model.program(strip, depth)[:, :, scale * first : scale * last]
+        return
+    features = network.features(strip, depth)
+    step = _tail_rows(network.config, strip.shape[2], strip.shape[3])
+    for row in range(first, last, step):
+        yield row, _tail_of(network, features, row, min(row + step, last))
 
 
 def _tail_of(network: QuantSR, features: Tensor, first: int, last: int) -> Tensor:

@@ -28,7 +28,6 @@ from . import kernels, program_conv, program_swin, reference
 from .backbone import ChannelNorm, NetworkConfig, QuantSR, check_pictures
 from .bitplanes import BitPlanes, check_tail, words_for
 from .blocks import WindowAttention
-from .depth import DepthPlan
 from .layers import QConv2d, QLinear, QMatmul, replace_layers
 from .program_conv import ConvProgram
 from .program_swin import SwinProgram
@@ -326,16 +325,6 @@ class PackedModel(nn.Module):
 
     def _forget(self) -> None:
         self._program = None
-
-    @torch.inference_mode()
-    def features(self, lr: Tensor, plan: DepthPlan) -> Tensor:
-        """Head and body, as `QuantSR.features`: what `network.reconstruct` enlarges."""
-        if not isinstance(self.program, SwinProgram):
-            return self.network.features(lr, plan)
-        check_pictures(lr)
-        maps = [self.program.features(picture, plan).clone() for picture in lr.float()]
-        used = torch.stack([m[:, :, : self.config.features] for m in maps])
-        return used.permute(0, 3, 1, 2)
 
     @torch.inference_mode()
     def forward(self, lr: Tensor, blocks: int | None = None) -> Tensor:

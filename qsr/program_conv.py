@@ -123,7 +123,11 @@ class ConvProgram:
 
     def __call__(self, lr: Tensor, plan: DepthPlan) -> Tensor:
         """lr float [N, 3, H, W] -> sr float32 [N, 3, scale H, scale W], not clipped."""
-        return torch.stack([self.tail(self.features(picture, plan)) for picture in lr.float()])
+        n, _, height, width = lr.shape
+        sr = torch.empty(n, 3, self.tail.scale * height, self.tail.scale * width)
+        for picture, enlarged in zip(lr.float(), sr, strict=True):
+            self.tail(self.features(picture, plan), enlarged)
+        return sr
 
     @property
     def pixel_bytes(self) -> int:

@@ -27,6 +27,7 @@ from .blocks import Shortcut, SwinLayer
 from .depth import DepthPlan
 from .layers import split_bits
 from .quantizer import QuantSpec
+from .tail import CollapsedTail
 
 FILL = 64  # channels inside a program are filled up to a multiple of this
 NEVER = -1e30  # bias of a pair of pixels that is not there: its exp is 0
@@ -139,7 +140,9 @@ class SwinProgram:
             self.body_conv = _CodeConv(network.body_conv, self.channels)
         else:
             self.body_conv = _FloatConv(network.body_conv, self.channels)
-        self.reconstruct = network.reconstruct
+        self.tail = CollapsedTail(
+            network.tail, config.scale, config.pixel_range, self.mean.flatten(), self.channels
+        )
         self._size, self._buffers = None, ()
 
     def _block(self, block: nn.Module) -> tuple[float, list[_Layer], _CodeConv | None]:
@@ -152,11 +155,16 @@ class SwinProgram:
     def __call__(self, lr: Tensor, plan: DepthPlan) -> Tensor:
         """lr float [N, 3, H, W] -> sr float32 [N, 3, scale H, scale W], not clipped."""
         height, width = (self.config.scale * n for n in lr.shape[-2:])
-        pictures = []
-        for picture in lr.float():
-            features = self.features(picture, plan)[None, :, :, : self.config.features]
-            pictures.append(self.reconstruct(features.permute(0, 3, 1, 2)))
-        return torch.cat(pictures)[:, :, :height, :width]
+        return torch.stack(
+            [self.tail(self.features(picture, plan))[:, :height, :width] for picture in lr.float()]
+        )
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Working memory per lr pixel, as measured: around body_conv live four float maps and the
+        codes; beside these lr and sr.
+        """
+        return (4 * 4 + 2) * self.channels + 4 * 2 * 3 + 2 * 4 * 3 * self.tail.scale**2
 
     def features(self, lr: Tensor, plan: DepthPlan) -> Tensor:
         """lr float32 [3, H, W] -> float32 [H, W, C], H and W up to whole windows, C filled up.

@@ -223,7 +223,7 @@ def test_upscale_writes_what_python_returns(qsr_command, model, mode):
 def test_upscale_in_little_memory_writes_the_same_bytes(qsr_command, model):
     picture("a.png", 40, 60)
     assert qsr_command("upscale", "a.png", "whole.png", "--model", model)[0] == 0
-    args = ["upscale", "a.png", "strips.png", "--model", model, "--memory", 0.0005]
+    args = ["upscale", "a.png", "strips.png", "--model", model, "--memory", 0.002]
     assert qsr_command(*args)[0] == 0
     assert Path("whole.png").read_bytes() == Path("strips.png").read_bytes()
 

@@ -1,5 +1,6 @@
 """Enlarging: the same kind out, the same bits in strips, bounded memory, one line for bad input."""
 
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 
 import qsr
 from qsr import infer
-from qsr.infer import enlarge, halo, planned_bytes, strips, upscale
+from qsr.infer import enlarge, halo, pixel_bytes, strips, upscale
 
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 
@@ -42,9 +43,11 @@ def model(packed):
     return packed["C"]
 
 
-def memory_for(config, blocks, width, rows):
-    """GB that hold a strip of `rows` rows and its halo, and hardly more."""
-    return 1.0001 * planned_bytes(config, width * (2 * halo(config, blocks) + rows)) / 1e9
+def memory_for(model, blocks, width, units):
+    """GB that hold a strip of `units` rows of windows or tail tiles and its halo, hardly more."""
+    unit = math.lcm(model.config.window, 4)
+    reach = -(-halo(model.config, blocks) // unit) * unit
+    return 1.0001 * pixel_bytes(model) * width * (2 * reach + units * unit) / 1e9
 
 
 # Strips -------------------------------------------------------------------------------------------
@@ -86,25 +89,26 @@ def test_strips_give_the_same_bits_as_the_whole_picture(packed, name, height, wi
     config = CONFIGS[name]
     depth = data.draw(st.sampled_from(config.depths))
     lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
-    limit = memory_for(config, depth, width, rows * config.window)
+    limit = memory_for(packed[name], depth, width, rows)
     whole = enlarge(lr, packed[name], depth)
     assert torch.equal(enlarge(lr, packed[name], depth, memory=limit), whole)
 
 
 @pytest.mark.parametrize("name, height", [("C", 60), ("T", 60)])
-def test_the_strips_of_that_test_are_several(name, height):
+def test_the_strips_of_that_test_are_several(packed, name, height):
     config = CONFIGS[name]
     for depth in config.depths:
-        limit = memory_for(config, depth, 9, config.window)
-        assert len(strips(height, 9, config, depth, limit)) > 3
+        limit = memory_for(packed[name], depth, 9, 1)
+        assert len(strips(height, 9, config, depth, limit, pixel_bytes(packed[name]))) > 3
 
 
 @pytest.mark.parametrize("depth", CONFIGS["C"].depths)
-def test_with_one_row_of_halo_less_the_bits_differ(model, monkeypatch, depth):
+def test_with_four_rows_of_halo_less_the_bits_differ(model, monkeypatch, depth):
     lr = torch.rand(1, 3, 60, 9)
-    limit = memory_for(model.config, depth, 9, 1)
+    limit = memory_for(model, depth, 9, 1)
     whole = enlarge(lr, model, depth)
-    monkeypatch.setattr(infer, "halo", lambda *args: halo(*args) - 1)
+    # The halo is a multiple of 4 rows at every depth, so one less would be rounded up again.
+    monkeypatch.setattr(infer, "halo", lambda *args: halo(*args) - 4)
     assert not torch.equal(enlarge(lr, model, depth, memory=limit), whole)
 
 
@@ -113,20 +117,24 @@ def test_with_one_row_of_halo_less_the_bits_differ(model, monkeypatch, depth):
     st.integers(1, 5000),
     st.integers(1, 5000),
     st.floats(0.001, 4),
+    st.integers(100, 20_000),
     st.data(),
 )
 @settings(deadline=None)
-def test_strips_keep_every_row_once_and_stay_within_the_memory(config, height, width, memory, data):
+def test_strips_keep_every_row_once_and_stay_within_the_memory(
+    config, height, width, memory, pixel, data
+):
     depth = data.draw(st.sampled_from(config.depths))
     try:
-        plan = strips(height, width, config, depth, memory)
+        plan = strips(height, width, config, depth, memory, pixel)
     except ValueError as error:
         # The memory that the message asks for is enough.
         needed = float(str(error).split("needs ")[1].split(" GB")[0])
         assert needed > memory
-        plan = strips(height, width, config, depth, needed)
+        plan = strips(height, width, config, depth, needed, pixel)
         memory = needed
-    reach = halo(config, depth)
+    unit = math.lcm(config.window, 4)
+    reach = -(-halo(config, depth) // unit) * unit
     assert [row for first, last, *_ in plan for row in (first, last)] == [
         0,
         *(row for first, *_ in plan[1:] for row in (first, first)),
@@ -135,8 +143,8 @@ def test_strips_keep_every_row_once_and_stay_within_the_memory(config, height, w
     for first, last, top, bottom in plan:
         assert top == max(0, first - reach) or len(plan) == 1
         assert bottom >= min(height, last + reach)
-        assert top % config.window == 0
-        assert planned_bytes(config, (bottom - top) * width) <= memory * 1e9
+        assert top % unit == 0
+        assert pixel * (bottom - top) * width <= memory * 1e9
 
 
 def test_too_little_memory_is_told_with_what_is_needed(model):
@@ -161,7 +169,7 @@ torch.set_num_threads(1)
 for config, memory in [
     (qsr.quantsr_c(2, 4, blocks=1, features=16), 4),
     (qsr.quantsr_c(4, 4, blocks=1, features=16), 4),
-    (qsr.quantsr_c(4, 4, blocks=1, features=16), 0.1),
+    (qsr.quantsr_c(4, 4, blocks=1, features=16), 0.02),
     (qsr.quantsr_t(2, 4, blocks=1, features=12, layers=2, heads=2), 4),
 ]:
     net = qsr.QuantSR(config)
@@ -173,7 +181,7 @@ for config, memory in [
     before = resident("VmRSS")
     sr = infer.enlarge(lr, model, memory=memory)
     used = resident("VmHWM") - before - sr.nbytes
-    print(used, min(infer.planned_bytes(config, 320 * 240), int(memory * 1e9)))
+    print(used, min(infer.pixel_bytes(model) * 320 * 240, int(memory * 1e9)))
 """
 
 
@@ -294,7 +302,7 @@ def test_a_path_an_image_an_array_and_a_tensor_give_the_same_picture(model, tmp_
 
 def test_pictures_of_a_batch_do_not_see_each_other(model):
     x = torch.rand(3, 3, 30, 5)
-    limit = 3 * memory_for(model.config, 1, 5, 2)
+    limit = 3 * memory_for(model, 1, 5, 2)
     alone = torch.cat([enlarge(picture[None], model, 1) for picture in x])
     assert torch.equal(enlarge(x, model, 1), alone)
     assert torch.equal(enlarge(x, model, 1, memory=limit), alone)

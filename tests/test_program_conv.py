@@ -1,0 +1,171 @@
+"""QuantSR-C as a planned program: the bits of the layers, on every kernel, at every depth."""
+
+import functools
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import qsr
+from qsr import program_conv
+from qsr.program_conv import ConvProgram
+
+torch.set_num_threads(1)
+SMALL = {"features": 8, "blocks": 4, "depths": (4, 2, 1)}
+CONFIGS = {
+    "4 bits": qsr.quantsr_c(4, 4, **SMALL),
+    "2 bits": qsr.quantsr_c(2, 2, **SMALL),
+    "weights 2, activations 4": qsr.quantsr_c(2, (2, 4), **SMALL),
+    "weights 4, activations 3": qsr.quantsr_c(3, (4, 3), **SMALL),
+    "8 bits": qsr.quantsr_c(2, 8, **SMALL),
+    "lsq": qsr.quantsr_c(2, 4, quantizer="lsq", **SMALL),
+    "step per channel": qsr.quantsr_c(2, 4, per_channel=True, **SMALL),
+    "plain shortcuts": qsr.quantsr_c(2, 4, learnable_shortcuts=False, **SMALL),
+    "70 features": qsr.quantsr_c(2, 4, features=70, blocks=1, depths=(1,)),
+}
+
+
+@functools.cache
+def trained(name):
+    """A calibrated network whose blocks, shortcuts and order are all different."""
+    torch.manual_seed(11)
+    net = qsr.QuantSR(CONFIGS[name])
+    qsr.calibrate(net, torch.rand(2, 3, 16, 16))
+    with torch.no_grad():
+        for block in net.blocks:
+            if block.shortcut.scale is not None:
+                block.shortcut.scale.copy_(0.7 + 0.6 * torch.rand(()))
+    net.block_order.copy_(torch.randperm(len(net.blocks)))
+    return net.eval()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@given(st.integers(1, 13), st.integers(1, 13), st.integers(0, 999))
+@settings(deadline=None, max_examples=8)
+def test_a_program_equals_the_layers_bit_for_bit_on_every_kernel(name, height, width, seed):
+    net = trained(name)
+    lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    slow = qsr.pack(net, "reference")
+    assert slow.program is None
+    for kernel in program_conv.available(net.config):
+        program = ConvProgram(qsr.pack(net).network, kernel)
+        for blocks in range(1, len(net.blocks) + 1):
+            plan = net.plan(blocks)
+            with torch.inference_mode():
+                expected = slow.network.features(lr, plan)[0].permute(1, 2, 0)
+                got = program.features(lr[0], plan)
+                assert torch.equal(got[:, :, : expected.shape[2]], expected), (kernel, blocks)
+                assert not got[:, :, expected.shape[2] :].any(), "the filling is not zero"
+                sr = program(lr, plan)
+            torch.testing.assert_close(sr, slow(lr, blocks), rtol=0, atol=1e-5)
+
+
+def test_extreme_pictures_reach_the_extreme_codes_and_stay_exact():
+    net = trained("4 bits")
+    lr = torch.rand(1, 3, 11, 9).round() * 20 - 10  # far outside [0, 1]: every code clips
+    slow, program = qsr.pack(net, "reference"), qsr.pack(net).program
+    plan = net.plan()
+    with torch.inference_mode():
+        expected = slow.network.features(lr, plan)[0].permute(1, 2, 0)
+        assert torch.equal(program.features(lr[0], plan)[:, :, :8], expected)
+
+
+def test_a_picture_does_not_depend_on_batch_threads_or_the_pictures_before_it():
+    packed, lr = qsr.pack(trained("4 bits")), torch.rand(3, 3, 21, 13)
+    one = packed(lr)
+    packed(torch.rand(1, 3, 40, 40))
+    try:
+        for threads in (2, 3, 8):
+            torch.set_num_threads(threads)
+            assert torch.equal(packed(lr), one)
+            assert torch.equal(packed(lr[1:2]), one[1:2])
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_sliced_network_has_a_program_of_the_same_bits():
+    net = trained("4 bits")
+    lr = torch.rand(1, 3, 9, 6)
+    sliced = qsr.pack(qsr.slice_depth(net, net.plan(2)))
+    assert isinstance(sliced.program, ConvProgram)
+    assert torch.equal(sliced(lr), qsr.pack(net)(lr, blocks=2))
+
+
+def test_values_loaded_after_the_first_call_reach_the_program():
+    full = qsr.pack(trained("2 bits"))
+    other = qsr.PackedModel.empty(full.config)
+    lr = torch.rand(1, 3, 5, 6)
+    assert not torch.equal(other(lr), full(lr))
+    other.network.load_state_dict(full.network.state_dict())
+    assert torch.equal(other(lr), full(lr))
+
+
+def test_buffers_are_kept_between_pictures_of_one_size():
+    packed, plan = qsr.pack(trained("4 bits")), trained("4 bits").plan()
+    first = packed.program.features(torch.rand(3, 8, 8), plan).data_ptr()
+    assert packed.program.features(torch.rand(3, 8, 8), plan).data_ptr() == first
+
+
+def test_other_threads_of_python_run_while_a_program_does():
+    packed, lr = qsr.pack(trained("70 features")), torch.rand(1, 3, 96, 96)
+    packed(lr)
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.wait(0.0005):
+            ticks.append(time.perf_counter())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    began = time.perf_counter()
+    while time.perf_counter() - began < 0.3:
+        packed.program.features(lr[0], packed.network.plan())
+    stop.set()
+    thread.join()
+    # One call takes some ms. With the lock held, a tick could come only between calls.
+    calls_long = sorted(b - a for a, b in zip(ticks, ticks[1:], strict=False))
+    assert len(ticks) > 20 and calls_long[len(calls_long) // 2] < 0.01
+
+
+def test_networks_without_a_program_run_layer_by_layer():
+    released = qsr.quantsr_c(2, 4, quantize_body_conv=False, **SMALL)
+    assert program_conv.available(released) == ()
+    assert program_conv.available(qsr.srresnet(2)) == ()
+    assert program_conv.available(qsr.quantsr_t(2)) == ()
+    net = qsr.QuantSR(released)
+    qsr.calibrate(net, torch.rand(1, 3, 8, 8))
+    packed = qsr.pack(net)
+    assert packed.program is None and packed(torch.rand(1, 3, 4, 5)).shape == (1, 3, 8, 10)
+
+
+def test_a_kernel_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(ValueError, match="`kernel` is 'warp'; programs of this network have "):
+        ConvProgram(qsr.pack(trained("4 bits")).network, "warp")
+
+
+def test_opcheck_of_the_operator():
+    program, plan = qsr.pack(trained("4 bits")).program, trained("4 bits").plan()
+    arguments = program.arguments(torch.rand(3, 6, 5), plan)
+    torch.library.opcheck(torch.ops.qsr.residual_body.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "words"),
+    [
+        (0, torch.rand(1, 6, 5), "lr must be"),
+        (6, torch.rand(3, 3, 64), "arrays must be"),
+        (5, torch.zeros(9, 5, dtype=torch.uint8), "laid out for this kernel"),
+        (11, "warp", "no kernel 'warp'"),
+        (12, torch.zeros(5, dtype=torch.uint8), "workspace must be"),
+        (13, torch.zeros(6, 5, 63), "multiple of 64"),
+    ],
+)
+def test_the_raw_operator_refuses_what_could_read_outside(position, value, words):
+    program, plan = qsr.pack(trained("4 bits")).program, trained("4 bits").plan()
+    arguments = list(program.arguments(torch.rand(3, 6, 5), plan))
+    arguments[position] = value
+    with pytest.raises(RuntimeError, match=words):
+        torch.ops.qsr_native.residual_body(*arguments)
