@@ -6,7 +6,9 @@
 // The points are 0, 1, -1, 2, -2, 1/2, -1/2 and infinity, as in the F(6x6, 3x3) of float libraries.
 // Float32 keeps the result within some 1e-6 of the sum of products (tests/test_tail.py).
 //
-// The weights of all 64 positions, 786 KB at x4, are read once for kGroup tiles. Results do not
+// The weights of all 64 positions, 786 KB at x4, are read once for each kTiles tiles; two or four times
+// as many tiles a pass measured 7 and 17 % slower, because the transformed patches then leave the
+// cache. Results do not
 // depend on how strips of rows are split over threads; a strip of a picture that starts at a multiple
 // of 4 rows gives the bits of the whole picture, because its tiles are the same tiles.
 //
@@ -15,7 +17,6 @@
 typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4)));
 
 constexpr int kReach = 2, kTile = 4, kPatch = 8, kPositions = kPatch * kPatch;
-constexpr int kGroup = 2 * kTiles;  // tiles that share a pass over the weights
 constexpr int kMaxOutputs = 48;
 
 QSR_INLINE Lanes load(const float* from) { return *(const Lanes*)from; }
@@ -112,32 +113,41 @@ int axis_class(int64_t at, int64_t length) {  // FIRST, INSIDE, LAST, ONLY of qs
   return at == 0 ? 0 : at == length - 1 ? 2 : 1;
 }
 
-// One pixel by the definition, with the weights of its class.
-inline void ring_pixel(const Tail& job, int64_t y, int64_t x) {
+// Outputs [o, o + vectors * kLanes) of one pixel by the definition, with the weights of its class. Even
+// and odd channels are summed apart, so that an addition need not wait for the one before.
+template <int vectors>
+QSR_INLINE void ring_outputs(const Tail& job, int64_t y, int64_t x, int64_t o, float* to) {
   const int pixel_class = axis_class(y, job.height) * kTailClasses + axis_class(x, job.width);
-  const float* weights = job.ring + pixel_class * 25 * job.channels * job.outputs;
+  const float* weights = job.ring + pixel_class * 25 * job.channels * job.outputs + o;
+  Lanes even[vectors], odd[vectors] = {};
+  for (int v = 0; v < vectors; ++v)
+    even[v] = load(job.biases + pixel_class * job.outputs + o + v * kLanes);
+  for (int64_t i = -kReach; i <= kReach; ++i)
+    for (int64_t k = -kReach; k <= kReach; ++k) {
+      if (y + i < 0 || y + i >= job.height || x + k < 0 || x + k >= job.width) continue;
+      const float* from = job.features + ((y + i) * job.width + x + k) * job.channels;
+      const float* w = weights + ((i + kReach) * 5 + k + kReach) * job.channels * job.outputs;
+      for (int64_t c = 0; c < job.channels; c += 2, w += 2 * job.outputs)
+        for (int v = 0; v < vectors; ++v) {
+          even[v] = fma(from[c], load(w + v * kLanes), even[v]);
+          odd[v] = fma(from[c + 1], load(w + job.outputs + v * kLanes), odd[v]);
+        }
+    }
+  for (int v = 0; v < vectors; ++v) store(to + v * kLanes, even[v] + odd[v]);
+}
+
+inline void ring_pixel(const Tail& job, int64_t y, int64_t x) {
   alignas(64) float values[kMaxOutputs];
-  for (int64_t o = 0; o < job.outputs; o += 16) {
-    Lanes sum[16 / kLanes] = {};
-    for (int v = 0; v < 16 / kLanes; ++v)
-      sum[v] = load(job.biases + pixel_class * job.outputs + o + v * kLanes);
-    for (int64_t i = -kReach; i <= kReach; ++i)
-      for (int64_t k = -kReach; k <= kReach; ++k) {
-        if (y + i < 0 || y + i >= job.height || x + k < 0 || x + k >= job.width) continue;
-        const float* from = job.features + ((y + i) * job.width + x + k) * job.channels;
-        const float* w = weights + ((i + kReach) * 5 + k + kReach) * job.channels * job.outputs + o;
-        for (int64_t c = 0; c < job.channels; ++c, w += job.outputs)
-          for (int v = 0; v < 16 / kLanes; ++v) sum[v] = fma(from[c], load(w + v * kLanes), sum[v]);
-      }
-    for (int v = 0; v < 16 / kLanes; ++v) store(values + o + v * kLanes, sum[v]);
-  }
+  int64_t o = 0;
+  for (; o + 3 * kLanes <= job.outputs; o += 3 * kLanes) ring_outputs<3>(job, y, x, o, values + o);
+  for (; o < job.outputs; o += kLanes) ring_outputs<1>(job, y, x, o, values + o);
   shuffle(job, values, y, x);
 }
 
-// Tiles [first, first + count) of one strip, count at most kGroup.
+// Tiles [first, first + count) of one strip, count at most kTiles.
 inline void group(const Tail& job, int64_t ty, int64_t first, int64_t count, float* patches, float* m,
                   float* frame) {
-  const int64_t row = job.width * job.channels, stride = kGroup * job.channels;
+  const int64_t row = job.width * job.channels, stride = kTiles * job.channels;
   for (int64_t t = 0; t < count; ++t) {
     const int64_t y = ty * kTile - kReach, x = (first + t) * kTile - kReach;
     const bool whole = y >= 0 && x >= 0 && y + kPatch <= job.height && x + kPatch <= job.width;
@@ -149,16 +159,14 @@ inline void group(const Tail& job, int64_t ty, int64_t first, int64_t count, flo
       transform_patch(frame, kPatch * job.channels, job.channels, patches + t * job.channels, stride);
     }
   }
-  for (int p = 0; p < kPositions; ++p)
-    for (int64_t t = 0; t < count; t += kTiles) {
-      const float *a = patches + p * stride + t * job.channels;
-      const float* w = job.inside + p * job.channels * job.outputs;
-      float* to = m + (p * kGroup + t) * job.outputs;
-      int64_t o = 0;
-      for (; o + 3 * kLanes <= job.outputs; o += 3 * kLanes)
-        products<3>(a, job.channels, w + o, job.outputs, to + o);
-      for (; o < job.outputs; o += kLanes) products<1>(a, job.channels, w + o, job.outputs, to + o);
-    }
+  for (int p = 0; p < kPositions; ++p) {
+    const float *a = patches + p * stride, *w = job.inside + p * job.channels * job.outputs;
+    float* to = m + p * kTiles * job.outputs;
+    int64_t o = 0;
+    for (; o + 3 * kLanes <= job.outputs; o += 3 * kLanes)
+      products<3>(a, job.channels, w + o, job.outputs, to + o);
+    for (; o < job.outputs; o += kLanes) products<1>(a, job.channels, w + o, job.outputs, to + o);
+  }
   alignas(64) float values[kTile][kTile][kMaxOutputs];
   for (int64_t t = 0; t < count; ++t) {
     for (int64_t o = 0; o < job.outputs; o += kLanes) {
@@ -167,7 +175,7 @@ inline void group(const Tail& job, int64_t ty, int64_t first, int64_t count, flo
       for (int j = 0; j < kPatch; ++j) {
         Lanes column[kPatch];
         for (int i = 0; i < kPatch; ++i)
-          column[i] = load(m + ((i * kPatch + j) * kGroup + t) * job.outputs + o);
+          column[i] = load(m + ((i * kPatch + j) * kTiles + t) * job.outputs + o);
         from_points(column, columns[j]);
       }
       for (int r = 0; r < kTile; ++r) {
@@ -189,13 +197,13 @@ void run(const Tail& job, int64_t first, int64_t last) {
   const int64_t tiles = (job.width + kTile - 1) / kTile;
   // Uninitialised where a last group is not full: those sums are computed and not used.
   float* scratch = static_cast<float*>(__builtin_malloc(
-      sizeof(float) * kPositions * (kGroup * (job.channels + job.outputs) + job.channels)));
-  float *patches = scratch, *m = patches + kPositions * kGroup * job.channels;
-  float* frame = m + kPositions * kGroup * job.outputs;
-  for (int64_t k = 0; k < kPositions * kGroup * job.channels; ++k) patches[k] = 0.0f;
+      sizeof(float) * kPositions * (kTiles * (job.channels + job.outputs) + job.channels)));
+  float *patches = scratch, *m = patches + kPositions * kTiles * job.channels;
+  float* frame = m + kPositions * kTiles * job.outputs;
+  for (int64_t k = 0; k < kPositions * kTiles * job.channels; ++k) patches[k] = 0.0f;
   for (int64_t ty = first; ty < last; ++ty) {
-    for (int64_t tx = 0; tx < tiles; tx += kGroup)
-      group(job, ty, tx, tiles - tx < kGroup ? tiles - tx : kGroup, patches, m, frame);
+    for (int64_t tx = 0; tx < tiles; tx += kTiles)
+      group(job, ty, tx, tiles - tx < kTiles ? tiles - tx : kTiles, patches, m, frame);
     const int64_t end = (ty + 1) * kTile < job.height ? (ty + 1) * kTile : job.height;
     for (int64_t y = ty * kTile; y < end; ++y)
       for (int64_t x = 0; x < job.width; ++x)
