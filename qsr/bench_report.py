@@ -198,13 +198,14 @@ def figure(report: Report, dark: bool = False) -> Figure:
     )
     _bars(axes[0, 0], rows, ink)
     plural = "s" if threads > 1 else ""
-    axes[0, 0].set_title(f"{report.title}, {threads} thread{plural}", fontsize=10, loc="left")
+    axes[0, 0].set_title(
+        f"{report.title}, {threads} thread{plural}", fontsize=10, loc="left", color=ink
+    )
     if points:
         _speed_and_psnr(axes[0, 1], points, ink)
     for ax in axes.flat:
         ax.set_facecolor(paper)
         ax.tick_params(colors=ink, labelsize=9)
-        ax.title.set_color(ink)
         ax.xaxis.label.set_color(ink)
         ax.yaxis.label.set_color(ink)
         for side, spine in ax.spines.items():
@@ -265,5 +266,5 @@ def _speed_and_psnr(ax, points: dict[str, list[Point]], ink: str) -> None:
     ax.margins(x=0.25, y=0.15)
     ax.set_xlabel("pictures a second (more is better)")
     ax.set_ylabel("PSNR-Y on Set5, dB (model card)")
-    ax.set_title("Models of the zoo at their depths", fontsize=10, loc="left")
+    ax.set_title("Models of the zoo at their depths", fontsize=10, loc="left", color=ink)
     ax.legend(frameon=False, labelcolor=ink, fontsize=9, loc="upper right")
