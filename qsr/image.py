@@ -346,7 +346,7 @@ def to_uint8(x: Tensor) -> Tensor:
     """
     if not x.is_floating_point():
         raise TypeError(f"`x` is {x.dtype}; only floating point in [0, 1] is rounded to 8 bits.")
-    return (x * 255).round().clamp(0, 255).to(torch.uint8)
+    return (x * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def rgb_to_y(rgb: Tensor) -> Tensor:
