@@ -21,17 +21,36 @@ void pack_codes(const uint8_t* codes, Word* out, int64_t count, int64_t channels
   }
 }
 
+namespace {
+
+// Bit i of the index in byte i, for every byte: eight codes of one plane at a time.
+struct SpreadTable {
+  uint8_t bytes[256][8];
+  constexpr SpreadTable() : bytes() {
+    for (int value = 0; value < 256; ++value)
+      for (int i = 0; i < 8; ++i) bytes[value][i] = value >> i & 1;
+  }
+};
+constexpr SpreadTable kSpread;
+
+}  // namespace
+
+// A byte of a plane becomes eight bytes of 0 or 1 by a table, times the weight of the plane modulo 256.
+// No sum of planes leaves a byte: the top plane of signed codes adds 256 - 2^(bits-1), the others
+// less than 2^(bits-1).
 void unpack_codes(const Word* words_in, uint8_t* codes, int64_t count, int64_t channels,
                   int64_t groups, int bits, bool is_signed) {
   const int64_t per_group = channels / groups, words = words_for(per_group);
   for (int64_t i = 0; i < count * groups; ++i, codes += per_group, words_in += bits * words) {
-    for (int64_t c = 0; c < per_group; ++c) {
-      int32_t code = 0;
+    for (int64_t c = 0; c < per_group; c += 8) {
+      uint64_t eight = 0;
       for (int b = 0; b < bits; ++b) {
-        const Word bit = words_in[b * words + c / kWordBits] >> (c % kWordBits) & 1;
-        code += static_cast<int32_t>(bit) * plane_weight(b, bits, is_signed);
+        const Word bits_of_eight = words_in[b * words + c / kWordBits] >> (c % kWordBits) & 0xff;
+        uint64_t spread;
+        std::memcpy(&spread, kSpread.bytes[bits_of_eight], 8);
+        eight += spread * (plane_weight(b, bits, is_signed) & 0xff);
       }
-      codes[c] = static_cast<uint8_t>(code);
+      std::memcpy(codes + c, &eight, per_group - c < 8 ? per_group - c : 8);
     }
   }
 }

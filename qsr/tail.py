@@ -59,7 +59,8 @@ def collapse(tail: nn.Sequential, scale: int) -> tuple[Tensor, Tensor]:
         # Picture i holds a 1 at output i of the pixel, and zeros.
         ones = torch.zeros(outputs, outputs, height, width, dtype=torch.double)
         ones[:, :, y, x] = torch.eye(outputs, dtype=torch.double)
-        rows = F.pad(_adjoint(tail, F.pixel_shuffle(ones, scale)), [REACH] * 4)
+        parts = [_adjoint(tail, F.pixel_shuffle(part, scale)) for part in ones.split(8)]
+        rows = F.pad(torch.cat(parts), [REACH] * 4)
         weights[row, column] = rows[:, :, y : y + 5, x : x + 5]
         zeros = torch.zeros(1, channels, height, width, dtype=torch.double)
         biases[row, column] = F.pixel_unshuffle(_run(tail, zeros), scale)[0, :, y, x]
