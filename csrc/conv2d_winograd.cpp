@@ -62,6 +62,11 @@ void conv2d_winograd_vnni(const Conv2d& job, int64_t first, int64_t last) {
   if (fits(job, kConv3x3Vnni)) return run(job, kConv3x3Vnni, first, last);
   has_vpopcnt() ? conv2d_vpopcnt(job, first, last) : conv2d_popcnt(job, first, last);
 }
+void conv2d_winograd_avx2(const Conv2d& job, int64_t first, int64_t last) {
+  if (fits(job, kConv3x3Avx2)) return run(job, kConv3x3Avx2, first, last);
+  conv2d_popcnt(job, first, last);
+}
+bool has_winograd_avx2() { return kConv3x3Avx2.supported(); }
 bool has_winograd_vnni() { return kConv3x3Vnni.supported(); }
 
 }  // namespace qsr

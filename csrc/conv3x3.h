@@ -75,8 +75,8 @@ struct Conv3x3Kernel {
   void (*run)(const Conv3x3&, int64_t first, int64_t last);
 };
 
-// conv3x3_vnni.cpp, conv3x3_portable.cpp
-extern const Conv3x3Kernel kConv3x3Vnni, kConv3x3Portable;
+// conv3x3_vnni.cpp, conv3x3_avx2.cpp, conv3x3_portable.cpp
+extern const Conv3x3Kernel kConv3x3Vnni, kConv3x3Avx2, kConv3x3Portable;
 
 // dispatch.cpp: the first supported row of that name ("auto": any) for these bits; null if none.
 const Conv3x3Kernel* find_conv3x3(const char* name, int bits);

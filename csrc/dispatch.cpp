@@ -22,6 +22,7 @@ bool has_popcnt() {
 constexpr Kernel<Conv2d> kConv2d[] = {
     {"winograd-vnni", has_winograd_vnni, conv2d_winograd_vnni},
     {"vpopcnt", has_vpopcnt, conv2d_vpopcnt},
+    {"winograd-avx2", has_winograd_avx2, conv2d_winograd_avx2},
     {"popcnt", has_popcnt, conv2d_popcnt},
     {"scalar", anywhere, conv2d_scalar},
 };
@@ -30,7 +31,8 @@ constexpr Kernel<QuantizePack> kQuantizePack[] = {
     {"scalar", anywhere, quantize_pack_scalar},
 };
 
-constexpr const Conv3x3Kernel* kConv3x3[] = {&kConv3x3Vnni, &kConv3x3Portable};
+constexpr const Conv3x3Kernel* kConv3x3[] = {&kConv3x3Vnni, &kConv3x3Avx2,
+                                              &kConv3x3Portable};
 
 constexpr const SwinKernel* kSwin[] = {&kSwinVnni, &kSwinAvx2, &kSwinPortable};
 

@@ -53,6 +53,8 @@ struct Kernel {
 // conv2d_winograd.cpp, conv2d_vpopcnt.cpp, conv2d_scalar.cpp, quantize_pack.cpp
 void conv2d_winograd_vnni(const Conv2d&, int64_t first, int64_t last);
 bool has_winograd_vnni();
+void conv2d_winograd_avx2(const Conv2d&, int64_t first, int64_t last);
+bool has_winograd_avx2();
 void conv2d_vpopcnt(const Conv2d&, int64_t first, int64_t last);
 bool has_vpopcnt();
 void conv2d_popcnt(const Conv2d&, int64_t first, int64_t last);

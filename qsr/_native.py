@@ -38,6 +38,7 @@ CSRC = PACKAGE.parent / "csrc"
 OPS_SOURCES = (
     "conv2d_winograd.cpp",
     "conv3x3_vnni.cpp",
+    "conv3x3_avx2.cpp",
     "conv3x3_portable.cpp",
     "conv2d_vpopcnt.cpp",
     "conv2d_scalar.cpp",
