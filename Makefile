@@ -16,12 +16,13 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: help lab demo test build lint clean
+.PHONY: help lab demo test test-sanitize build lint clean
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
 	@echo "make demo   enlarge the bundled photograph with every model, without a browser"
 	@echo "make test   lint, all tests, all notebooks"
+	@echo "make test-sanitize  the tests of the native code under AddressSanitizer and UBSan"
 	@echo "make build  compile the native core     make lint   check style only"
 	@echo "make clean  remove .venv and build outputs"
 
@@ -70,6 +71,17 @@ test: lint
 	QSR_NATIVE=require $(BIN)/python -m pytest --doctest-modules \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    --durations=10 tests qsr $(NOTEBOOKS) $(ARGS)
+
+# The native code once more, with sanitizers, in a cache of its own. Python itself leaks by design.
+SANITIZED := tests/test_kernels.py tests/test_pack.py tests/test_program_conv.py \
+             tests/test_program_swin.py tests/test_attention.py tests/test_tail.py
+test-sanitize: $(VENV)/test-$(WANTED)
+	@cxx=$${CXX:-c++}; \
+	LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 QSR_NATIVE=jit \
+	QSR_CACHE=$(CURDIR)/$(VENV)/sanitize \
+	QSR_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1" \
+	$(BIN)/python -m pytest -q -p no:cacheprovider -k "not opcheck" $(SANITIZED) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build site *.egg-info qsr/*.so .pytest_cache .ruff_cache .hypothesis

@@ -56,17 +56,21 @@ void run(const Conv2d& job, const Conv3x3Kernel& kernel, int64_t first, int64_t 
   }
 }
 
+void run_or_next(const Conv2d& job, const Conv3x3Kernel& kernel, int64_t first, int64_t last) {
+  if (fits(job, kernel)) return run(job, kernel, first, last);
+  has_vpopcnt() ? conv2d_vpopcnt(job, first, last) : conv2d_popcnt(job, first, last);
+}
+
 }  // namespace
 
 void conv2d_winograd_vnni(const Conv2d& job, int64_t first, int64_t last) {
-  if (fits(job, kConv3x3Vnni)) return run(job, kConv3x3Vnni, first, last);
-  has_vpopcnt() ? conv2d_vpopcnt(job, first, last) : conv2d_popcnt(job, first, last);
+  run_or_next(job, kConv3x3Vnni, first, last);
 }
+bool has_winograd_vnni() { return kConv3x3Vnni.supported(); }
+
 void conv2d_winograd_avx2(const Conv2d& job, int64_t first, int64_t last) {
-  if (fits(job, kConv3x3Avx2)) return run(job, kConv3x3Avx2, first, last);
-  conv2d_popcnt(job, first, last);
+  run_or_next(job, kConv3x3Avx2, first, last);
 }
 bool has_winograd_avx2() { return kConv3x3Avx2.supported(); }
-bool has_winograd_vnni() { return kConv3x3Vnni.supported(); }
 
 }  // namespace qsr

@@ -73,10 +73,18 @@ void weight_forms(const int g[3], int u[kForms]) {
   u[3] = g[0] - g[2], u[4] = g[1], u[5] = g[0] + g[1] - g[2], u[6] = 4 * g[2];
 }
 
-// A' m
-template <class T>
-QSR_INLINE void output_forms(const T m[kForms], T y[4]) {
-  const T sum = m[1] + m[2], difference = m[1] - m[2], p = m[3] + m[5], q = m[4] + m[5];
+// A' m, of numbers or of vectors. The type is named, not deduced: deduction would drop from Int that
+// it may lie at any address.
+struct Numbers {
+  typedef int64_t Value;
+};
+struct Vectors {
+  typedef Int Value;
+};
+template <class Of>
+QSR_INLINE void output_forms(const typename Of::Value m[kForms], typename Of::Value y[4]) {
+  const typename Of::Value sum = m[1] + m[2], difference = m[1] - m[2];
+  const typename Of::Value p = m[3] + m[5], q = m[4] + m[5];
   y[0] = m[0] + sum + p + p, y[1] = difference + q + q;
   y[2] = sum - p - p, y[3] = m[6] + difference - q - q;
 }
@@ -109,12 +117,12 @@ void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int
     for (int j = 0; j < kForms; ++j) {
       int64_t m[kForms], y[4];
       for (int i = 0; i < kForms; ++i) m[i] = added[i][j];
-      output_forms(m, y);
+      output_forms<Numbers>(m, y);
       for (int r = 0; r < 4; ++r) columns[r][j] = y[r];
     }
     for (int r = 0; r < 4; ++r) {
       int64_t y[4];
-      output_forms(columns[r], y);
+      output_forms<Numbers>(columns[r], y);
       for (int x = 0; x < 4; ++x) constants[(4 * r + x) * out + o] = static_cast<int32_t>(-y[x]);
     }
   }
@@ -273,7 +281,7 @@ QSR_INLINE void outputs(const Conv3x3& job, const int32_t* m, const int32_t* con
       Int column[kForms], y[4];
 #pragma GCC unroll 7
       for (int j = 0; j < kForms; ++j) column[j] = *(const Int*)(m + (4 * j + r) * kTiles * kBlock);
-      output_forms(column, y);
+      output_forms<Vectors>(column, y);
       const int32_t* constant = constants + 4 * r * out;
       const int64_t at = (4 * ty + r) * map_row + 4 * tx * map_channels;
       const int64_t code_at = (4 * ty + r + 1) * code_row + (4 * tx + 1) * out;

@@ -21,8 +21,8 @@ bool has_popcnt() {
 
 constexpr Kernel<Conv2d> kConv2d[] = {
     {"winograd-vnni", has_winograd_vnni, conv2d_winograd_vnni},
-    {"vpopcnt", has_vpopcnt, conv2d_vpopcnt},
     {"winograd-avx2", has_winograd_avx2, conv2d_winograd_avx2},
+    {"vpopcnt", has_vpopcnt, conv2d_vpopcnt},
     {"popcnt", has_popcnt, conv2d_popcnt},
     {"scalar", anywhere, conv2d_scalar},
 };

@@ -93,8 +93,13 @@ def source_hash() -> str:
 
 
 def flags() -> list[str]:
-    """Compiler flags of both modules, the source hash among them."""
-    return [*FLAGS, f"-DQSR_SOURCE_HASH={source_hash()}"]
+    """Compiler flags of both modules, the source hash and QSR_CXXFLAGS among them."""
+    return [*FLAGS, *_more_flags(), f"-DQSR_SOURCE_HASH={source_hash()}"]
+
+
+def _more_flags() -> list[str]:
+    """Further compiler flags from the environment, for sanitizers and experiments."""
+    return shlex.split(os.environ.get("QSR_CXXFLAGS", ""))
 
 
 @functools.cache
@@ -183,7 +188,8 @@ def _build_jit() -> Path:
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(shlex.split(compiler)[0]) is None:  # it may be "ccache g++"
         raise _Unusable(f"no C++ compiler ({compiler!r} not found)")
-    described = f"{torch.__version__} {sys.implementation.cache_tag} {compiler}"
+    more = shlex.join(_more_flags())
+    described = f"{torch.__version__} {sys.implementation.cache_tag} {compiler} {more}"
     key = f"{source_hash()}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
     folder = _cache_folder() / key
     try:
