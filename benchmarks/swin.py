@@ -39,7 +39,6 @@ def measure(size: int, kernel: str, attention_bits: int | None) -> None:
     program.features(lr[0], plan)  # makes the buffers
     stream, residual, codes = program._buffers
     _, layers, conv = program.blocks[0]
-    features = stream[None, :, :, : config.features].permute(0, 3, 1, 2)
     half = config.blocks * config.layers // 2
     parts = {
         "layers": half * sum(best_ms(lambda k=k: program._layer(k, stream), 9) for k in layers[:2]),
@@ -47,7 +46,7 @@ def measure(size: int, kernel: str, attention_bits: int | None) -> None:
         * best_ms(lambda: program._conv(conv, stream, residual, 0.0, codes), 9),
         "norms": 2 * best_ms(lambda: program._norm(program.norm_in, stream, residual), 9),
         "body_conv": best_ms(lambda: program.body_conv(stream[None]), 9),
-        "tail": best_ms(lambda: program.reconstruct(features), 9),
+        "tail": best_ms(lambda: program.tail(stream), 9),
     }
     name = "w4a4" if attention_bits is None else "w4a4-attn"
     print(f"{name} ({program.kernel}): {packed_ms:.0f} ms; PyTorch eager fp32 {float_ms:.0f} ms; "

@@ -1,41 +1,14 @@
 // The window of swin.h, one source for every instruction set. A file includes this inside its own
-// anonymous namespace after it has chosen its target and written
+// anonymous namespace after it has chosen its target, included wide.h and written
 //
-//     kVectors                         vectors of 16 outputs side by side in a linear layer
-//     kSideBySide                      queries side by side in a softmax, 1, 2 or 4
-//     Float larger(Float a, Float b)   a > b ? a : b, so b where one is NaN
-//     Float smaller(Float a, Float b)  a < b ? a : b
-//     Int dot(Int sum, const uint8_t* four, const int8_t* weights)
-//                                      sum[l] + four[0..3] . weights[4 l .. 4 l + 3], exact
+//     kVectors      vectors of 16 outputs side by side in a linear layer
+//     kSideBySide   queries side by side in a softmax, 1, 2 or 4
 //
 // Bytes are read four at a time beyond the end of a row or a head; what they meet there is a weight
 // of 0, and every row has room for it (kSlack).
 
-constexpr int kLanes = kRowLanes;
 constexpr int kRows = 4;  // tokens side by side; a window has a multiple of 4
 constexpr int64_t kSlack = 64;
-typedef Vector<kLanes>::Byte Byte;
-
-QSR_INLINE Float load(const float* from) { return *(const Float*)from; }
-QSR_INLINE void store(float* to, Float x) { *(Float*)to = x; }
-QSR_INLINE Float all(float x) { return Float{} + x; }
-
-// Lane l of the result is lane l of x joined with lane l + 8, then + 4, + 2, + 1.
-#define QSR_FOLD(x, join)                                                                         \
-  x = join(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)); \
-  x = join(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)); \
-  x = join(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)); \
-  x = join(x, __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14))
-QSR_INLINE float root(float x) { return std::sqrt(x); }
-QSR_INLINE Float plus(Float a, Float b) { return a + b; }
-QSR_INLINE float total(Float x) {
-  QSR_FOLD(x, plus);
-  return x[0];
-}
-QSR_INLINE float largest(Float x) {
-  QSR_FOLD(x, larger);
-  return x[0];
-}
 
 // 2^n is multiplied by adding n to the exponent, where `shifted` has it in its low bits. No result is
 // so small that this would not be the product.
@@ -47,12 +20,12 @@ QSR_INLINE Float exp2(Float t) {
   y = y * f + 0.2402211971865223f;
   y = y * f + 0.6931469670621001f;
   y = y * f + 1.0000000716557271f;
-  y = (Float)((Int)y + ((Int)shifted << 23));
-  return t < -125.0f ? Float{} : y;
+  y = as_float(as_int(y) + (as_int(shifted) << 23));
+  return zero_below(-125.0f, t, y);
 }
 
 QSR_INLINE Float gelu(Float x) {
-  const Float a = (Float)((Int)x & 0x7fffffff);
+  const Float a = as_float(as_int(x) & 0x7fffffff);
   Float y = all(-1.9919060036525777e-06f);
   y = y * a + 2.927210329788054e-05f;
   y = y * a + -0.0001380887993409274f;
@@ -62,19 +35,17 @@ QSR_INLINE Float gelu(Float x) {
   y = y * a + -0.4591722180581767f;
   y = y * a + -1.15110972878805f;
   y = y * a + -0.9999999034337361f;
-  return larger(x, Float{}) - a * exp2(y);
+  return larger(x, all(0.0f)) - a * exp2(y);
 }
 
 // The code nearest to z, as a byte: of z + 1.5 * 2^23 the low byte is the integer's (see `nearest`).
 QSR_INLINE Byte bytes(Float z, Float low, Float high, Int offset) {
   z = smaller(high, larger(low, z));
-  const Int code = (Int)(z + 12582912.0f) & (Int)(z == z);
-  return __builtin_convertvector(code + offset, Byte);
+  return low_bytes(zero_where_nan(z, as_int(z + 12582912.0f)) + offset);
 }
 QSR_INLINE Byte bytes(Float z, const ByteCodes& c) {
-  return bytes(z, all(c.low), all(c.high), Int{} + c.offset);
+  return bytes(z, all(c.low), all(c.high), all(c.offset));
 }
-
 // Memory of one thread, aligned to 64 bytes.
 struct Scratch {
   uint8_t* base;
@@ -127,8 +98,8 @@ QSR_INLINE void softmax(Float* scores, int64_t count, const float* bias, const f
 #pragma GCC unroll 4
     for (int64_t v = 0; v < count; ++v) {
       Float& score = scores[r * count + v];
-      score += load(bias + (r * count + v) * kLanes);
-      if (mask) score += load(mask + (r * count + v) * kLanes);
+      score = score + load(bias + (r * count + v) * kLanes);
+      if (mask) score = score + load(mask + (r * count + v) * kLanes);
       most[r] = larger(most[r], score);
     }
   }
@@ -136,12 +107,12 @@ QSR_INLINE void softmax(Float* scores, int64_t count, const float* bias, const f
   for (int r = 0; r < rows; ++r) most[r] = all(largest(most[r]));
 #pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
-    sum[r] = Float{};
+    sum[r] = all(0.0f);
 #pragma GCC unroll 4
     for (int64_t v = 0; v < count; ++v) {
       Float& score = scores[r * count + v];
       score = exp2((score - most[r]) * 1.4426950408889634f);
-      sum[r] += score;
+      sum[r] = sum[r] + score;
     }
   }
 #pragma GCC unroll 4
@@ -161,10 +132,10 @@ QSR_INLINE void probabilities(const WindowAttention& a, const AttentionScratch& 
       for (int64_t c = 0; c < a.width; ++c) extra -= a.k.offset * (q[c] - a.q.offset);
 #pragma GCC unroll 4
     for (int64_t v = 0; v < count; ++v) {
-      Int sum = *(const Int*)(s.key_start + v * kLanes) + extra;
+      Int sum = load(s.key_start + v * kLanes) + extra;
       for (int64_t c = 0; c < a.width; c += 4)
         sum = dot(sum, q + c, s.keys + (c / 4 * count + v) * 4 * kLanes);
-      scores[r * count + v] = __builtin_convertvector(sum, Float) * a.qk_scale;
+      scores[r * count + v] = to_float(sum) * a.qk_scale;
     }
   }
   softmax<rows>(scores, count, bias, mask, sums);
@@ -173,7 +144,7 @@ QSR_INLINE void probabilities(const WindowAttention& a, const AttentionScratch& 
     const float inverse = 1.0f / (sums[r] * a.p.step);
 #pragma GCC unroll 4
     for (int64_t v = 0; v < count; ++v)
-      *(Byte*)(p + (r * count + v) * kLanes) = bytes(scores[r * count + v] * inverse, a.p);
+      store(p + (r * count + v) * kLanes, bytes(scores[r * count + v] * inverse, a.p));
   }
 }
 
@@ -182,16 +153,16 @@ QSR_INLINE void mix(const WindowAttention& a, const AttentionScratch& s, float* 
   for (int64_t d = 0; d < a.width; d += kLanes) {
     Int sum[rows];
     for (int r = 0; r < rows; ++r) {
-      sum[r] = *(const Int*)(s.value_start + d);
+      sum[r] = load(s.value_start + d);
       if (a.v.offset)
         for (int64_t j = 0; j < a.pixels; ++j)
-          sum[r] -= a.v.offset * (s.p[r * a.padded + j] - a.p.offset);
+          sum[r] = sum[r] + -a.v.offset * (s.p[r * a.padded + j] - a.p.offset);
     }
     for (int64_t j = 0; j < a.padded; j += 4)
       for (int r = 0; r < rows; ++r)
         sum[r] = dot(sum[r], s.p + r * a.padded + j, s.values + d * a.padded + j * 16);
     for (int r = 0; r < rows; ++r)
-      store(out + r * out_row + d, __builtin_convertvector(sum[r], Float) * a.pv_scale);
+      store(out + r * out_row + d, to_float(sum[r]) * a.pv_scale);
   }
 }
 
@@ -233,9 +204,9 @@ QSR_INLINE void lay_out_keys(const WindowAttention& a, const AttentionScratch& s
     }
   }
   for (int64_t j = 0; j < a.padded; j += kLanes) {
-    Int sum = {};
+    Int sum = all(0);
     for (int64_t c = 0; c < a.width; c += 4) sum = dot(sum, kOnes, s.keys + (c / 4 * a.padded + j) * 4);
-    *(Int*)(s.key_start + j) = -a.q.offset * sum;
+    store(s.key_start + j, sum * -a.q.offset);
   }
 }
 
@@ -246,7 +217,7 @@ QSR_INLINE void lay_out_values(const WindowAttention& a, const AttentionScratch&
   typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
   typedef int16_t Pairs __attribute__((vector_size(16), aligned(1)));
   for (int64_t d = 0; d < a.width; d += kLanes) {
-    Int sum = {};
+    Int sum = all(0);
     for (int64_t j = 0; j < a.padded; j += 4) {
       const int8_t* from = v + j * row_bytes + d;
       const Bytes r0 = *(const Bytes*)from, r1 = *(const Bytes*)(from + row_bytes);
@@ -266,7 +237,7 @@ QSR_INLINE void lay_out_values(const WindowAttention& a, const AttentionScratch&
       *(Pairs*)(to + 48) = __builtin_shufflevector(p1, p3, 4, 12, 5, 13, 6, 14, 7, 15);
       sum = dot(sum, kOnes, to);
     }
-    *(Int*)(s.value_start + d) = -a.p.offset * sum;
+    store(s.value_start + d, sum * -a.p.offset);
   }
 }
 
@@ -301,7 +272,7 @@ QSR_INLINE void attend_float_rows(const WindowAttention& a, const AttentionScrat
     Float sum[rows] = {};
     for (int64_t c = 0; c < a.width; ++c) {
       const Float key = load(s.float_keys + c * a.padded + j);
-      for (int r = 0; r < rows; ++r) sum[r] += q[r * row + c] * key;
+      for (int r = 0; r < rows; ++r) sum[r] = sum[r] + key * q[r * row + c];
     }
     for (int r = 0; r < rows; ++r) store(s.scores + r * a.padded + j, sum[r]);
   }
@@ -312,7 +283,7 @@ QSR_INLINE void attend_float_rows(const WindowAttention& a, const AttentionScrat
     Float sum[rows] = {};
     for (int64_t j = 0; j < a.pixels; ++j) {
       const Float value = load(v + j * row + d);
-      for (int r = 0; r < rows; ++r) sum[r] += s.scores[r * a.padded + j] * value;
+      for (int r = 0; r < rows; ++r) sum[r] = sum[r] + value * s.scores[r * a.padded + j];
     }
     for (int r = 0; r < rows; ++r) store(out + r * out_row + d, sum[r] * inverse[r]);
   }
@@ -341,7 +312,7 @@ void quantize_qkv(const WindowAttention& a, const float* x, uint8_t* to) {
     const ByteCodes c = *codes[part];
     const float factor = part == 0 ? a.query_scale : 1.0f;
     for (int64_t i = 0; i < features; i += kLanes)  // what lies beyond is written again, or not read
-      *(Byte*)(to + i) = bytes(load(x + i) * factor / c.step, c);
+      store(to + i, bytes(load(x + i) * factor / c.step, c));
   }
 }
 
@@ -380,19 +351,18 @@ QSR_INLINE void norm_rows(const float* const* x, int64_t channels, int64_t featu
   Float sum[rows] = {}, squares[rows] = {};
   float mean[rows], inverse[rows];
   for (int64_t c = 0; c < channels; c += kLanes)
-    for (int r = 0; r < rows; ++r) sum[r] += load(x[r] + c);
+    for (int r = 0; r < rows; ++r) sum[r] = sum[r] + load(x[r] + c);
   for (int r = 0; r < rows; ++r) mean[r] = total(sum[r]) / static_cast<float>(features);
   for (int64_t c = 0; c < channels; c += kLanes) {
-    Int used = {};
-    for (int l = 0; l < kLanes; ++l) used[l] = c + l < features ? -1 : 0;
+    const Int used = lanes_below(static_cast<int32_t>(features - c));
     for (int r = 0; r < rows; ++r) {
-      const Float d = (Float)((Int)(load(x[r] + c) - mean[r]) & used);
-      squares[r] += d * d;
+      const Float d = as_float(as_int(load(x[r] + c) - mean[r]) & used);
+      squares[r] = squares[r] + d * d;
     }
   }
   for (int r = 0; r < rows; ++r) {
     const float variance = total(squares[r]) / static_cast<float>(features);
-    inverse[r] = 1.0f / root(variance + norm.eps);
+    inverse[r] = 1.0f / std::sqrt(variance + norm.eps);
   }
   // Beyond the last channel weight and bias are 0.
   for (int64_t c = 0; c < channels; c += kLanes)
@@ -410,7 +380,7 @@ void norm(const NormRows& job, int64_t first, int64_t last) {
 
 QSR_INLINE void quantize_row(const float* x, ByteLinear to, uint8_t* codes) {
   for (int64_t c = 0; c < to.in; c += kLanes)
-    *(Byte*)(codes + c) = bytes((load(x + c) + load(to.tau + c)) / to.codes.step, to.codes);
+    store(codes + c, bytes((load(x + c) + load(to.tau + c)) / to.codes.step, to.codes));
 }
 
 // Norm and quantisation of the pixels of a window. normed: room for [kRows, in].
@@ -433,7 +403,7 @@ __attribute__((noinline)) void linear(ByteLinear layer, const uint8_t* codes, in
       const uint8_t* from = codes + i * depth;
       Int sum[kRows][kVectors];
       for (int v = 0; v < kVectors; ++v)
-        for (int r = 0; r < kRows; ++r) sum[r][v] = *(const Int*)(layer.start + o + v * kLanes);
+        for (int r = 0; r < kRows; ++r) sum[r][v] = load(layer.start + o + v * kLanes);
       for (int64_t c = 0; c < depth; c += 4)
         for (int r = 0; r < kRows; ++r)
           for (int v = 0; v < kVectors; ++v)
@@ -442,7 +412,7 @@ __attribute__((noinline)) void linear(ByteLinear layer, const uint8_t* codes, in
         const int64_t at = o + v * kLanes;
         const Float scale = load(layer.scale + at), bias = load(layer.bias + at);
         for (int r = 0; r < kRows; ++r)
-          use(i + r, at, __builtin_convertvector(sum[r][v], Float) * scale + bias);
+          use(i + r, at, to_float(sum[r][v]) * scale + bias);
       }
     }
   }
@@ -504,7 +474,7 @@ void layer(const SwinLayer& job, int64_t first, int64_t last) {
     linear(job.proj, codes, pixels, add);
     codes_of_normed(at, pixels, job.features, job.norm2, job.fc1, normed, codes);
     linear(job.fc1, codes, pixels, [hidden, fc2 = job.fc2](int64_t i, int64_t o, Float y) {
-      *(Byte*)(hidden + i * fc2.in + o) = bytes((gelu(y) + load(fc2.tau + o)) / fc2.codes.step, fc2.codes);
+      store(hidden + i * fc2.in + o, bytes((gelu(y) + load(fc2.tau + o)) / fc2.codes.step, fc2.codes));
     });
     linear(job.fc2, hidden, pixels, add);
   }

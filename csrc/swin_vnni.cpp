@@ -18,19 +18,30 @@ namespace {
 
 #include "finish.h"
 
-constexpr int kVectors = 4, kSideBySide = 4;
-typedef Vector<kRowLanes>::Int Int;
-typedef Vector<kRowLanes>::Float Float;
+#define QSR_PART 16
+typedef Vector<QSR_PART>::Int IntPart;
+typedef Vector<QSR_PART>::Float FloatPart;
+typedef Vector<QSR_PART>::Byte BytePart;
 
-QSR_INLINE Float larger(Float a, Float b) { return (Float)_mm512_max_ps((__m512)a, (__m512)b); }
-QSR_INLINE Float smaller(Float a, Float b) { return (Float)_mm512_min_ps((__m512)a, (__m512)b); }
-
-QSR_INLINE Int dot(Int sum, const uint8_t* four, const int8_t* weights) {
-  int32_t bytes;
-  std::memcpy(&bytes, four, 4);
-  return (Int)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(bytes), _mm512_loadu_si512(weights));
+QSR_INLINE FloatPart larger(FloatPart a, FloatPart b) {
+  return (FloatPart)_mm512_max_ps((__m512)a, (__m512)b);
+}
+QSR_INLINE FloatPart smaller(FloatPart a, FloatPart b) {
+  return (FloatPart)_mm512_min_ps((__m512)a, (__m512)b);
 }
 
+QSR_INLINE IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights) {
+  int32_t bytes;
+  std::memcpy(&bytes, four, 4);
+  return (IntPart)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(bytes),
+                                      _mm512_loadu_si512(weights));
+}
+
+QSR_INLINE BytePart low_bytes(IntPart x) { return (BytePart)_mm512_cvtepi32_epi8((__m512i)x); }
+
+#include "wide.h"
+
+constexpr int kVectors = 4, kSideBySide = 4;
 #include "swin_kernel.h"
 
 bool supported() {
