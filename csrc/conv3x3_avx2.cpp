@@ -18,15 +18,15 @@
 // offset along.) Weights: |H G H'| <= 9 * 8 = 72 in s8. A pair of products is at most 2 * 62 * 72 =
 // 8,928, so VPMADDUBSW never saturates.
 //
-// Sums, two ways; which one is decided when the weights of a layer are laid out:
-//   whole: all products of 64 channels are added modulo 2^16, and the output transform runs modulo
-//     2^16 too. That is exact if the final value fits 16 bits. Without the offsets, which are taken
-//     off again, a 16-bit lane ends as 4 times the sum over its half of the channels of weight times
-//     centred code, so 4 * 2^(b-1) * sum |w| <= 32,767 over the lane's 32 * 9 weights suffices. Two and
-//     three bits always pass (8 * 288 * 2 = 4,608; 16 * 288 * 4 = 18,432); 4-bit weights pass while
-//     their mean magnitude is below 3.55.
-//   threes: three pairs are added in 16 bits, 3 * 8,928 = 26,784, and then widened to 32. Always
-//     exact, slower.
+// Sums: the products of 64 channels are added modulo 2^16, and the output transform runs modulo 2^16
+// too. That is exact if the final value fits 16 bits. Without the offsets, which are taken off again, a
+// 16-bit lane ends as 4 times the sum over its half of the channels of weight times centred code, so
+// 4 * 2^(b-1) * sum |w| <= 32,767 over the lane's 32 * 9 weights suffices. Two and three bits always
+// pass (8 * 288 * 2 = 4,608; 16 * 288 * 4 = 18,432); 4-bit weights pass while their mean magnitude is
+// below 3.55, as they do in nine of ten trained layers. Otherwise the 64 channels are cut into 2 or 4
+// spans, each added modulo 2^16 and then widened; 4 spans are exact for all weights
+// (32 * 72 * 8 = 18,432). How many is decided when the weights of a layer are laid out. 64 -> 64
+// channels, sums alone: 1, 2, 4 spans 74, 66, 58 MAC/cycle.
 // Groups of 64 channels are added in 32 bits.
 //
 // The inner loop is one asm block, because gcc 12 spills a tile of 12 accumulators.
@@ -41,16 +41,18 @@
 namespace qsr {
 namespace {
 
+#define QSR_AVX2
 #include "finish.h"
 
 constexpr int kTiles = 6, kLanes = 8, kVectors = 2, kBlock = kVectors * kLanes;
 constexpr int kPositions = 16, kSteps = kMapChannels / 4;
 typedef Vector<kLanes>::Int Int;
 
-// Layout: Header; int16 [groups, out / 16, 4 outputs, 32 lanes] (whole); int32 [4 outputs, out];
-// weights s8 [out / 16, groups, 16 positions, 16 steps, 16 outputs, 4 channels].
+// Layout: Header; int16 [groups, spans, out / 16, 4 outputs, 32 lanes] with room for the most spans;
+// int32 [out]; weights s8 [out / 16, groups, 16 positions, 16 steps, 16 outputs, 4 channels].
+constexpr int kMostSpans = 4;
 struct Header {
-  int64_t whole;
+  int64_t spans;  // of 64 channels
   int64_t unused[7];
 };
 
@@ -58,8 +60,8 @@ struct Layout {
   int64_t groups, blocks, lane_constants, constants, weights, bytes;
   Layout(int64_t in, int64_t out) : groups(in / kMapChannels), blocks(out / kBlock) {
     lane_constants = sizeof(Header);
-    constants = lane_constants + groups * blocks * 4 * 2 * kBlock * 2;
-    weights = constants + 4 * out * 4;
+    constants = lane_constants + groups * kMostSpans * blocks * 4 * 2 * kBlock * 2;
+    weights = constants + out * 4;
     bytes = weights + blocks * groups * kPositions * kSteps * kBlock * 4;
   }
 };
@@ -91,17 +93,17 @@ void output_forms(const int64_t m[4][4], int64_t y[4]) {
   }
 }
 
-// The largest 4 * 2^(b-1) * sum |w| over the weights of one 16-bit lane.
-int64_t largest_lane(const int8_t* weights, int64_t in, int64_t out, int bits) {
+// The largest 4 * 2^(b-1) * sum |w| over the weights of one 16-bit lane of a span.
+int64_t largest_lane(const int8_t* weights, int64_t in, int64_t out, int bits, int64_t spans) {
+  const int64_t width = kMapChannels / spans;
   int64_t largest = 0;
   for (int64_t o = 0; o < out; ++o)
-    for (int64_t group = 0; group < in; group += kMapChannels)
-      for (int64_t half = 0; half < 4; half += 2) {
+    for (int64_t first = 0; first < in; first += width)
+      for (int64_t half = 0; half < 2; ++half) {
         int64_t sum = 0;
-        for (int64_t c = 0; c < kMapChannels; ++c)
-          if (c % 4 / 2 == half / 2)
-            for (int64_t tap = 0; tap < 9; ++tap)
-              sum += std::abs(weights[(o * 9 + tap) * in + group + c]);
+        for (int64_t c = first; c < first + width; ++c)
+          if (c % 4 / 2 == half)
+            for (int64_t tap = 0; tap < 9; ++tap) sum += std::abs(weights[(o * 9 + tap) * in + c]);
         if (sum > largest) largest = sum;
       }
   return (int64_t{4} << (bits - 1)) * largest;
@@ -110,22 +112,25 @@ int64_t largest_lane(const int8_t* weights, int64_t in, int64_t out, int bits) {
 void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int bits, void* to) {
   const Layout layout(in, out);
   uint8_t* base = static_cast<uint8_t*>(to);
-  Header* header = reinterpret_cast<Header*>(base);
   int16_t* lane_constants = reinterpret_cast<int16_t*>(base + layout.lane_constants);
   int32_t* constants = reinterpret_cast<int32_t*>(base + layout.constants);
   int8_t* laid = reinterpret_cast<int8_t*>(base + layout.weights);
-  header->whole = largest_lane(weights, in, out, bits) <= 32767;
+  int64_t spans = 1;
+  while (spans < kMostSpans && largest_lane(weights, in, out, bits, spans) > 32767) spans *= 2;
+  reinterpret_cast<Header*>(base)->spans = spans;
   const int64_t offset = int64_t{4} << (bits - 1), z = is_signed ? 0 : int64_t{1} << (bits - 1);
+  const int64_t width = kMapChannels / spans;
   for (int64_t o = 0; o < out; ++o) {
     const int64_t block = o / kBlock, lane = o % kBlock;
-    int64_t total = 0, corrections[4] = {};
-    for (int64_t group = 0; group < layout.groups; ++group) {
+    int64_t total = 0;
+    for (int64_t span = 0; span < layout.groups * spans; ++span) {
       int64_t added[2][4][4] = {};  // by the offsets, to each product, in either half of the channels
-      for (int64_t k = 0; k < kMapChannels; ++k) {
-        const int8_t* g = weights + o * 9 * in + group * kMapChannels + k;
+      for (int64_t c = span * width; c < (span + 1) * width; ++c) {
+        const int8_t* g = weights + o * 9 * in + c;
         int u[4][4];
         weight_forms(g, in, u);
         for (int tap = 0; tap < 9; ++tap) total += g[tap * in];
+        const int64_t group = c / kMapChannels, k = c % kMapChannels;
         for (int p = 0; p < kPositions; ++p) {
           const int value = u[p / 4][p % 4];
           const int64_t at = ((block * layout.groups + group) * kPositions + p) * kSteps + k / 4;
@@ -137,16 +142,12 @@ void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int
         int64_t y[4];
         output_forms(added[half], y);
         for (int i = 0; i < 4; ++i) {
-          const int64_t at = ((group * layout.blocks + block) * 4 + i) * 2 * kBlock + 2 * lane + half;
+          const int64_t at = ((span * layout.blocks + block) * 4 + i) * 2 * kBlock + 2 * lane + half;
           lane_constants[at] = static_cast<int16_t>(-y[i]);
-          corrections[i] -= y[i];
         }
       }
     }
-    // `whole` takes the offsets off in 16 bits, `threes` here.
-    for (int i = 0; i < 4; ++i)
-      constants[i * out + o] =
-          static_cast<int32_t>(4 * z * total + (header->whole ? 0 : corrections[i]));
+    constants[o] = static_cast<int32_t>(4 * z * total);
   }
 }
 
@@ -183,10 +184,10 @@ QSR_INLINE void transform(const uint8_t* in, int64_t row, int64_t pixel, uint8_t
 #define QSR_ZERO(r) "vpxor %%ymm" #r ", %%ymm" #r ", %%ymm" #r "\n\t"
 #define QSR_STORE(k, r) "vmovdqu %%ymm" #r ", 32*" #k "(%[to])\n\t"
 
-// One position, 64 channels of 6 tiles x 16 outputs, modulo 2^16. a: u8 [6, 64];
-// w: s8 [16 steps, 16 outputs, 4]; to: s16 [6, 2 vectors, 8 outputs, 2 halves].
-QSR_INLINE void multiply_whole(const uint8_t* a, const int8_t* w, int16_t* to) {
-  const int8_t* end = w + kSteps * kBlock * 4;
+// One position, 4 * steps channels of 6 tiles x 16 outputs, modulo 2^16. a: u8 [6, 64];
+// w: s8 [steps, 16 outputs, 4]; to: s16 [6, 2 vectors, 8 outputs, 2 halves].
+QSR_INLINE void multiply(const uint8_t* a, const int8_t* w, int64_t steps, int16_t* to) {
+  const int8_t* end = w + steps * kBlock * 4;
   asm volatile(
       QSR_ZERO(0) QSR_ZERO(1) QSR_ZERO(2) QSR_ZERO(3) QSR_ZERO(4) QSR_ZERO(5)
       QSR_ZERO(6) QSR_ZERO(7) QSR_ZERO(8) QSR_ZERO(9) QSR_ZERO(10) QSR_ZERO(11)
@@ -208,48 +209,7 @@ QSR_INLINE void multiply_whole(const uint8_t* a, const int8_t* w, int16_t* to) {
 #undef QSR_ZERO
 #undef QSR_STORE
 
-// The same in 32 bits, exact for all weights: to: s32 [6, 16 outputs].
-inline void multiply_threes(const uint8_t* a, const int8_t* w, int32_t* to) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int t0 = 0; t0 < kTiles; t0 += 3) {
-    __m256i sum[3][kVectors] = {};
-    for (int step = 0; step < kSteps; step += 3) {
-      const int count = kSteps - step < 3 ? kSteps - step : 3;
-#pragma GCC unroll 3
-      for (int t = 0; t < 3; ++t) {
-        __m256i pairs[kVectors] = {};
-        for (int k = step; k < step + count; ++k) {
-          int32_t quad;
-          __builtin_memcpy(&quad, a + (t0 + t) * kMapChannels + 4 * k, 4);
-          const __m256i x = _mm256_set1_epi32(quad);
-#pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) {
-            const __m256i* weights = reinterpret_cast<const __m256i*>(w + k * kBlock * 4) + v;
-            const __m256i product = _mm256_maddubs_epi16(x, _mm256_loadu_si256(weights));
-            pairs[v] = _mm256_add_epi16(pairs[v], product);
-          }
-        }
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v)
-          sum[t][v] = _mm256_add_epi32(sum[t][v], _mm256_madd_epi16(pairs[v], ones));
-      }
-    }
-    for (int t = 0; t < 3; ++t)
-      for (int v = 0; v < kVectors; ++v)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (t0 + t) * kBlock + v * kLanes),
-                            sum[t][v]);
-  }
-}
-
-QSR_INLINE __m256i add(__m256i a, __m256i b, bool wide) {
-  return wide ? _mm256_add_epi32(a, b) : _mm256_add_epi16(a, b);
-}
-QSR_INLINE __m256i sub(__m256i a, __m256i b, bool wide) {
-  return wide ? _mm256_sub_epi32(a, b) : _mm256_sub_epi16(a, b);
-}
-
 // A' m A of one vector: m has 16 positions at `stride` bytes; y[4] gets the outputs of the tile.
-template <bool wide>
 QSR_INLINE void outputs_of(const uint8_t* m, int64_t stride, __m256i y[4]) {
   __m256i s[2][4];
 #pragma GCC unroll 4
@@ -258,60 +218,55 @@ QSR_INLINE void outputs_of(const uint8_t* m, int64_t stride, __m256i y[4]) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
       p[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(m + (4 * i + j) * stride));
-    s[0][j] = add(add(p[0], p[1], wide), p[2], wide);
-    s[1][j] = sub(sub(p[1], p[2], wide), p[3], wide);
+    s[0][j] = _mm256_add_epi16(_mm256_add_epi16(p[0], p[1]), p[2]);
+    s[1][j] = _mm256_sub_epi16(_mm256_sub_epi16(p[1], p[2]), p[3]);
   }
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {
-    y[2 * i] = add(add(s[i][0], s[i][1], wide), s[i][2], wide);
-    y[2 * i + 1] = sub(sub(s[i][1], s[i][2], wide), s[i][3], wide);
+    y[2 * i] = _mm256_add_epi16(_mm256_add_epi16(s[i][0], s[i][1]), s[i][2]);
+    y[2 * i + 1] = _mm256_sub_epi16(_mm256_sub_epi16(s[i][1], s[i][2]), s[i][3]);
   }
 }
 
 struct Scratch {
-  alignas(64) int32_t m[kPositions][kTiles][kBlock];  // s32, or s16 [tiles][2][8][2]
+  alignas(64) int16_t m[kPositions][kTiles][2 * kBlock];
   alignas(64) int32_t sums[kTiles][kVectors][4][kLanes];
 };
 
 // The sums 4 Y of one group of tiles and 16 outputs, all input channels, into scratch.sums.
-template <bool whole>
 inline void sums_of(const Conv3x3& job, const Layout& layout, const uint8_t* tiles, int64_t block,
                     int64_t count, Scratch& scratch) {
   const uint8_t* base = static_cast<const uint8_t*>(job.weights);
-  const int32_t* constants = reinterpret_cast<const int32_t*>(base + layout.constants);
+  const int64_t spans = reinterpret_cast<const Header*>(base)->spans, steps = kSteps / spans;
   const __m256i ones = _mm256_set1_epi16(1);
   constexpr int64_t kStride = sizeof(scratch.m[0]);
-  for (int64_t group = 0; group < layout.groups; ++group) {
+  for (int64_t span = 0; span < layout.groups * spans; ++span) {
+    const int64_t group = span / spans, step = span % spans * steps;
     const int8_t* w = reinterpret_cast<const int8_t*>(base + layout.weights) +
-                      (block * layout.groups + group) * kPositions * kSteps * kBlock * 4;
-    for (int p = 0; p < kPositions; ++p, w += kSteps * kBlock * 4) {
-      const uint8_t* a = tiles + (group * kPositions + p) * kTiles * kMapChannels;
-      if (whole)
-        multiply_whole(a, w, reinterpret_cast<int16_t*>(scratch.m[p]));
-      else
-        multiply_threes(a, w, scratch.m[p][0]);
-    }
+                      ((block * layout.groups + group) * kPositions * kSteps + step) * kBlock * 4;
+    const uint8_t* a = tiles + group * kPositions * kTiles * kMapChannels + 4 * step;
+    for (int p = 0; p < kPositions; ++p, w += kSteps * kBlock * 4, a += kTiles * kMapChannels)
+      multiply(a, w, steps, scratch.m[p][0]);
     const __m256i* lane_constants = reinterpret_cast<const __m256i*>(base + layout.lane_constants) +
-                                    (group * layout.blocks + block) * 4 * kVectors;
-    for (int64_t t = 0; t < count; ++t)
-      for (int v = 0; v < kVectors; ++v) {
+                                    (span * layout.blocks + block) * 4 * kVectors;
+    for (int v = 0; v < kVectors; ++v) {
+      const __m256i constant = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(
+          base + layout.constants + (block * kBlock + v * kLanes) * sizeof(int32_t)));
+      for (int64_t t = 0; t < count; ++t) {
         __m256i y[4];
-        const uint8_t* m = reinterpret_cast<const uint8_t*>(scratch.m) +
-                           (t * kVectors + v) * static_cast<int64_t>(sizeof(__m256i));
-        outputs_of<!whole>(m, kStride, y);
+        outputs_of(reinterpret_cast<const uint8_t*>(scratch.m) +
+                       (t * kVectors + v) * static_cast<int64_t>(sizeof(__m256i)),
+                   kStride, y);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
-          if (whole)
-            y[i] = _mm256_madd_epi16(
-                _mm256_add_epi16(y[i], _mm256_loadu_si256(lane_constants + i * kVectors + v)), ones);
+          const __m256i taken_off =
+              _mm256_add_epi16(y[i], _mm256_loadu_si256(lane_constants + i * kVectors + v));
           __m256i* to = reinterpret_cast<__m256i*>(scratch.sums[t][v][i]);
-          const int32_t* constant = constants + i * job.out_channels + block * kBlock + v * kLanes;
-          const __m256i before = group == 0
-                                     ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(constant))
-                                     : _mm256_load_si256(to);
-          _mm256_store_si256(to, _mm256_add_epi32(before, y[i]));
+          const __m256i before = span == 0 ? constant : _mm256_load_si256(to);
+          _mm256_store_si256(to, _mm256_add_epi32(before, _mm256_madd_epi16(taken_off, ones)));
         }
       }
+    }
   }
 }
 
@@ -350,7 +305,6 @@ QSR_INLINE void outputs(const Conv3x3& job, const Scratch& scratch, int v, int64
 void run(const Conv3x3& job, int64_t first, int64_t last) {
   const CodeMap& in = job.in;
   const Layout layout(in.channels, job.out_channels);
-  const bool whole = static_cast<const Header*>(job.weights)->whole;
   const int64_t columns = (in.width + 1) / 2;
   constexpr int64_t kStride = kTiles * kMapChannels;  // between positions
   const char offset = static_cast<char>(4 << (job.in_bits - 1));
@@ -369,10 +323,7 @@ void run(const Conv3x3& job, int64_t first, int64_t last) {
                   kStride, offsets, offsets11);
     }
     for (int64_t block = 0; block < layout.blocks; ++block) {
-      if (whole)
-        sums_of<true>(job, layout, tiles, block, count, scratch);
-      else
-        sums_of<false>(job, layout, tiles, block, count, scratch);
+      sums_of(job, layout, tiles, block, count, scratch);
       for (int v = 0; v < kVectors; ++v) {
         const int64_t c = block * kBlock + v * kLanes;
         const Finish& f = job.finish;

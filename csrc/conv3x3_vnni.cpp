@@ -50,6 +50,7 @@
 namespace qsr {
 namespace {
 
+#define QSR_AVX512
 #include "finish.h"
 
 constexpr int kTiles = 6, kLanes = 16, kVectors = 2, kBlock = kVectors * kLanes;

@@ -17,6 +17,7 @@
 namespace qsr {
 namespace {
 
+#define QSR_AVX2
 #include "finish.h"
 
 #define QSR_PART 8
@@ -39,13 +40,6 @@ QSR_INLINE IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights) 
   return sum + (IntPart)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-QSR_INLINE BytePart low_bytes(IntPart x) {
-  const __m256i fours = _mm256_shuffle_epi8((__m256i)x, _mm256_set1_epi32(0x0c080400));
-  const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
-  BytePart bytes;
-  std::memcpy(&bytes, &eight, sizeof bytes);
-  return bytes;
-}
 
 #include "wide.h"
 

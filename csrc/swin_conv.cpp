@@ -12,7 +12,7 @@ namespace {
 }  // namespace
 
 QSR_CLONES void quantize_map(const float* x, const Finish& f, int64_t first, int64_t last) {
-  constexpr int kLanes = 8;  // no wider than AVX2: gcc takes wider vectors apart
+  constexpr int kLanes = 16;
   const int64_t width = f.codes.width, channels = f.codes.channels;
   for (int64_t c = 0; c < channels; c += kLanes) {
     const Finisher<kLanes, false> finish(f, c, 1.0f);

@@ -37,7 +37,6 @@ QSR_INLINE IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights) 
   const Short w = (Short)(*(const IntPart*)weights);
   return sum + halves((Short)(a << 8 >> 8) * (w << 8 >> 8)) + halves((Short)(a >> 8) * (w >> 8));
 }
-QSR_INLINE BytePart low_bytes(IntPart x) { return __builtin_convertvector(x, BytePart); }
 
 #include "wide.h"
 

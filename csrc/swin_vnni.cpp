@@ -16,6 +16,7 @@
 namespace qsr {
 namespace {
 
+#define QSR_AVX512
 #include "finish.h"
 
 #define QSR_PART 16
@@ -37,7 +38,6 @@ QSR_INLINE IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights) 
                                       _mm512_loadu_si512(weights));
 }
 
-QSR_INLINE BytePart low_bytes(IntPart x) { return (BytePart)_mm512_cvtepi32_epi8((__m512i)x); }
 
 #include "wide.h"
 

@@ -8,7 +8,6 @@
 //     FloatPart smaller(FloatPart a, FloatPart b)  a < b ? a : b
 //     IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights)
 //                                       sum[l] + four[0..3] . weights[4 l .. 4 l + 3], exact
-//     BytePart low_bytes(IntPart x)     the low byte of each lane
 //
 // Each lane is computed by itself and `fold` joins lanes in one fixed order, so that no result depends
 // on the width.
@@ -59,7 +58,7 @@ QSR_INLINE Int dot(Int sum, const uint8_t* four, const int8_t* weights)
 QSR_INLINE Int as_int(Float x) QSR_PARTS(Int, (IntPart)x.part[i])
 QSR_INLINE Float as_float(Int x) QSR_PARTS(Float, (FloatPart)x.part[i])
 QSR_INLINE Float to_float(Int x) QSR_PARTS(Float, __builtin_convertvector(x.part[i], FloatPart))
-QSR_INLINE Byte low_bytes(Int x) QSR_PARTS(Byte, low_bytes(x.part[i]))
+QSR_INLINE Byte low_bytes(Int x) QSR_PARTS(Byte, low_bytes<QSR_PART>(x.part[i]))
 #undef QSR_PARTS
 
 QSR_INLINE Float load(const float* from) { return *(const Float*)from; }
