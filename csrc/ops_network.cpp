@@ -63,10 +63,6 @@ void parallel(int64_t count, int64_t cost, const std::function<void(int64_t, int
   torch::stable::parallel_for(0, count, 1 + kWorthAThread / (cost + 1), work);
 }
 
-int64_t workspace_bytes(int64_t height, int64_t width, int64_t channels) {
-  return qsr::workspace_bytes(height, width, channels) + 64;
-}
-
 void residual_body(const Tensor& lr, const Tensor& mean, double range, const Tensor& head_weights,
                    const Tensor& head_bias, const Tensor& weights, const Tensor& arrays,
                    const Tensor& numbers, const Tensor& shortcuts, std::vector<int64_t> kept,
@@ -100,7 +96,7 @@ void residual_body(const Tensor& lr, const Tensor& mean, double range, const Ten
     layers.push_back({laid + i * bytes, a, a + c, a + 2 * c, n[0], n[1], n[2], n[3] != 0.0f});
   }
   net.layers = layers.data(), net.kept = kept.data();
-  const int64_t needed = workspace_bytes(net.height, net.width, c);
+  const int64_t needed = qsr::workspace_bytes(net.height, net.width, c) + 64;
   uint8_t* space = data<uint8_t>(workspace, ScalarType::Byte, needed, "workspace");
   net.workspace = space + (-reinterpret_cast<intptr_t>(space) & 63);
   if (net.height == 0 || net.width == 0) return;
@@ -136,7 +132,6 @@ void tail(const Tensor& features, const Tensor& inside, const Tensor& ring, cons
 STABLE_TORCH_LIBRARY_FRAGMENT(qsr_native, m) {
   m.def("conv3x3_kernels(int bits) -> str");
   m.def("lay_out_layers(Tensor codes, Tensor numbers, int bits, str kernel) -> Tensor");
-  m.def("workspace_bytes(int height, int width, int channels) -> int");
   m.def(
       "residual_body(Tensor lr, Tensor mean, float range, Tensor head_weights, Tensor head_bias, "
       "Tensor weights, Tensor arrays, Tensor numbers, Tensor shortcuts, int[] kept, int bits, "
@@ -154,5 +149,4 @@ STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(qsr_native, CompositeExplicitAutograd, m) {
   m.impl("conv3x3_kernels", TORCH_BOX(&conv3x3_kernels));
-  m.impl("workspace_bytes", TORCH_BOX(&workspace_bytes));
 }

@@ -211,10 +211,6 @@ void swin_conv(Tensor stream, const Tensor& residual, double shortcut, const Ten
   run(row->run, job, (height + row->rows - 1) / row->rows, row->rows * width * c * c / 8);
 }
 
-int64_t code_map_bytes(int64_t height, int64_t width, int64_t channels) {
-  return qsr::CodeMap{nullptr, height, width, channels}.bytes();
-}
-
 std::string swin_kernels(int64_t bits) { return qsr::swin_names(static_cast<int>(bits)); }
 
 }  // namespace
@@ -233,7 +229,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(qsr_native, m) {
   m.def(
       "swin_conv(Tensor(a!) stream, Tensor residual, float shortcut, Tensor weights, Tensor array, "
       "Tensor number, int bits, str kernel, Tensor(b!) codes) -> ()");
-  m.def("code_map_bytes(int height, int width, int channels) -> int");
   m.def("swin_kernels(int bits) -> str");
 }
 
@@ -245,6 +240,5 @@ STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(qsr_native, CompositeExplicitAutograd, m) {
-  m.impl("code_map_bytes", TORCH_BOX(&code_map_bytes));
   m.impl("swin_kernels", TORCH_BOX(&swin_kernels));
 }

@@ -70,6 +70,9 @@ def _choose(op: str, kernel: str, device: torch.device) -> str:
 
 
 # Operators ----------------------------------------------------------------------------------------
+#
+# Their last argument is the name of a row of the table, `kernel` in the functions below:
+# torch.compile keeps that word for itself.
 
 
 @torch.library.custom_op("qsr::quantize_pack", mutates_args=())
@@ -80,9 +83,9 @@ def _quantize_pack(
     bits: int,
     signed: bool,
     groups: int,
-    kernel: str = "auto",
+    row: str = "auto",
 ) -> Tensor:
-    name = _choose("quantize_pack", kernel, x.device)
+    name = _choose("quantize_pack", row, x.device)
     if name == REFERENCE:
         return reference.quantize(x, step_size, tau, bits, signed, groups).words
     tau = None if tau is None else tau.contiguous()
@@ -91,7 +94,7 @@ def _quantize_pack(
 
 
 @_quantize_pack.register_fake
-def _(x, step_size, tau, bits, signed, groups, kernel="auto"):
+def _(x, step_size, tau, bits, signed, groups, row="auto"):
     n, channels, height, width = x.shape
     words = words_for(channels // groups)
     return x.new_empty(n, height, width, groups, bits, words, dtype=torch.int64)
@@ -132,9 +135,9 @@ def _conv2d(
     w_signed: bool,
     stride: Sequence[int],
     padding: Sequence[int],
-    kernel: str = "auto",
+    row: str = "auto",
 ) -> Tensor:
-    name = _choose("conv2d", kernel, a.device)
+    name = _choose("conv2d", row, a.device)
     if name == REFERENCE:
         return reference.conv2d(*_planes(a, w, a_signed, w_signed), tuple(stride), tuple(padding))
     return torch.ops.qsr_native.conv2d(
@@ -143,7 +146,7 @@ def _conv2d(
 
 
 @_conv2d.register_fake
-def _(a, w, a_signed, w_signed, stride, padding, kernel="auto"):
+def _(a, w, a_signed, w_signed, stride, padding, row="auto"):
     height, width = (
         (a.shape[1 + i] + 2 * padding[i] - w.shape[1 + i]) // stride[i] + 1 for i in (0, 1)
     )
@@ -151,8 +154,8 @@ def _(a, w, a_signed, w_signed, stride, padding, kernel="auto"):
 
 
 @torch.library.custom_op("qsr::linear", mutates_args=())
-def _linear(a: Tensor, w: Tensor, a_signed: bool, w_signed: bool, kernel: str = "auto") -> Tensor:
-    name = _choose("linear", kernel, a.device)
+def _linear(a: Tensor, w: Tensor, a_signed: bool, w_signed: bool, row: str = "auto") -> Tensor:
+    name = _choose("linear", row, a.device)
     if name == REFERENCE:
         return reference.linear(*_planes(a, w, a_signed, w_signed))
     out = torch.ops.qsr_native.conv2d(
@@ -162,7 +165,7 @@ def _linear(a: Tensor, w: Tensor, a_signed: bool, w_signed: bool, kernel: str = 
 
 
 @_linear.register_fake
-def _(a, w, a_signed, w_signed, kernel="auto"):
+def _(a, w, a_signed, w_signed, row="auto"):
     return a.new_empty(a.shape[0], w.shape[0], dtype=torch.int32)
 
 
@@ -172,10 +175,10 @@ def _conv2d_float(
     weight: Tensor,
     bias: Tensor | None,
     padding: Sequence[int],
-    kernel: str = "auto",
+    row: str = "auto",
 ) -> Tensor:
     padded = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    if _choose("conv2d_float", kernel, x.device) == REFERENCE:
+    if _choose("conv2d_float", row, x.device) == REFERENCE:
         return reference.conv2d_float(padded, weight, bias)
     # The kernel wants [kh, kw, Cin, Cout], filled up to whole tiles of output channels.
     laid_out = F.pad(weight.permute(2, 3, 1, 0), (0, -len(weight) % FLOAT_LANES)).contiguous()
@@ -183,7 +186,7 @@ def _conv2d_float(
 
 
 @_conv2d_float.register_fake
-def _(x, weight, bias, padding, kernel="auto"):
+def _(x, weight, bias, padding, row="auto"):
     height, width = (x.shape[1 + i] + 2 * padding[i] - weight.shape[2 + i] + 1 for i in (0, 1))
     return x.new_empty(x.shape[0], height, width, len(weight))
 
@@ -197,15 +200,15 @@ def _attention(
     heads: int,
     bits: Sequence[int],
     signed: Sequence[bool],
-    kernel: str = "auto",
+    row: str = "auto",
 ) -> Tensor:
-    name = _choose("attention", kernel, qkv.device)
+    name = _choose("attention", row, qkv.device)
     if name == REFERENCE:
         return reference.attention(qkv, steps, bias, mask, heads, bits, signed)
     names = torch.ops.qsr_native.swin_kernels(factor_bits(bits, signed)).split(",")
-    if kernel not in ("auto", *names):
+    if row not in ("auto", *names):
         raise ValueError(
-            f"`kernel` is {kernel!r}; products of {list(bits)} bits run on {', '.join(names)}."
+            f"`kernel` is {row!r}; products of {list(bits)} bits run on {', '.join(names)}."
         )
     width = qkv.shape[2] // (3 * heads)
     return torch.ops.qsr_native.attention(
@@ -217,12 +220,12 @@ def _attention(
         width**-0.5,
         list(bits),
         [int(s) for s in signed],
-        kernel,
+        row,
     )
 
 
 @_attention.register_fake
-def _(qkv, steps, bias, mask, heads, bits, signed, kernel="auto"):
+def _(qkv, steps, bias, mask, heads, bits, signed, row="auto"):
     return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
 
 

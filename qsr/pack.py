@@ -28,6 +28,7 @@ from . import kernels, program_conv, program_swin, reference
 from .backbone import ChannelNorm, NetworkConfig, QuantSR, check_pictures
 from .bitplanes import BitPlanes, check_tail, words_for
 from .blocks import WindowAttention
+from .depth import DepthPlan
 from .layers import QConv2d, QLinear, QMatmul, replace_layers
 from .program_conv import ConvProgram
 from .program_swin import SwinProgram
@@ -293,14 +294,15 @@ class PackedModel(nn.Module):
 
     Where there are fused kernels for the network it runs as a planned program (`self.program`),
     else layer by layer (`self.network`): the same integers and the same features. The program is
-    planned at the first call and again after load_state_dict.
+    planned at the first call and again after load_state_dict; torch.compile and torch.export take
+    the model after that first call.
     """
 
     def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.kernel = kernel
-        self._program = None
+        self._program, self._order = None, None
         self.register_load_state_dict_post_hook(lambda *_: self._forget())
         network.register_load_state_dict_post_hook(lambda *_: self._forget())
 
@@ -323,12 +325,18 @@ class PackedModel(nn.Module):
                     self._program = program(self.network, self.kernel)
         return self._program
 
-    def _forget(self) -> None:
-        self._program = None
+    def plan(self, blocks: int | None = None) -> DepthPlan:
+        """The plan that keeps the `blocks` most valuable blocks (None: all)."""
+        if self._order is None:  # remembered as numbers, not as a tensor: torch.export needs them
+            self._order = self.network.order
+        return DepthPlan.from_order(self._order, self.config.blocks if blocks is None else blocks)
 
-    @torch.inference_mode()
+    def _forget(self) -> None:
+        self._program, self._order = None, None
+
+    @torch.no_grad()  # not inference_mode, which torch.compile does not take here
     def forward(self, lr: Tensor, blocks: int | None = None) -> Tensor:
-        plan = self.network.plan(blocks)
+        plan = self.plan(blocks)
         if self.program is None:
             return self.network(lr, plan)
         check_pictures(lr)

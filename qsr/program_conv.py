@@ -25,7 +25,7 @@ from .layers import split_bits
 from .quantizer import QuantSpec
 from .tail import CollapsedTail
 
-MAP_CHANNELS = 64  # kMapChannels of csrc/conv3x3.h
+MAP_CHANNELS, MAP_TILE = 64, 4  # kMapChannels and kMapTile of csrc/conv3x3.h
 
 
 @torch.library.custom_op("qsr::residual_body", mutates_args=("workspace", "features"))
@@ -122,12 +122,9 @@ class ConvProgram:
         self._size, self._buffers = None, ()
 
     def __call__(self, lr: Tensor, plan: DepthPlan) -> Tensor:
-        """lr float [N, 3, H, W] -> sr float32 [N, 3, scale H, scale W], not clipped."""
-        n, _, height, width = lr.shape
-        sr = torch.empty(n, 3, self.tail.scale * height, self.tail.scale * width)
-        for picture, enlarged in zip(lr.float(), sr, strict=True):
-            self.tail(self.features(picture, plan), enlarged)
-        return sr
+        """lr float [N, 3, H, W], N >= 1 -> sr float32 [N, 3, scale H, scale W], not clipped."""
+        pictures = [self.tail(self.features(picture, plan)) for picture in lr.float()]
+        return pictures[0][None] if len(pictures) == 1 else torch.stack(pictures)
 
     @property
     def pixel_bytes(self) -> int:
@@ -173,7 +170,7 @@ class ConvProgram:
         return self._buffers
 
     def _allocate(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        bytes_needed = torch.ops.qsr_native.workspace_bytes(height, width, self.channels)
+        bytes_needed = workspace_bytes(height, width, self.channels)
         return (
             torch.empty(bytes_needed, dtype=torch.uint8),
             torch.empty(height, width, self.channels),
@@ -190,6 +187,21 @@ def available(config: NetworkConfig) -> tuple[str, ...]:
     if not fits or not _native.load().native:
         return ()
     return tuple(torch.ops.qsr_native.conv3x3_kernels(max(split_bits(config.bits))).split(","))
+
+
+def code_map_bytes(height: int, width: int, channels: int) -> int:
+    """Bytes of a CodeMap of csrc/conv3x3.h: whole tiles of pixels in a frame."""
+    tiles = [-(-n // MAP_TILE) * MAP_TILE + 2 for n in (height, width)]
+    return tiles[0] * tiles[1] * channels
+
+
+def workspace_bytes(height: int, width: int, channels: int) -> int:
+    """Room for the maps of csrc/residual_network.cpp, whose operator checks it: the normalised
+    picture in its frame, the shallow features and two maps of codes.
+    """
+    picture, shallow = 4 * 3 * (height + 2) * (width + 2), 4 * channels * height * width
+    codes = 2 * code_map_bytes(height, width, channels)
+    return picture + shallow + codes + 5 * 64  # each begins at a multiple of 64
 
 
 def _factor(block: nn.Module) -> Tensor:

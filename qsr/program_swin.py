@@ -26,6 +26,7 @@ from .backbone import NetworkConfig, QuantSR, SwinConfig, reflect_to_multiple
 from .blocks import Shortcut, SwinLayer
 from .depth import DepthPlan
 from .layers import split_bits
+from .program_conv import code_map_bytes
 from .quantizer import QuantSpec
 from .tail import CollapsedTail
 
@@ -153,11 +154,12 @@ class SwinProgram:
         return _factor(block.shortcut), layers, _CodeConv(block.conv, self.channels)
 
     def __call__(self, lr: Tensor, plan: DepthPlan) -> Tensor:
-        """lr float [N, 3, H, W] -> sr float32 [N, 3, scale H, scale W], not clipped."""
+        """lr float [N, 3, H, W], N >= 1 -> sr float32 [N, 3, scale H, scale W], not clipped."""
         height, width = (self.config.scale * n for n in lr.shape[-2:])
-        return torch.stack(
-            [self.tail(self.features(picture, plan))[:, :height, :width] for picture in lr.float()]
-        )
+        pictures = [
+            self.tail(self.features(picture, plan))[:, :height, :width] for picture in lr.float()
+        ]
+        return pictures[0][None] if len(pictures) == 1 else torch.stack(pictures)
 
     @property
     def pixel_bytes(self) -> int:
@@ -226,14 +228,18 @@ class SwinProgram:
 
     def _buffers_for(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """The stream, what it was before a block, and the codes of a convolution's input."""
+        if torch.compiler.is_compiling():  # a traced program owns its buffers
+            return self._allocate(height, width)
         if self._size != (height, width):
             self._buffers = ()  # free the old ones first
-            size = torch.ops.qsr_native.code_map_bytes(height, width, self.channels)
-            stream = torch.empty(height, width, self.channels)
-            codes = torch.empty(size, dtype=torch.uint8)
-            self._buffers = stream, torch.empty_like(stream), codes
+            self._buffers = self._allocate(height, width)
             self._size = (height, width)
         return self._buffers
+
+    def _allocate(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        codes = torch.empty(code_map_bytes(height, width, self.channels), dtype=torch.uint8)
+        stream, residual = (torch.empty(height, width, self.channels) for _ in range(2))
+        return stream, residual, codes
 
 
 # Laying out ---------------------------------------------------------------------------------------

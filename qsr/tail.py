@@ -161,13 +161,12 @@ class CollapsedTail:
             return (kernels.REFERENCE,)
         return (*torch.ops.qsr_native.available("tail").split(","), kernels.REFERENCE)
 
-    def __call__(self, features: Tensor, sr: Tensor | None = None) -> Tensor:
-        """features float32 [H, W, channels] -> sr float32 [3, scale H, scale W], or into `sr`."""
-        height, width, _ = features.shape
-        if sr is None:
-            sr = features.new_empty(3, self.scale * height, self.scale * width)
+    def __call__(self, features: Tensor) -> Tensor:
+        """features float32 [H, W, channels] -> sr float32 [3, scale H, scale W]."""
         if self.kernel == kernels.REFERENCE:
-            return sr.copy_(self.reference(features))
+            return self.reference(features)
+        height, width, _ = features.shape
+        sr = features.new_empty(3, self.scale * height, self.scale * width)
         torch.ops.qsr.tail(
             features.contiguous(),
             self.inside,

@@ -8,6 +8,7 @@ from torch import nn
 
 import qsr
 from qsr import _native, program_swin, reference
+from qsr.program_conv import code_map_bytes
 from qsr.program_swin import SwinProgram
 
 TINY = {"blocks": 2, "features": 12, "layers": 2, "heads": 2, "window": 4}
@@ -148,7 +149,7 @@ def samples():
             program.kernel,
         ),
     )
-    size = torch.ops.qsr_native.code_map_bytes(8, 8, 64)
+    size = code_map_bytes(8, 8, 64)
     codes = torch.empty(size, dtype=torch.uint8)
     arguments = (x, out.zero_(), 0.5, conv.weights, conv.array, conv.number, conv.bits)
     yield "swin_conv", (*arguments, conv.kernel, codes)

@@ -1,0 +1,38 @@
+"""Packed networks inside torch.compile and torch.export."""
+
+import pytest
+import torch
+
+import qsr
+
+SMALL = {"features": 8, "blocks": 2, "depths": (2, 1)}
+NETWORKS = {
+    "QuantSR-C": qsr.quantsr_c(2, 4, **SMALL),
+    "QuantSR-T": qsr.quantsr_t(2, 4, attention_bits=4, layers=2, heads=2, window=4, **SMALL),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def packed(request):
+    torch.manual_seed(0)
+    net = qsr.QuantSR(NETWORKS[request.param])
+    qsr.calibrate(net, torch.rand(1, 3, 16, 16))
+    packed = qsr.pack(net)
+    packed(torch.rand(1, 3, 8, 8))  # plans the program
+    return packed
+
+
+def test_an_exported_network_gives_the_same_picture(packed):
+    lr = torch.rand(1, 3, 11, 9)
+    with torch.no_grad():
+        program = torch.export.export(packed, (lr,))
+    assert torch.equal(program.module()(lr), packed(lr))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("count, blocks", [(1, None), (2, 1)])
+def test_a_compiled_network_gives_the_same_pictures(packed, count, blocks, dynamic):
+    torch._dynamo.reset()
+    lr = torch.rand(count, 3, 11, 9)
+    compiled = torch.compile(packed, fullgraph=True, dynamic=dynamic)
+    assert torch.equal(compiled(lr, blocks), packed(lr, blocks))
