@@ -29,7 +29,7 @@ def native_extensions() -> dict:
     """Arguments for setup(): both libraries, or nothing where torch or pybind11 is missing."""
     try:
         import pybind11
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
         print(f"qsr: {error}; the native core is built on first use.", file=sys.stderr)
         return {}
@@ -47,7 +47,19 @@ def native_extensions() -> dict:
         extra_compile_args=build.flags(),
         language="c++",
     )
-    return {"ext_modules": [operators, facts], "cmdclass": {"build_ext": BuildExtension}}
+    extensions = [operators, facts]
+    if build.cuda_toolkit():
+        cuda = CUDAExtension(
+            "qsr._cuda",
+            [f"csrc/{source}" for source in build.CUDA_SOURCES],
+            extra_compile_args={
+                "cxx": [*build.flags(), build.TORCH_TARGET, "-DUSE_CUDA"],
+                "nvcc": [*build.NVCC_FLAGS, build.TORCH_TARGET, "-DUSE_CUDA"],
+            },
+            py_limited_api=True,
+        )
+        extensions.append(cuda)
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildExtension}}
 
 
 setup(**native_extensions())

@@ -96,14 +96,16 @@ void with_sign(const Conv2d& job, int64_t first, int64_t last) {
 
 }  // namespace
 
+// Eight channels lie in one group, and the pairs of widths that networks have.
+bool takes_vpopcnt(const Conv2d& job) {
+  return (job.groups == 1 || job.out_channels / job.groups % kLanes == 0) && job.w_signed &&
+         job.a_bits == job.w_bits && job.a_bits >= 2 && job.a_bits <= 4;
+}
+
 void conv2d_vpopcnt(const Conv2d& job, int64_t first, int64_t last) {
-  const bool whole = job.groups == 1 || job.out_channels / job.groups % kLanes == 0;
-  if (whole && job.w_signed && job.a_bits == job.w_bits) {  // eight channels lie in one group
-    if (job.a_bits == 4) return with_sign<4>(job, first, last);
-    if (job.a_bits == 3) return with_sign<3>(job, first, last);
-    if (job.a_bits == 2) return with_sign<2>(job, first, last);
-  }
-  conv2d_popcnt(job, first, last);
+  if (job.a_bits == 4) return with_sign<4>(job, first, last);
+  if (job.a_bits == 3) return with_sign<3>(job, first, last);
+  return with_sign<2>(job, first, last);
 }
 
 bool has_vpopcnt() {
@@ -116,9 +118,8 @@ bool has_vpopcnt() {
 #else
 
 namespace qsr {
-void conv2d_vpopcnt(const Conv2d& job, int64_t first, int64_t last) {
-  conv2d_scalar(job, first, last);
-}
+void conv2d_vpopcnt(const Conv2d&, int64_t, int64_t) {}
+bool takes_vpopcnt(const Conv2d&) { return false; }
 bool has_vpopcnt() { return false; }
 }  // namespace qsr
 

@@ -3,8 +3,6 @@
 // A row of the table gets bit planes and lays its weights out at every call, so it is slower than
 // the same kernel inside a program, which keeps bytes between layers and lays out once. It exists
 // so that all kernels are held to the reference by the same tests, and for single layers.
-//
-// What the fused layers do not do (other sizes, strides, groups, more bits) goes to the next row.
 #include <vector>
 
 #include "conv3x3.h"
@@ -56,21 +54,17 @@ void run(const Conv2d& job, const Conv3x3Kernel& kernel, int64_t first, int64_t 
   }
 }
 
-void run_or_next(const Conv2d& job, const Conv3x3Kernel& kernel, int64_t first, int64_t last) {
-  if (fits(job, kernel)) return run(job, kernel, first, last);
-  has_vpopcnt() ? conv2d_vpopcnt(job, first, last) : conv2d_popcnt(job, first, last);
-}
-
 }  // namespace
 
+bool takes_winograd_vnni(const Conv2d& job) { return fits(job, kConv3x3Vnni); }
 void conv2d_winograd_vnni(const Conv2d& job, int64_t first, int64_t last) {
-  run_or_next(job, kConv3x3Vnni, first, last);
+  run(job, kConv3x3Vnni, first, last);
 }
 bool has_winograd_vnni() { return kConv3x3Vnni.supported(); }
 
+bool takes_winograd_avx2(const Conv2d& job) { return fits(job, kConv3x3Avx2); }
 void conv2d_winograd_avx2(const Conv2d& job, int64_t first, int64_t last) {
-  run_or_next(job, kConv3x3Avx2, first, last);
+  run(job, kConv3x3Avx2, first, last);
 }
-bool has_winograd_avx2() { return kConv3x3Avx2.supported(); }
 
 }  // namespace qsr

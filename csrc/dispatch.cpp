@@ -19,16 +19,24 @@ bool has_popcnt() {
 #endif
 }
 
+template <class Job>
+bool anything(const Job&) {
+  return true;
+}
+
 constexpr Kernel<Conv2d> kConv2d[] = {
-    {"winograd-vnni", has_winograd_vnni, conv2d_winograd_vnni},
-    {"winograd-avx2", has_winograd_avx2, conv2d_winograd_avx2},
-    {"vpopcnt", has_vpopcnt, conv2d_vpopcnt},
-    {"popcnt", has_popcnt, conv2d_popcnt},
-    {"scalar", anywhere, conv2d_scalar},
+    {"winograd-vnni", has_winograd_vnni, takes_winograd_vnni, conv2d_winograd_vnni},
+    {"direct-vnni", has_direct_vnni, takes_direct_vnni, conv2d_direct_vnni},
+    {"winograd-avx2", has_avx2, takes_winograd_avx2, conv2d_winograd_avx2},
+    {"table", has_avx2, takes_table, conv2d_table},
+    {"direct-avx2", has_avx2, takes_direct_avx2, conv2d_direct_avx2},
+    {"vpopcnt", has_vpopcnt, takes_vpopcnt, conv2d_vpopcnt},
+    {"popcnt", has_popcnt, anything<Conv2d>, conv2d_popcnt},
+    {"scalar", anywhere, anything<Conv2d>, conv2d_scalar},
 };
 
 constexpr Kernel<QuantizePack> kQuantizePack[] = {
-    {"scalar", anywhere, quantize_pack_scalar},
+    {"scalar", anywhere, anything<QuantizePack>, quantize_pack_scalar},
 };
 
 constexpr const Conv3x3Kernel* kConv3x3[] = {&kConv3x3Vnni, &kConv3x3Avx2,
@@ -39,10 +47,14 @@ constexpr const SwinKernel* kSwin[] = {&kSwinVnni, &kSwinAvx2, &kSwinPortable};
 constexpr const TailKernel* kTail[] = {&kTailAvx512, &kTailAvx2, &kTailPortable};
 
 template <class Job, size_t N>
-const Kernel<Job>* find(const Kernel<Job> (&table)[N], const char* name) {
-  const bool any = std::strcmp(name, "auto") == 0;
-  for (const Kernel<Job>& row : table)
-    if ((any || std::strcmp(name, row.name) == 0) && row.supported()) return &row;
+const Kernel<Job>* find(const Kernel<Job> (&table)[N], const char* name, const Job& job) {
+  bool reached = std::strcmp(name, "auto") == 0;
+  for (const Kernel<Job>& row : table) {
+    const bool named = std::strcmp(name, row.name) == 0;
+    if (named && !row.supported()) return nullptr;
+    reached = reached || named;
+    if (reached && row.supported() && row.takes(job)) return &row;
+  }
   return nullptr;
 }
 
@@ -56,9 +68,11 @@ std::string names(const Kernel<Job> (&table)[N]) {
 
 }  // namespace
 
-const Kernel<Conv2d>* find_conv2d(const char* name) { return find(kConv2d, name); }
-const Kernel<QuantizePack>* find_quantize_pack(const char* name) {
-  return find(kQuantizePack, name);
+const Kernel<Conv2d>* find_conv2d(const char* name, const Conv2d& job) {
+  return find(kConv2d, name, job);
+}
+const Kernel<QuantizePack>* find_quantize_pack(const char* name, const QuantizePack& job) {
+  return find(kQuantizePack, name, job);
 }
 
 const Conv3x3Kernel* find_conv3x3(const char* name, int bits) {

@@ -42,21 +42,34 @@ struct FloatConv2d {
   int64_t n, height, width, channels, out_channels, out_channels_padded, kernel_h, kernel_w;
 };
 
-// A row of the dispatch table: rows of output [first, last) of the job.
+// A row of the dispatch table: rows of output [first, last) of the job. A row that does not take a
+// job leaves it to the rows below; the last takes all.
 template <class Job>
 struct Kernel {
   const char* name;
   bool (*supported)();  // by this processor
+  bool (*takes)(const Job&);
   void (*run)(const Job&, int64_t first, int64_t last);
 };
 
-// conv2d_winograd.cpp, conv2d_vpopcnt.cpp, conv2d_scalar.cpp, quantize_pack.cpp
+// conv2d_winograd.cpp, conv2d_direct_{vnni,avx2}.cpp, conv2d_table.cpp, conv2d_vpopcnt.cpp
 void conv2d_winograd_vnni(const Conv2d&, int64_t first, int64_t last);
+bool takes_winograd_vnni(const Conv2d&);
 bool has_winograd_vnni();
 void conv2d_winograd_avx2(const Conv2d&, int64_t first, int64_t last);
-bool has_winograd_avx2();
+bool takes_winograd_avx2(const Conv2d&);
+void conv2d_direct_vnni(const Conv2d&, int64_t first, int64_t last);
+bool takes_direct_vnni(const Conv2d&);
+bool has_direct_vnni();
+void conv2d_direct_avx2(const Conv2d&, int64_t first, int64_t last);
+bool takes_direct_avx2(const Conv2d&);
+void conv2d_table(const Conv2d&, int64_t first, int64_t last);
+bool takes_table(const Conv2d&);
+bool has_avx2();
 void conv2d_vpopcnt(const Conv2d&, int64_t first, int64_t last);
+bool takes_vpopcnt(const Conv2d&);
 bool has_vpopcnt();
+// conv2d_scalar.cpp, quantize_pack.cpp
 void conv2d_popcnt(const Conv2d&, int64_t first, int64_t last);
 void conv2d_scalar(const Conv2d&, int64_t first, int64_t last);
 void quantize_pack_scalar(const QuantizePack&, int64_t first, int64_t last);
@@ -75,9 +88,10 @@ void pack_codes(const uint8_t* codes, Word* out, int64_t count, int64_t channels
 void unpack_codes(const Word* words, uint8_t* codes, int64_t count, int64_t channels,
                   int64_t groups, int bits, bool is_signed);
 
-// dispatch.cpp: THE tables, best first. `name` "auto" takes the first supported row; null if none.
-const Kernel<Conv2d>* find_conv2d(const char* name);
-const Kernel<QuantizePack>* find_quantize_pack(const char* name);
+// dispatch.cpp: THE tables, best first: from the row called `name` downwards ("auto": from the first)
+// the first that is supported and takes the job; null if the processor has no row of that name.
+const Kernel<Conv2d>* find_conv2d(const char* name, const Conv2d& job);
+const Kernel<QuantizePack>* find_quantize_pack(const char* name, const QuantizePack& job);
 // Comma-separated names of the supported rows of an op ("conv2d", "quantize_pack"), best first.
 std::string available(const char* op);
 

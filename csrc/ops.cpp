@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "conv2d_job.h"
 #include "kernels.h"
 
 #define QSR_STRING(x) #x
@@ -27,10 +28,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 void check_words(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous(), name, " must be contiguous and on the CPU");
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.dim() == 6, name,
-                  " must be int64 [N, H, W, groups, bits, words]");
-  STD_TORCH_CHECK(t.size(4) >= 1 && t.size(4) <= qsr::kMaxBits, name, " must have 1 to 8 planes");
+  STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU");
+  qsr::check_words(t, name);
 }
 
 // Split [0, rows) over torch's threads, about `work` operations a row.
@@ -42,44 +41,14 @@ void run(void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t r
       0, rows, grain, [&](int64_t first, int64_t last) { kernel(job, first, last); });
 }
 
-int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad) {
-  return (in + 2 * pad - kernel) / stride + 1;
-}
-
 Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
               std::vector<int64_t> stride, std::vector<int64_t> padding, std::string kernel) {
   check_words(a, "a");
   check_words(w, "w");
-  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2, "stride and padding are pairs");
-  STD_TORCH_CHECK(stride[0] > 0 && stride[1] > 0 && padding[0] >= 0 && padding[1] >= 0,
-                  "stride must be positive and padding not negative");
-  STD_TORCH_CHECK(w.size(3) == 1 && a.size(5) == w.size(5) && w.size(0) % a.size(3) == 0,
-                  "a and w must have the same words a group, and groups must divide the outputs");
-  qsr::Conv2d job{};
-  job.n = a.size(0), job.height = a.size(1), job.width = a.size(2), job.groups = a.size(3);
-  job.words = a.size(5), job.out_channels = w.size(0);
-  job.kernel_h = w.size(1), job.kernel_w = w.size(2);
-  job.stride_h = stride[0], job.stride_w = stride[1];
-  job.pad_h = padding[0], job.pad_w = padding[1];
-  job.a_bits = static_cast<int>(a.size(4)), job.w_bits = static_cast<int>(w.size(4));
-  job.a_signed = a_signed, job.w_signed = w_signed;
-  STD_TORCH_CHECK(job.height + 2 * job.pad_h >= job.kernel_h &&
-                      job.width + 2 * job.pad_w >= job.kernel_w,
-                  "the kernel must fit into the padded picture");
-  const int64_t depth = job.kernel_h * job.kernel_w * job.words * qsr::kWordBits;
-  const int64_t largest_a = a_signed ? 1 << (job.a_bits - 1) : (1 << job.a_bits) - 1;
-  const int64_t largest_w = w_signed ? 1 << (job.w_bits - 1) : (1 << job.w_bits) - 1;
-  STD_TORCH_CHECK(depth * largest_a * largest_w < (int64_t{1} << 31),
-                  "the sums could leave int32");
-  job.out_h = out_size(job.height, job.kernel_h, job.stride_h, job.pad_h);
-  job.out_w = out_size(job.width, job.kernel_w, job.stride_w, job.pad_w);
-  const auto* row = qsr::find_conv2d(kernel.c_str());
+  Tensor out;
+  const qsr::Conv2d job = qsr::conv2d_job(a, w, a_signed, w_signed, stride, padding, out);
+  const auto* row = qsr::find_conv2d(kernel.c_str(), job);
   STD_TORCH_CHECK(row, "no kernel '", kernel, "' for conv2d on this processor");
-  Tensor out = torch::stable::new_empty(a, {job.n, job.out_h, job.out_w, job.out_channels},
-                                        ScalarType::Int);
-  job.a = static_cast<const qsr::Word*>(a.const_data_ptr());
-  job.w = static_cast<const qsr::Word*>(w.const_data_ptr());
-  job.out = static_cast<int32_t*>(out.mutable_data_ptr());
   run(row->run, job, job.n * job.out_h,
       job.out_w * job.out_channels * job.kernel_h * job.kernel_w * job.words * job.a_bits *
           job.w_bits);
@@ -106,7 +75,7 @@ Tensor quantize_pack(const Tensor& x, double step_size, std::optional<Tensor> ta
                     "tau must be contiguous float32 [C] on the CPU");
     job.tau = static_cast<const float*>(tau->const_data_ptr());
   }
-  const auto* row = qsr::find_quantize_pack(kernel.c_str());
+  const auto* row = qsr::find_quantize_pack(kernel.c_str(), job);
   STD_TORCH_CHECK(row, "no kernel '", kernel, "' for quantize_pack on this processor");
   Tensor out = torch::stable::new_empty(
       x, {job.n, job.height, job.width, groups, bits, job.words}, ScalarType::Long);

@@ -40,6 +40,9 @@ OPS_SOURCES = (
     "conv3x3_vnni.cpp",
     "conv3x3_avx2.cpp",
     "conv3x3_portable.cpp",
+    "conv2d_direct_vnni.cpp",
+    "conv2d_direct_avx2.cpp",
+    "conv2d_table.cpp",
     "conv2d_vpopcnt.cpp",
     "conv2d_scalar.cpp",
     "conv2d_float.cpp",
@@ -60,10 +63,14 @@ OPS_SOURCES = (
     "ops_swin.cpp",
 )
 BIND_SOURCES = ("bind.cpp",)
+CUDA_SOURCES = ("conv2d_cuda.cu", "linear_cuda.cu", "attention_cuda.cu", "ops_cuda.cpp")
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # stable ABI of torch 2.10
 # -ffp-contract=off: a * b + c must round twice, as the reference does; no -march=native: kernels
 # choose their instruction set at run time; -g0: Python's own flags ask for debug information.
 FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden")
+# -fmad=false is -ffp-contract=off in nvcc's words; the other lets device code call constexpr
+# functions.
+NVCC_FLAGS = ("-O3", "-fmad=false", "--expt-relaxed-constexpr")
 MODES = ("auto", "aot", "jit", "off", "require")
 
 
@@ -75,6 +82,7 @@ class Status:
     path: str = ""
     reason: str = ""  # why not something better
     advice: str = ""  # what to do about it
+    cuda: str = ""  # path of the CUDA kernels, if there are any
 
     @property
     def native(self) -> bool:
@@ -85,9 +93,9 @@ def source_hash() -> str:
     """sha256 (16 hex digits) of all sources and flags; empty where the sources are not there."""
     if not CSRC.is_dir():
         return ""
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    digest = hashlib.sha256(" ".join((*FLAGS, *NVCC_FLAGS)).encode())
     for path in sorted(CSRC.iterdir()):
-        if path.suffix in (".h", ".cpp"):
+        if path.suffix in (".h", ".cpp", ".cu"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -100,6 +108,14 @@ def flags() -> list[str]:
 def _more_flags() -> list[str]:
     """Further compiler flags from the environment, for sanitizers and experiments."""
     return shlex.split(os.environ.get("QSR_CXXFLAGS", ""))
+
+
+def cuda_toolkit() -> str:
+    """Where the CUDA toolkit for this torch is; "" without one or without CUDA in torch."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    return CUDA_HOME if torch.version.cuda and CUDA_HOME else ""
 
 
 @functools.cache
@@ -159,6 +175,13 @@ def _open(how: str, path: Path) -> Status:
         torch.ops.load_library(path)
     except OSError as error:
         raise _Unusable(f"{path} does not load ({str(error).splitlines()[0]})") from error
+    cuda = next(iter(sorted(path.parent.glob("_cuda*.so"))), None)
+    if cuda is not None and torch.version.cuda:
+        try:
+            torch.ops.load_library(cuda)
+        except OSError as error:
+            raise _Unusable(f"{cuda} does not load ({str(error).splitlines()[0]})") from error
+        return Status(how, str(path), cuda=str(cuda))
     return Status(how, str(path))
 
 
@@ -190,6 +213,7 @@ def _build_jit() -> Path:
         raise _Unusable(f"no C++ compiler ({compiler!r} not found)")
     more = shlex.join(_more_flags())
     described = f"{torch.__version__} {sys.implementation.cache_tag} {compiler} {more}"
+    described += cuda_toolkit()
     key = f"{source_hash()}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
     folder = _cache_folder() / key
     try:
@@ -226,6 +250,8 @@ def _compile_into(folder: Path) -> None:
             build_directory=str(work / name),
             is_python_module=False,
             extra_cflags=list(options),
+            extra_cuda_cflags=[*NVCC_FLAGS, TORCH_TARGET, "-DUSE_CUDA"],
+            with_cuda=name == "_cuda",
         )
         os.replace(work / name / f"{name}.so", work / f"{name}.so")
         shutil.rmtree(work / name)
@@ -234,11 +260,24 @@ def _compile_into(folder: Path) -> None:
         build("_ops", OPS_SOURCES, [*flags(), TORCH_TARGET])
         with contextlib.suppress(RuntimeError):  # no Python.h: the kernels work without the facts
             build("_C", BIND_SOURCES, flags())
+        if cuda_toolkit():
+            try:
+                build("_cuda", CUDA_SOURCES, [*flags(), TORCH_TARGET, "-DUSE_CUDA"])
+            except Exception as error:
+                print(
+                    f"qsr: the CUDA kernels do not compile ({_first_error(error)}); "
+                    "CUDA tensors run on the reference.",
+                    file=sys.stderr,
+                )
         os.replace(work, folder)
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if "error" in line.lower()]
-        reason = (lines or str(error).splitlines() or ["unknown"])[0]
-        raise _Unusable(f"the build failed ({reason.strip()})") from error
+        raise _Unusable(f"the build failed ({_first_error(error)})") from error
     finally:
         os.environ["PATH"] = path
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _first_error(error: Exception) -> str:
+    """The line of a compiler's output that says what is wrong."""
+    lines = [line for line in str(error).splitlines() if "error" in line.lower()]
+    return (lines or str(error).splitlines() or ["unknown"])[0].strip()

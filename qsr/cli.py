@@ -296,6 +296,7 @@ def _info(args: argparse.Namespace) -> None:
         "compiler": facts.compiler if facts else "",
         "cpu": [name for name, there in facts.cpu_features().items() if there] if facts else [],
         "kernels": {op: kernels.available(op) for op in kernels.NATIVE_OPS},
+        "cuda": status.cuda or "no CUDA kernels: torch without CUDA, or no toolkit",
         "models": zoo.names(),
         "data": os.environ.get("QSR_DATA", "QSR_DATA is not set"),
     }
@@ -469,7 +470,7 @@ def _add_bench(command) -> None:
         "--blocks", type=int, metavar="N", help="depth (all; of presets 16, of QuantSR-T 4)"
     )
     sub.add_argument("--size", type=int, default=128, metavar="N", help="side of the input (128)")
-    sub.add_argument("--rounds", type=int, metavar="N", help="turns of each (network 7, else 20)")
+    sub.add_argument("--rounds", type=int, metavar="N", help="turns of each (network 5, else 20)")
     sub.add_argument(
         "--threads",
         dest="counts",
@@ -489,7 +490,7 @@ def _add_bench(command) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    rounds = (7 if args.what == "network" else 20) if args.rounds is None else args.rounds
+    rounds = (5 if args.what == "network" else 20) if args.rounds is None else args.rounds
     for name, value in (("size", args.size), ("rounds", rounds), ("threads", min(args.counts))):
         if value < 1:
             raise ValueError(f"`--{name}` is {value}; it is 1 or more.")

@@ -38,6 +38,7 @@ from .quantizer import QuantSpec
 REFERENCE = "reference"
 FLOAT_LANES = 16  # kFloatLanes of csrc/kernels.h
 NATIVE_OPS = ("conv2d", "linear", "quantize_pack", "conv2d_float", "attention")
+CUDA_OPS = ("conv2d", "linear", "attention")  # the others run as the reference on a GPU
 
 # Choice -------------------------------------------------------------------------------------------
 
@@ -49,7 +50,10 @@ def available(op: str = "conv2d", device: str | torch.device = "cpu") -> tuple[s
     """
     if op not in NATIVE_OPS:
         raise ValueError(f"`op` is {op!r}; kernels are chosen for {', '.join(NATIVE_OPS)}.")
-    if torch.device(device).type != "cpu" or not _native.load().native:
+    status, kind = _native.load(), torch.device(device).type
+    if kind == "cuda" and status.cuda and op in CUDA_OPS:
+        return ("cuda", REFERENCE)
+    if kind != "cpu" or not status.native:
         return (REFERENCE,)
     names = torch.ops.qsr_native.available("conv2d" if op == "linear" else op)
     return (*(names.split(",") if names else ()), REFERENCE)
@@ -205,7 +209,10 @@ def _attention(
     name = _choose("attention", row, qkv.device)
     if name == REFERENCE:
         return reference.attention(qkv, steps, bias, mask, heads, bits, signed)
-    names = torch.ops.qsr_native.swin_kernels(factor_bits(bits, signed)).split(",")
+    if qkv.is_cuda:
+        names = [name]
+    else:  # which rows there are depends on the bits
+        names = torch.ops.qsr_native.swin_kernels(factor_bits(bits, signed)).split(",")
     if row not in ("auto", *names):
         raise ValueError(
             f"`kernel` is {row!r}; products of {list(bits)} bits run on {', '.join(names)}."
@@ -213,14 +220,14 @@ def _attention(
     width = qkv.shape[2] // (3 * heads)
     return torch.ops.qsr_native.attention(
         qkv.contiguous(),
-        steps.contiguous(),
+        steps.cpu().contiguous(),  # numbers for the launcher
         bias.contiguous(),
         None if mask is None else mask.contiguous(),
         heads,
         width**-0.5,
         list(bits),
         [int(s) for s in signed],
-        row,
+        names[0] if row == "auto" else row,
     )
 
 

@@ -1,0 +1,59 @@
+// From tensors to a Conv2d: the checks that keep a call inside its tensors, the same on every device.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <vector>
+
+#include "kernels.h"
+
+namespace qsr {
+
+inline void check_words(const torch::stable::Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+  STD_TORCH_CHECK(t.scalar_type() == torch::headeronly::ScalarType::Long && t.dim() == 6, name,
+                  " must be int64 [N, H, W, groups, bits, words]");
+  STD_TORCH_CHECK(t.size(4) >= 1 && t.size(4) <= kMaxBits, name, " must have 1 to 8 planes");
+}
+
+// The job, and where its output comes. a and w must be on the device of the caller.
+inline Conv2d conv2d_job(const torch::stable::Tensor& a, const torch::stable::Tensor& w,
+                         bool a_signed, bool w_signed, const std::vector<int64_t>& stride,
+                         const std::vector<int64_t>& padding, torch::stable::Tensor& out) {
+  check_words(a, "a");
+  check_words(w, "w");
+  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2, "stride and padding are pairs");
+  STD_TORCH_CHECK(stride[0] > 0 && stride[1] > 0 && padding[0] >= 0 && padding[1] >= 0,
+                  "stride must be positive and padding not negative");
+  STD_TORCH_CHECK(w.size(3) == 1 && a.size(5) == w.size(5) && a.size(3) >= 1 &&
+                      w.size(0) % a.size(3) == 0,
+                  "a and w must have the same words a group, and groups must divide the outputs");
+  Conv2d job{};
+  job.n = a.size(0), job.height = a.size(1), job.width = a.size(2), job.groups = a.size(3);
+  job.words = a.size(5), job.out_channels = w.size(0);
+  job.kernel_h = w.size(1), job.kernel_w = w.size(2);
+  job.stride_h = stride[0], job.stride_w = stride[1];
+  job.pad_h = padding[0], job.pad_w = padding[1];
+  job.a_bits = static_cast<int>(a.size(4)), job.w_bits = static_cast<int>(w.size(4));
+  job.a_signed = a_signed, job.w_signed = w_signed;
+  STD_TORCH_CHECK(job.height + 2 * job.pad_h >= job.kernel_h &&
+                      job.width + 2 * job.pad_w >= job.kernel_w,
+                  "the kernel must fit into the padded picture");
+  const int64_t depth = job.kernel_h * job.kernel_w * job.words * kWordBits;
+  const int64_t largest_a = a_signed ? 1 << (job.a_bits - 1) : (1 << job.a_bits) - 1;
+  const int64_t largest_w = w_signed ? 1 << (job.w_bits - 1) : (1 << job.w_bits) - 1;
+  STD_TORCH_CHECK(depth * largest_a * largest_w < (int64_t{1} << 31),
+                  "the sums could leave int32");
+  job.out_h = (job.height + 2 * job.pad_h - job.kernel_h) / job.stride_h + 1;
+  job.out_w = (job.width + 2 * job.pad_w - job.kernel_w) / job.stride_w + 1;
+  out = torch::stable::new_empty(a, {job.n, job.out_h, job.out_w, job.out_channels},
+                                 torch::headeronly::ScalarType::Int);
+  job.a = static_cast<const Word*>(a.const_data_ptr());
+  job.w = static_cast<const Word*>(w.const_data_ptr());
+  job.out = static_cast<int32_t*>(out.mutable_data_ptr());
+  return job;
+}
+
+}  // namespace qsr
