@@ -1,5 +1,5 @@
-// CUDA rung 0: window attention in three kernels, so that each thread writes one thing: a code of q,
-// k or v; the probabilities of one query; one output value.
+// CUDA rung 0: window attention in three kernels, so that each thread writes one thing: a code of
+// q, k or v; the probabilities of one query; one output value.
 #include "cuda_launch.h"
 
 namespace qsr {

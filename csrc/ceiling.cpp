@@ -24,18 +24,18 @@ struct Peak {
 #if defined(__x86_64__) && defined(__GNUC__)
 
 // SUMS sums of TYPE; STEP is the new value of `sum` from `a` and `b`, LANES products each.
-#define QSR_PEAK(NAME, TARGET, TYPE, REGISTER, SUMS, LANES, STEP)               \
-  __attribute__((target(TARGET))) int64_t NAME(int64_t steps) {                 \
-    TYPE a{}, b{}, sums[SUMS] = {};                                             \
-    for (int64_t i = 0; i < steps; ++i) {                                       \
-      asm volatile("" : "+" REGISTER(a), "+" REGISTER(b));                      \
-      _Pragma("GCC unroll 16") for (int k = 0; k < SUMS; ++k) {                 \
-        TYPE& sum = sums[k];                                                    \
-        sum = STEP;                                                             \
-        asm volatile("" : "+" REGISTER(sum));                                   \
-      }                                                                         \
-    }                                                                           \
-    return steps * SUMS * LANES;                                                \
+#define QSR_PEAK(NAME, TARGET, TYPE, REGISTER, SUMS, LANES, STEP) \
+  __attribute__((target(TARGET))) int64_t NAME(int64_t steps) {   \
+    TYPE a{}, b{}, sums[SUMS] = {};                               \
+    for (int64_t i = 0; i < steps; ++i) {                         \
+      asm volatile("" : "+" REGISTER(a), "+" REGISTER(b));        \
+      _Pragma("GCC unroll 16") for (int k = 0; k < SUMS; ++k) {   \
+        TYPE& sum = sums[k];                                      \
+        sum = STEP;                                               \
+        asm volatile("" : "+" REGISTER(sum));                     \
+      }                                                           \
+    }                                                             \
+    return steps * SUMS * LANES;                                  \
   }
 
 // A dependent addition takes one cycle, so the rate of a chain is the frequency of the core.
@@ -56,14 +56,12 @@ QSR_PEAK(run_bf16, "avx512f,avx512bf16", __m512, "v", 12, 32,
 // the sums take part in them.
 QSR_PEAK(run_maddubs, "avx2", __m256i, "x", 12, 32,
          _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, sum)))
-QSR_PEAK(run_dpbusd, "avx512f,avx512vnni", __m512i, "v", 12, 64,
-         _mm512_dpbusd_epi32(sum, a, b))
+QSR_PEAK(run_dpbusd, "avx512f,avx512vnni", __m512i, "v", 12, 64, _mm512_dpbusd_epi32(sum, a, b))
 QSR_PEAK(run_popcnt, "popcnt", int64_t, "r", 6, 64, sum + __builtin_popcountll(a & sum))
 QSR_PEAK(run_vpopcnt, "avx512f,avx512vpopcntdq", __m512i, "v", 12, 512,
          _mm512_add_epi64(sum, _mm512_popcnt_epi64(_mm512_and_si512(a, sum))))
 // A table of the products of two 2-bit weights with two 2-bit activations: 2 in each of 32 bytes.
-QSR_PEAK(run_shufb, "avx2", __m256i, "x", 12, 64,
-         _mm256_add_epi8(sum, _mm256_shuffle_epi8(a, sum)))
+QSR_PEAK(run_shufb, "avx2", __m256i, "x", 12, 64, _mm256_add_epi8(sum, _mm256_shuffle_epi8(a, sum)))
 
 bool anywhere() { return true; }
 bool has_fma() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }

@@ -13,13 +13,14 @@
 // four bytes of a pixel meet the weights of all its outputs.
 //
 // One factor must be unsigned, so signed activations are kept as code + 2^(bits-1), the padding too
-// (that is its code 0), and 2^(bits-1) times the sum of an output's weights is taken off at the end.
-// Sums are modulo 2^32; the final one fits (ops.cpp checks), so what happens between does not matter.
+// (that is its code 0), and 2^(bits-1) times the sum of an output's weights is taken off at the
+// end. Sums are modulo 2^32; the final one fits (ops.cpp checks), so what happens between does not
+// matter.
 
 constexpr int64_t kBlock = kVectors * kLanes;
 
 struct DirectWeights {
-  std::vector<int8_t> laid;   // [groups, blocks, taps, depth / 4, kBlock, 4]
+  std::vector<int8_t> laid;    // [groups, blocks, taps, depth / 4, kBlock, 4]
   std::vector<int32_t> start;  // [groups, blocks, kBlock]
   int64_t blocks, depth;
 
@@ -100,7 +101,8 @@ void direct(const Conv2d& job, int64_t first, int64_t last) {
           from[r] = rows.data() + at * job.stride_w * pixel + group * depth;
         }
         alignas(64) int32_t sums[kPixels][kBlock];
-        direct_tile(job, from, row, pixel, depth, weights.laid.data() + block * taps * depth * kBlock,
+        direct_tile(job, from, row, pixel, depth,
+                    weights.laid.data() + block * taps * depth * kBlock,
                     weights.start.data() + block * kBlock, sums);
         const int64_t kept = outputs - o < kBlock ? outputs - o : kBlock;
         for (int64_t r = 0; r < kPixels && x + r < job.out_w; ++r)

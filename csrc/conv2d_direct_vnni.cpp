@@ -27,7 +27,9 @@ QSR_INLINE Int dot(Int sum, int32_t four, const int8_t* weights) {
 
 }  // namespace
 
-void conv2d_direct_vnni(const Conv2d& job, int64_t first, int64_t last) { direct(job, first, last); }
+void conv2d_direct_vnni(const Conv2d& job, int64_t first, int64_t last) {
+  direct(job, first, last);
+}
 bool takes_direct_vnni(const Conv2d& job) { return job.w_signed || job.w_bits < 8; }
 bool has_direct_vnni() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -1,18 +1,20 @@
 // Float convolution whose result does not depend on anything but its operands.
 //
-// The head and the tail of a network stay in float32. A library convolution picks its algorithm, and
-// with it the order of its sums, by the size of the picture: the last bits of a pixel then change
-// when the same picture is cut into strips, and a last bit can tip a code or an 8-bit output over
-// its rounding threshold. Here every output is the same chain of float32 operations,
+// The head and the tail of a network stay in float32. A library convolution picks its algorithm,
+// and with it the order of its sums, by the size of the picture: the last bits of a pixel then
+// change when the same picture is cut into strips, and a last bit can tip a code or an 8-bit output
+// over its rounding threshold. Here every output is the same chain of float32 operations,
 //
-//   sum = 0;  for dy, dx, c in order:  sum = sum + x[dy, dx, c] * w[dy, dx, c, o];  out = sum + bias
+//   sum = 0;  for dy, dx, c in order:  sum = sum + x[dy, dx, c] * w[dy, dx, c, o];  out = sum +
+//   bias
 //
-// each product and each sum rounded once (no fused multiply-add, see the flags), so strips, batches,
-// threads and processors agree bit for bit. Only independent outputs are computed side by side.
+// each product and each sum rounded once (no fused multiply-add, see the flags), so strips,
+// batches, threads and processors agree bit for bit. Only independent outputs are computed side by
+// side.
 //
 // Tile: 6 pixels x 16 output channels. 6 accumulators of 16 floats fit the registers of AVX2 (12 of
-// 16) and AVX-512 (6 of 32); one load of 16 weights serves 6 pixels. The 16 channels are a vector of
-// the compiler's own, compiled for three instruction sets from this one source.
+// 16) and AVX-512 (6 of 32); one load of 16 weights serves 6 pixels. The 16 channels are a vector
+// of the compiler's own, compiled for three instruction sets from this one source.
 #include "kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

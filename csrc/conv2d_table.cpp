@@ -1,12 +1,12 @@
 // Table rung: 2-bit convolution without multiplying, on AVX2.
 //
-// Two activations of 2 bits are a number of 4, and there are only 16 of those: for one pair of input
-// channels and one output, the 16 possible sums w0 a0 + w1 a1 fit one register, and VPSHUFB looks up
-// 32 of them at once. So 64 products cost one look-up and one addition of bytes. Pixels lie side by
-// side, [pair of channels][pixel], which is why the stride along a row must be 1.
+// Two activations of 2 bits are a number of 4, and there are only 16 of those: for one pair of
+// input channels and one output, the 16 possible sums w0 a0 + w1 a1 fit one register, and VPSHUFB
+// looks up 32 of them at once. So 64 products cost one look-up and one addition of bytes. Pixels
+// lie side by side, [pair of channels][pixel], which is why the stride along a row must be 1.
 //
-// Bounds: |w a| <= 9 for codes of at most 2 bits, so an entry is at most 18 and kRun = 7 of them add
-// up to 126 < 128 in a byte before they are widened. Sums of 16 bits hold a whole output if
+// Bounds: |w a| <= 9 for codes of at most 2 bits, so an entry is at most 18 and kRun = 7 of them
+// add up to 126 < 128 in a byte before they are widened. Sums of 16 bits hold a whole output if
 // taps * depth * max|a| * max|w| <= 32,767, which `takes` checks.
 #include <cstring>
 #include <vector>
@@ -22,29 +22,41 @@
 namespace qsr {
 namespace {
 
-constexpr int64_t kRun = 7, kAcross = 32;
+constexpr int64_t kRun = 7, kAcross = 32, kOutputs = 4;
 
 int32_t largest(int bits, bool is_signed) { return is_signed ? 1 << (bits - 1) : (1 << bits) - 1; }
 
-// Sums of kAcross pixels for one output: index u8 at from[tap] + pair * stride, tables of 16 bytes.
+// Sums of kAcross pixels for kOutputs outputs, which share the indices: u8 at from[tap] + pair *
+// stride. tables[k]: 16 bytes for each tap and pair of output k.
 inline void look_up(const std::vector<const uint8_t*>& from, int64_t stride, int64_t pairs,
-                    const int8_t* tables, int16_t* sums) {
-  __m256i low = _mm256_setzero_si256(), high = low;
+                    const int8_t* const* tables, int16_t (*sums)[kAcross]) {
+  __m256i low[kOutputs] = {}, high[kOutputs] = {};
+  int64_t at = 0;
   for (const uint8_t* tap : from)
     for (int64_t first = 0; first < pairs; first += kRun) {
       const int64_t end = first + kRun < pairs ? first + kRun : pairs;
-      __m256i bytes = _mm256_setzero_si256();
-      for (int64_t pair = first; pair < end; ++pair, tables += 16) {
+      __m256i bytes[kOutputs] = {};
+      for (int64_t pair = first; pair < end; ++pair, at += 16) {
         const __m256i index = _mm256_loadu_si256((const __m256i*)(tap + pair * stride));
-        const __m256i table =
-            _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)tables));
-        bytes = _mm256_add_epi8(bytes, _mm256_shuffle_epi8(table, index));
+#pragma GCC unroll 4
+        for (int k = 0; k < kOutputs; ++k) {
+          const __m128i table = _mm_loadu_si128((const __m128i*)(tables[k] + at));
+          bytes[k] = _mm256_add_epi8(
+              bytes[k], _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), index));
+        }
       }
-      low = _mm256_add_epi16(low, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes)));
-      high = _mm256_add_epi16(high, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1)));
+#pragma GCC unroll 4
+      for (int k = 0; k < kOutputs; ++k) {
+        const __m128i left = _mm256_castsi256_si128(bytes[k]);
+        low[k] = _mm256_add_epi16(low[k], _mm256_cvtepi8_epi16(left));
+        high[k] =
+            _mm256_add_epi16(high[k], _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes[k], 1)));
+      }
     }
-  _mm256_storeu_si256((__m256i*)sums, low);
-  _mm256_storeu_si256((__m256i*)(sums + 16), high);
+  for (int k = 0; k < kOutputs; ++k) {
+    _mm256_storeu_si256((__m256i*)sums[k], low[k]);
+    _mm256_storeu_si256((__m256i*)(sums[k] + 16), high[k]);
+  }
 }
 
 // The 16 sums of each pair of channels: int8 [out, taps, pairs, 16].
@@ -87,22 +99,29 @@ void conv2d_table(const Conv2d& job, int64_t first, int64_t last) {
         }
     }
     for (int64_t x = 0; x < job.out_w; x += kAcross)
-      for (int64_t o = 0; o < job.out_channels; ++o) {
-        for (int64_t tap = 0; tap < taps; ++tap)
-          from[tap] = rows.data() + x + tap % job.kernel_w +
-                      (tap / job.kernel_w * all / 2 + o / outputs * pairs) * stride;
-        int16_t sums[kAcross];
-        look_up(from, stride, pairs, tables.data() + o * taps * pairs * 16, sums);
-        for (int64_t r = 0; r < kAcross && x + r < job.out_w; ++r)
-          job.out[(i * job.out_w + x + r) * job.out_channels + o] = sums[r];
-      }
+      for (int64_t group = 0; group < job.groups; ++group)
+        for (int64_t o = group * outputs; o < (group + 1) * outputs; o += kOutputs) {
+          for (int64_t tap = 0; tap < taps; ++tap)
+            from[tap] = rows.data() + x + tap % job.kernel_w +
+                        (tap / job.kernel_w * all / 2 + group * pairs) * stride;
+          const int64_t left = (group + 1) * outputs - o, kept = left < kOutputs ? left : kOutputs;
+          const int8_t* table[kOutputs];
+          for (int64_t k = 0; k < kOutputs; ++k)  // those beyond the last are computed and not kept
+            table[k] = tables.data() + (o + (k < kept ? k : 0)) * taps * pairs * 16;
+          int16_t sums[kOutputs][kAcross];
+          look_up(from, stride, pairs, table, sums);
+          for (int64_t r = 0; r < kAcross && x + r < job.out_w; ++r)
+            for (int64_t k = 0; k < kept; ++k)
+              job.out[(i * job.out_w + x + r) * job.out_channels + o + k] = sums[k][r];
+        }
   }
 }
 
 bool takes_table(const Conv2d& job) {
   return job.a_bits <= 2 && job.w_bits <= 2 && job.stride_w == 1 &&
          job.kernel_h * job.kernel_w * job.words * kWordBits * largest(job.a_bits, job.a_signed) *
-                 largest(job.w_bits, job.w_signed) <= 32767;
+                 largest(job.w_bits, job.w_signed) <=
+             32767;
 }
 
 }  // namespace qsr

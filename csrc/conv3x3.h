@@ -20,7 +20,9 @@ constexpr int64_t kMapChannels = 64;  // the channels of a map are a multiple of
 
 constexpr int64_t kMapTile = 4;  // tiles of kernels are 2x2 or 4x4 outputs
 
-constexpr int64_t whole_tiles(int64_t length) { return (length + kMapTile - 1) / kMapTile * kMapTile; }
+constexpr int64_t whole_tiles(int64_t length) {
+  return (length + kMapTile - 1) / kMapTile * kMapTile;
+}
 
 // The byte codes of one picture, u8 if unsigned, s8 if signed, in a frame of code 0: one pixel on
 // each side, and right and below as many more as fill the last tile.

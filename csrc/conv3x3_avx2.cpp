@@ -13,21 +13,22 @@
 // multiplies u8 by s8 and adds two neighbours into 16 bits.
 //
 // Operands, for codes of b <= 4 bits, z = 2^(b-1) if unsigned and 0 if signed: B'D B of the centred
-// codes D - z lies in -4 * 2^(b-1) .. 4 * 2^(b-1) - 2, so an offset of 4 * 2^(b-1) makes it u8, at most
+// codes D - z lies in -4 * 2^(b-1) .. 4 * 2^(b-1) - 2, so an offset of 4 * 2^(b-1) makes it u8, at
+// most
 // 62. (A constant z in D reaches position (1, 1) alone, fourfold: there unsigned codes bring their
 // offset along.) Weights: |H G H'| <= 9 * 8 = 72 in s8. A pair of products is at most 2 * 62 * 72 =
 // 8,928, so VPMADDUBSW never saturates.
 //
-// Sums: the products of 64 channels are added modulo 2^16, and the output transform runs modulo 2^16
-// too. That is exact if the final value fits 16 bits. Without the offsets, which are taken off again, a
-// 16-bit lane ends as 4 times the sum over its half of the channels of weight times centred code, so
-// 4 * 2^(b-1) * sum |w| <= 32,767 over the lane's 32 * 9 weights suffices. Two and three bits always
-// pass (8 * 288 * 2 = 4,608; 16 * 288 * 4 = 18,432); 4-bit weights pass while their mean magnitude is
-// below 3.55, as they do in nine of ten trained layers. Otherwise the 64 channels are cut into 2 or 4
-// spans, each added modulo 2^16 and then widened; 4 spans are exact for all weights
-// (32 * 72 * 8 = 18,432). How many is decided when the weights of a layer are laid out. 64 -> 64
-// channels, sums alone: 1, 2, 4 spans 74, 66, 58 MAC/cycle.
-// Groups of 64 channels are added in 32 bits.
+// Sums: the products of 64 channels are added modulo 2^16, and the output transform runs modulo
+// 2^16 too. That is exact if the final value fits 16 bits. Without the offsets, which are taken off
+// again, a 16-bit lane ends as 4 times the sum over its half of the channels of weight times
+// centred code, so 4 * 2^(b-1) * sum |w| <= 32,767 over the lane's 32 * 9 weights suffices. Two and
+// three bits always pass (8 * 288 * 2 = 4,608; 16 * 288 * 4 = 18,432); 4-bit weights pass while
+// their mean magnitude is below 3.55, as they do in nine of ten trained layers. Otherwise the 64
+// channels are cut into 2 or 4 spans, each added modulo 2^16 and then widened; 4 spans are exact
+// for all weights (32 * 72 * 8 = 18,432). How many is decided when the weights of a layer are laid
+// out. 64 -> 64 channels, sums alone: 1, 2, 4 spans 74, 66, 58 MAC/cycle. Groups of 64 channels are
+// added in 32 bits.
 //
 // The inner loop is one asm block, because gcc 12 spills a tile of 12 accumulators.
 #include "conv3x3.h"
@@ -48,8 +49,9 @@ constexpr int kTiles = 6, kLanes = 8, kVectors = 2, kBlock = kVectors * kLanes;
 constexpr int kPositions = 16, kSteps = kMapChannels / 4;
 typedef Vector<kLanes>::Int Int;
 
-// Layout: Header; int16 [groups, spans, out / 16, 4 outputs, 32 lanes] with room for the most spans;
-// int32 [out]; weights s8 [out / 16, groups, 16 positions, 16 steps, 16 outputs, 4 channels].
+// Layout: Header; int16 [groups, spans, out / 16, 4 outputs, 32 lanes] with room for the most
+// spans; int32 [out]; weights s8 [out / 16, groups, 16 positions, 16 steps, 16 outputs, 4
+// channels].
 constexpr int kMostSpans = 4;
 struct Header {
   int64_t spans;  // of 64 channels
@@ -124,7 +126,8 @@ void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int
     const int64_t block = o / kBlock, lane = o % kBlock;
     int64_t total = 0;
     for (int64_t span = 0; span < layout.groups * spans; ++span) {
-      int64_t added[2][4][4] = {};  // by the offsets, to each product, in either half of the channels
+      int64_t added[2][4][4] =
+          {};  // by the offsets, to each product, in either half of the channels
       for (int64_t c = span * width; c < (span + 1) * width; ++c) {
         const int8_t* g = weights + o * 9 * in + c;
         int u[4][4];
@@ -142,7 +145,8 @@ void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int
         int64_t y[4];
         output_forms(added[half], y);
         for (int i = 0; i < 4; ++i) {
-          const int64_t at = ((span * layout.blocks + block) * 4 + i) * 2 * kBlock + 2 * lane + half;
+          const int64_t at =
+              ((span * layout.blocks + block) * 4 + i) * 2 * kBlock + 2 * lane + half;
           lane_constants[at] = static_cast<int16_t>(-y[i]);
         }
       }
@@ -152,8 +156,8 @@ void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int
 }
 
 // B'D B + offset for 32 channels of one tile: u8 [16 positions] at `stride`.
-QSR_INLINE void transform(const uint8_t* in, int64_t row, int64_t pixel, uint8_t* to, int64_t stride,
-                          __m256i offset, __m256i offset11) {
+QSR_INLINE void transform(const uint8_t* in, int64_t row, int64_t pixel, uint8_t* to,
+                          int64_t stride, __m256i offset, __m256i offset11) {
   __m256i r[4][4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i, in += row) {
@@ -175,11 +179,13 @@ QSR_INLINE void transform(const uint8_t* in, int64_t row, int64_t pixel, uint8_t
   }
 }
 
-#define QSR_TILE(place, s0, s1)                              \
-  "vpbroadcastd " place "(%[a]), %%ymm14\n\t"                \
-  "vpmaddubsw %%ymm12, %%ymm14, %%ymm15\n\t"                 \
-  "vpaddw %%ymm15, %%ymm" #s0 ", %%ymm" #s0 "\n\t"           \
-  "vpmaddubsw %%ymm13, %%ymm14, %%ymm14\n\t"                 \
+#define QSR_TILE(place, s0, s1)              \
+  "vpbroadcastd " place                      \
+  "(%[a]), %%ymm14\n\t"                      \
+  "vpmaddubsw %%ymm12, %%ymm14, %%ymm15\n\t" \
+  "vpaddw %%ymm15, %%ymm" #s0 ", %%ymm" #s0  \
+  "\n\t"                                     \
+  "vpmaddubsw %%ymm13, %%ymm14, %%ymm14\n\t" \
   "vpaddw %%ymm14, %%ymm" #s1 ", %%ymm" #s1 "\n\t"
 #define QSR_ZERO(r) "vpxor %%ymm" #r ", %%ymm" #r ", %%ymm" #r "\n\t"
 #define QSR_STORE(k, r) "vmovdqu %%ymm" #r ", 32*" #k "(%[to])\n\t"
@@ -318,9 +324,10 @@ void run(const Conv3x3& job, int64_t first, int64_t last) {
     for (int64_t t = 0; t < count; ++t) {
       const uint8_t* from = in.at(2 * ((n + t) / columns) - 1, 2 * ((n + t) % columns) - 1);
       for (int64_t c = 0; c < in.channels; c += 32)
-        transform(from + c, in.row(), in.channels,
-                  tiles + c / kMapChannels * kPositions * kStride + t * kMapChannels + c % kMapChannels,
-                  kStride, offsets, offsets11);
+        transform(
+            from + c, in.row(), in.channels,
+            tiles + c / kMapChannels * kPositions * kStride + t * kMapChannels + c % kMapChannels,
+            kStride, offsets, offsets11);
     }
     for (int64_t block = 0; block < layout.blocks; ++block) {
       sums_of(job, layout, tiles, block, count, scratch);
@@ -355,8 +362,8 @@ const Conv3x3Kernel kConv3x3Avx2 = {"winograd-avx2", supported, 2, 4, laid_out_b
 #else
 
 namespace qsr {
-const Conv3x3Kernel kConv3x3Avx2 = {
-    "winograd-avx2", [] { return false; }, 2, 0, nullptr, nullptr, nullptr};
+const Conv3x3Kernel kConv3x3Avx2 = {"winograd-avx2", [] { return false; }, 2, 0, nullptr, nullptr,
+                                    nullptr};
 }  // namespace qsr
 
 #endif

@@ -1,38 +1,40 @@
 // Winograd rung, AVX-512 VNNI: a 3x3 layer with 49 multiplications where the definition has 144.
 //
-// In one dimension, four outputs of a correlation with three weights, y_k = sum_i d_(k+i) g_i, follow
-// from a product of polynomials, and that from its values at a few points. Here the points are 0, 1,
-// -1, i, -i and infinity. The usual ones (0, 1, -1, 2, -2, infinity) need six products, but their
-// transforms contain fours and fives: 4-bit inputs would grow to 11 bits. With i all coefficients of
-// the inputs are 0, 1 or -1. The two complex points share one complex product, three real ones by
-// Karatsuba, so there are seven products, and 4 y = A'[(H g) o (B'd)], everything in integers, where
+// In one dimension, four outputs of a correlation with three weights, y_k = sum_i d_(k+i) g_i,
+// follow from a product of polynomials, and that from its values at a few points. Here the points
+// are 0, 1, -1, i, -i and infinity. The usual ones (0, 1, -1, 2, -2, infinity) need six products,
+// but their transforms contain fours and fives: 4-bit inputs would grow to 11 bits. With i all
+// coefficients of the inputs are 0, 1 or -1. The two complex points share one complex product,
+// three real ones by Karatsuba, so there are seven products, and 4 y = A'[(H g) o (B'd)],
+// everything in integers, where
 //
 //     B'd: d0 - d4, d1+d2+d3+d4, -d1+d2-d3+d4, -d1-d2+d3+d4, -d1+d2+d3-d4, d1 - d3, d5 - d1
 //     H g: 4 g0,    g0+g1+g2,    g0-g1+g2,     g0 - g2,      g1,           g0+g1-g2, 4 g2
 //     A'm: m0 + (m1+m2) + 2 (m3+m5),  (m1-m2) + 2 (m4+m5),  (m1+m2) - 2 (m3+m5),
 //          m6 + (m1-m2) - 2 (m4+m5)
 //
-// (the tests multiply this out). In two dimensions it is applied along x and along y: 7 x 7 products
-// for a tile of 4x4 outputs, which are 16 Y; the 16 goes into the float scale. Summed over input
-// channels, each of the 49 positions is a matrix product of bytes: what VPDPBUSD does, 64 products
-// u8 x s8 in one instruction, added to s32.
+// (the tests multiply this out). In two dimensions it is applied along x and along y: 7 x 7
+// products for a tile of 4x4 outputs, which are 16 Y; the 16 goes into the float scale. Summed over
+// input channels, each of the 49 positions is a matrix product of bytes: what VPDPBUSD does, 64
+// products u8 x s8 in one instruction, added to s32.
 //
 // Why everything fits, for codes of at most 4 bits:
-//   inputs: each form of one dimension adds at most 4 codes, with as many plus as minus signs, but for
+//   inputs: each form of one dimension adds at most 4 codes, as many with plus as with minus, but for
 //     d1+d2+d3+d4. So two dimensions add at most 16 codes: half of them with minus, which spans
-//     8 * 15 to each side, or all 16 with plus at position (1, 1), from -128 to 112 if signed and 0 to
-//     240 if not. With an offset of 128 (0 at (1, 1) if unsigned) all lie in u8. The additions
-//     before it may wrap: bytes are kept modulo 256. The offset is the same at all pixels (padding is
-//     code 0, like any other), so its effect is one constant per output of a tile.
+//     8 * 15 to each side, or all 16 with plus at position (1, 1), from -128 to 112 if signed and 0
+//     to 240 if not. With an offset of 128 (0 at (1, 1) if unsigned) all lie in u8. The additions
+//     before it may wrap: bytes are kept modulo 256. The offset is the same at all pixels (padding
+//     is code 0, like any other), so its effect is one constant per output of a tile.
 //   weights: at most 4 * 4 * 8 = 128 at the corners, and that only as -128; 4 * (8+8+8) = 96 where
 //     one form has 4 g; 9 * 8 = 72 elsewhere: s8.
 //   sums: s32. All additions wrap modulo 2^32, so only the result, 16 Y, has to fit: it does for up
 //     to 2^31 / (16 * 9 * 8 * 15) = 124,000 input channels.
 //
-// The multiplication. The seven positions of a column are worked off so that what is added is added by
-// continuing sums in registers: m1 and m2 side by side in 24 registers for 6 tiles x 32 outputs, which
-// become m1+m2 and m1-m2; m5 alone, copied, and m3, m4 on top of the copies; with them y2 and y1 are
-// done, and the rest of y0 and y3 starts the sums of m0 and m6. So four values are stored for seven.
+// The multiplication. The seven positions of a column are worked off so that what is added is added
+// by continuing sums in registers: m1 and m2 side by side in 24 registers for 6 tiles x 32 outputs,
+// which become m1+m2 and m1-m2; m5 alone, copied, and m3, m4 on top of the copies; with them y2 and
+// y1 are done, and the rest of y0 and y3 starts the sums of m0 and m6. So four values are stored
+// for seven.
 //
 // One thread of a Zen 4, 64 -> 64 channels, 128x128: 134 MAC a cycle, against 113 of the same code
 // with tiles of 2x2 (16 multiplications for 36; the AVX2 row). With the finish of conv1 130 and of
@@ -54,15 +56,18 @@ namespace {
 #include "finish.h"
 
 constexpr int kTiles = 6, kLanes = 16, kVectors = 2, kBlock = kVectors * kLanes;
-constexpr int kForms = 7;                          // of each direction: 49 positions
-constexpr int kOrder[kForms] = {1, 2, 5, 3, 4, 0, 6};  // in which the forms of a column are worked off
+constexpr int kForms = 7;  // of each direction: 49 positions
+// In which order the forms of a column are worked off.
+constexpr int kOrder[kForms] = {1, 2, 5, 3, 4, 0, 6};
 typedef Vector<kLanes>::Int Int;
 
 // Layout: constants int32 [16 outputs of a tile, out_channels], then the transformed weights
 // s8 [out_channels / 32, 7 columns, 7 of kOrder, in_channels / 4, 32, 4].
 int64_t constants_bytes(int64_t out) { return 16 * out * 4; }
 
-int64_t laid_out_bytes(int64_t in, int64_t out) { return constants_bytes(out) + kForms * kForms * out * in; }
+int64_t laid_out_bytes(int64_t in, int64_t out) {
+  return constants_bytes(out) + kForms * kForms * out * in;
+}
 
 int offset_at(int row, int column, bool is_signed) {
   return row == 1 && column == 1 && !is_signed ? 0 : 128;
@@ -74,8 +79,8 @@ void weight_forms(const int g[3], int u[kForms]) {
   u[3] = g[0] - g[2], u[4] = g[1], u[5] = g[0] + g[1] - g[2], u[6] = 4 * g[2];
 }
 
-// A' m, of numbers or of vectors. The type is named, not deduced: deduction would drop from Int that
-// it may lie at any address.
+// A' m, of numbers or of vectors. The type is named, not deduced: deduction would drop from Int
+// that it may lie at any address.
 struct Numbers {
   typedef int64_t Value;
 };
@@ -140,8 +145,8 @@ QSR_INLINE void input_forms(const __m512i d[6], __m512i t[kForms]) {
 }
 
 // B' D B + offset for 64 channels of one tile, u8 [7 columns, 7 of kOrder] at `stride`.
-QSR_INLINE void transform(const uint8_t* in, int64_t row, int64_t pixel, uint8_t* to, int64_t stride,
-                          __m512i offset, __m512i offset11) {
+QSR_INLINE void transform(const uint8_t* in, int64_t row, int64_t pixel, uint8_t* to,
+                          int64_t stride, __m512i offset, __m512i offset11) {
   __m512i rows[6][kForms];  // of the tile, transformed along x
   for (int i = 0; i < 6; ++i, in += row) {
     __m512i d[6];
@@ -161,14 +166,18 @@ QSR_INLINE void transform(const uint8_t* in, int64_t row, int64_t pixel, uint8_t
 }
 
 // Four input channels of one tile at two positions, times 2 x 32 x 4 weights in zmm24..27.
-#define QSR_TILE(first, s0, s1, second, s2, s3)                             \
-  "vpbroadcastd " first ", %%zmm28\n\tvpbroadcastd " second ", %%zmm29\n\t" \
-  "vpdpbusd %%zmm24, %%zmm28, %%zmm" #s0 "\n\t"                             \
-  "vpdpbusd %%zmm25, %%zmm28, %%zmm" #s1 "\n\t"                             \
-  "vpdpbusd %%zmm26, %%zmm29, %%zmm" #s2 "\n\t"                             \
+#define QSR_TILE(first, s0, s1, second, s2, s3)             \
+  "vpbroadcastd " first ", %%zmm28\n\tvpbroadcastd " second \
+  ", %%zmm29\n\t"                                           \
+  "vpdpbusd %%zmm24, %%zmm28, %%zmm" #s0                    \
+  "\n\t"                                                    \
+  "vpdpbusd %%zmm25, %%zmm28, %%zmm" #s1                    \
+  "\n\t"                                                    \
+  "vpdpbusd %%zmm26, %%zmm29, %%zmm" #s2                    \
+  "\n\t"                                                    \
   "vpdpbusd %%zmm27, %%zmm29, %%zmm" #s3 "\n\t"
 // All input channels at two positions; a, b: tiles 0 and 3 of the first, c, d: of the second.
-#define QSR_LOOP(label)                                                     \
+#define QSR_LOOP(label) \
   ".p2align 5\n" label ":\n\t"                                              \
   "vmovdqu64 (%[w]), %%zmm24\n\tvmovdqu64 64(%[w]), %%zmm25\n\t"            \
   "vmovdqu64 (%[w], %[position]), %%zmm26\n\t"                              \
@@ -182,10 +191,11 @@ QSR_INLINE void transform(const uint8_t* in, int64_t row, int64_t pixel, uint8_t
   "add $4, %[a]\n\tadd $4, %[b]\n\tadd $4, %[c]\n\tadd $4, %[d]\n\t"        \
   "add $128, %[w]\n\tcmp %[w], %[end]\n\tjne " label "b\n\t"
 // The same at one position: sums in zmm0..11 only.
-#define QSR_LONE_TILE(address, s0, s1)                                             \
-  "vpbroadcastd " address ", %%zmm28\n\tvpdpbusd %%zmm24, %%zmm28, %%zmm" #s0 "\n\t" \
+#define QSR_LONE_TILE(address, s0, s1)                                        \
+  "vpbroadcastd " address ", %%zmm28\n\tvpdpbusd %%zmm24, %%zmm28, %%zmm" #s0 \
+  "\n\t"                                                                      \
   "vpdpbusd %%zmm25, %%zmm28, %%zmm" #s1 "\n\t"
-#define QSR_LONE_LOOP(label)                                                       \
+#define QSR_LONE_LOOP(label) \
   ".p2align 5\n" label ":\n\t"                                                     \
   "vmovdqu64 (%[w]), %%zmm24\n\tvmovdqu64 64(%[w]), %%zmm25\n\t"                   \
   QSR_LONE_TILE("(%[a])", 0, 1) QSR_LONE_TILE("(%[a], %[depth])", 2, 3)            \
@@ -193,25 +203,32 @@ QSR_INLINE void transform(const uint8_t* in, int64_t row, int64_t pixel, uint8_t
   QSR_LONE_TILE("(%[b], %[depth])", 8, 9) QSR_LONE_TILE("(%[b], %[depth], 2)", 10, 11) \
   "add $4, %[a]\n\tadd $4, %[b]\n\t"                                              \
   "add $128, %[w]\n\tcmp %[w], %[end]\n\tjne " label "b\n\t"
-#define QSR_ZERO(r, s) \
-  "vpxord %%zmm" #r ", %%zmm" #r ", %%zmm" #r "\n\tvpxord %%zmm" #s ", %%zmm" #s ", %%zmm" #s "\n\t"
+#define QSR_ZERO(r, s)                                                                             \
+  "vpxord %%zmm" #r ", %%zmm" #r ", %%zmm" #r "\n\tvpxord %%zmm" #s ", %%zmm" #s ", %%zmm" #s "\n" \
+                                                                                              "\t"
 // s = m1 + m2 and d = m1 - m2 to their places, row 2 and row 1 of the result.
-#define QSR_HALF(k, p, q)                                                            \
-  "vpaddd %%zmm" #q ", %%zmm" #p ", %%zmm28\n\tvpsubd %%zmm" #q ", %%zmm" #p ", %%zmm29\n\t" \
+#define QSR_HALF(k, p, q)                                                    \
+  "vpaddd %%zmm" #q ", %%zmm" #p ", %%zmm28\n\tvpsubd %%zmm" #q ", %%zmm" #p \
+  ", %%zmm29\n\t"                                                            \
   "vmovdqu64 %%zmm28, 1536+64*" #k "(%[to])\n\tvmovdqu64 %%zmm29, 768+64*" #k "(%[to])\n\t"
 #define QSR_COPY(p, q) "vmovdqa64 %%zmm" #p ", %%zmm" #q "\n\t"
 // y2 = s - 2 p and y1 = d + 2 q to memory; s + 2 p and d - 2 q stay.
-#define QSR_WHOLE(k, p, q)                                                                        \
-  "vpaddd %%zmm" #p ", %%zmm" #p ", %%zmm" #p "\n\tvpaddd %%zmm" #q ", %%zmm" #q ", %%zmm" #q "\n\t" \
-  "vmovdqu64 1536+64*" #k "(%[to]), %%zmm28\n\tvmovdqu64 768+64*" #k "(%[to]), %%zmm29\n\t"         \
-  "vpsubd %%zmm" #p ", %%zmm28, %%zmm30\n\tvpaddd %%zmm" #q ", %%zmm29, %%zmm31\n\t"                \
-  "vpaddd %%zmm" #p ", %%zmm28, %%zmm" #p "\n\tvpsubd %%zmm" #q ", %%zmm29, %%zmm" #q "\n\t"        \
+#define QSR_WHOLE(k, p, q)                                                                    \
+  "vpaddd %%zmm" #p ", %%zmm" #p ", %%zmm" #p "\n\tvpaddd %%zmm" #q ", %%zmm" #q ", %%zmm" #q \
+  "\n\t"                                                                                      \
+  "vmovdqu64 1536+64*" #k "(%[to]), %%zmm28\n\tvmovdqu64 768+64*" #k                          \
+  "(%[to]), %%zmm29\n\t"                                                                      \
+  "vpsubd %%zmm" #p ", %%zmm28, %%zmm30\n\tvpaddd %%zmm" #q                                   \
+  ", %%zmm29, %%zmm31\n\t"                                                                    \
+  "vpaddd %%zmm" #p ", %%zmm28, %%zmm" #p "\n\tvpsubd %%zmm" #q ", %%zmm29, %%zmm" #q         \
+  "\n\t"                                                                                      \
   "vmovdqu64 %%zmm30, 1536+64*" #k "(%[to])\n\tvmovdqu64 %%zmm31, 768+64*" #k "(%[to])\n\t"
 #define QSR_STORE(k, p, q) \
   "vmovdqu64 %%zmm" #p ", 64*" #k "(%[to])\n\tvmovdqu64 %%zmm" #q ", 2304+64*" #k "(%[to])\n\t"
-#define QSR_EACH(macro)                                                                        \
+#define QSR_EACH(macro)                                                                           \
   macro(0, 0, 12) macro(1, 1, 13) macro(2, 2, 14) macro(3, 3, 15) macro(4, 4, 16) macro(5, 5, 17) \
-  macro(6, 6, 18) macro(7, 7, 19) macro(8, 8, 20) macro(9, 9, 21) macro(10, 10, 22) macro(11, 11, 23)
+      macro(6, 6, 18) macro(7, 7, 19) macro(8, 8, 20) macro(9, 9, 21) macro(10, 10, 22)           \
+          macro(11, 11, 23)
 #define QSR_ZEROS \
   QSR_ZERO(0, 1) QSR_ZERO(2, 3) QSR_ZERO(4, 5) QSR_ZERO(6, 7) QSR_ZERO(8, 9) QSR_ZERO(10, 11)
 
@@ -267,11 +284,11 @@ struct SumStore {
   }
 };
 
-// The output transform along x for `count` tiles from tile `first` on, 16 channels, and what follows.
-// m: [7 columns][4 rows][6 tiles][2][16], at the right vector.
+// The output transform along x for `count` tiles from tile `first` on, 16 channels, and what
+// follows. m: [7 columns][4 rows][6 tiles][2][16], at the right vector.
 template <class Use>
-QSR_INLINE void outputs(const Conv3x3& job, const int32_t* m, const int32_t* constants, int64_t first,
-                        int64_t count, int64_t map_channels, const Use& use) {
+QSR_INLINE void outputs(const Conv3x3& job, const int32_t* m, const int32_t* constants,
+                        int64_t first, int64_t count, int64_t map_channels, const Use& use) {
   const int64_t columns = whole_tiles(job.in.width) / 4, out = job.out_channels;
   const int64_t map_row = job.in.width * map_channels;
   const int64_t code_row = (whole_tiles(job.in.width) + 2) * out;
@@ -315,8 +332,8 @@ void run(const Conv3x3& job, int64_t first, int64_t last) {
     }
     for (int64_t b = 0; b < job.out_channels; b += kBlock) {
       for (int64_t j = 0; j < kForms; ++j)
-        multiply(tiles + kForms * j * stride, stride, depth, weights + (b / kBlock * kForms + j) * kForms * depth * kBlock,
-                 m[j][0][0][0]);
+        multiply(tiles + kForms * j * stride, stride, depth,
+                 weights + (b / kBlock * kForms + j) * kForms * depth * kBlock, m[j][0][0][0]);
       for (int v = 0; v < kVectors; ++v) {
         const int64_t c = b + v * kLanes;
         const int32_t *sums = m[0][0][0][v], *constant = constants + c;
@@ -352,7 +369,8 @@ const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", supported, 4, 4, laid_out_b
 #else
 
 namespace qsr {
-const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", [] { return false; }, 2, 0, nullptr, nullptr, nullptr};
+const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", [] { return false; }, 2, 0, nullptr, nullptr,
+                                    nullptr};
 }  // namespace qsr
 
 #endif

@@ -1,7 +1,7 @@
-// What one CUDA thread computes, one function for each kernel, without a word of CUDA: the .cu files
-// call these on the device, and the tests compile the same lines with the host's compiler and hold
-// every output to qsr.reference. That is how the first rung is known to be right on a machine that
-// has the toolkit but no GPU.
+// What one CUDA thread computes, one function for each kernel, without a word of CUDA: the .cu
+// files call these on the device, and the tests compile the same lines with the host's compiler and
+// hold every output to qsr.reference. That is how the first rung is known to be right on a machine
+// that has the toolkit but no GPU.
 //
 // This rung is the definition in parallel: one thread an output, no tiles, no shared memory. Float
 // formulas are those of qsr/reference.py; nvcc gets -fmad=false, so that a * b + c rounds twice.
@@ -64,7 +64,8 @@ QSR_EACH int32_t linear_output(const Conv2d& job, int64_t index) {
                     job.w + o * job.w_bits * job.words, job.w_bits, job.w_signed, job.words);
 }
 
-// Attention in three kernels: codes of q, k and v; codes of the probabilities; their product with v.
+// Attention in three kernels: codes of q, k and v; codes of the probabilities; their product with
+// v.
 struct CodeRange {
   float step, low, high;
 };
@@ -73,7 +74,7 @@ struct CudaAttention {
   const float* bias;  // [heads, pixels, pixels]
   const float* mask;  // [masks, pixels, pixels] or null
   int64_t windows, pixels, heads, width, masks;
-  float query_scale;      // width^-1/2
+  float query_scale;  // width^-1/2
   CodeRange q, k, p, v;
   int16_t* codes;          // [windows, pixels, 3 * heads * width]
   int16_t* probabilities;  // [windows, heads, pixels, pixels]
@@ -108,8 +109,8 @@ QSR_EACH float attention_score(const CudaAttention& job, int64_t window, int64_t
                                int64_t j) {
   const int64_t features = job.heads * job.width;
   const int16_t* q = job.codes + (window * job.pixels + i) * 3 * features + head * job.width;
-  const int16_t* k = job.codes + (window * job.pixels + j) * 3 * features + features +
-                     head * job.width;
+  const int16_t* k =
+      job.codes + (window * job.pixels + j) * 3 * features + features + head * job.width;
   int32_t sum = 0;
   for (int64_t c = 0; c < job.width; ++c) sum += static_cast<int32_t>(q[c]) * k[c];
   const int64_t pair = i * job.pixels + j;
@@ -148,8 +149,8 @@ QSR_EACH void attention_output(const CudaAttention& job, int64_t index) {
   const int64_t features = job.heads * job.width;
   const int16_t* p =
       job.probabilities + ((window * job.heads + head) * job.pixels + i) * job.pixels;
-  const int16_t* v = job.codes + window * job.pixels * 3 * features + 2 * features +
-                     head * job.width + d;
+  const int16_t* v =
+      job.codes + window * job.pixels * 3 * features + 2 * features + head * job.width + d;
   int32_t sum = 0;
   for (int64_t j = 0; j < job.pixels; ++j) sum += static_cast<int32_t>(p[j]) * v[j * 3 * features];
   job.out[index] = static_cast<float>(sum) * (job.p.step * job.v.step);

@@ -15,7 +15,7 @@ inline unsigned blocks_for(int64_t count) {
 }
 
 // The work of a thread: each output of [0, count) that falls to it.
-#define QSR_FOR_EACH(index, count)                                                             \
+#define QSR_FOR_EACH(index, count)                                                                 \
   for (int64_t index = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; index < count; \
        index += static_cast<int64_t>(gridDim.x) * blockDim.x)
 

@@ -26,11 +26,11 @@ bool anything(const Job&) {
 
 constexpr Kernel<Conv2d> kConv2d[] = {
     {"winograd-vnni", has_winograd_vnni, takes_winograd_vnni, conv2d_winograd_vnni},
+    {"vpopcnt", has_vpopcnt, takes_vpopcnt, conv2d_vpopcnt},
     {"direct-vnni", has_direct_vnni, takes_direct_vnni, conv2d_direct_vnni},
     {"winograd-avx2", has_avx2, takes_winograd_avx2, conv2d_winograd_avx2},
     {"table", has_avx2, takes_table, conv2d_table},
     {"direct-avx2", has_avx2, takes_direct_avx2, conv2d_direct_avx2},
-    {"vpopcnt", has_vpopcnt, takes_vpopcnt, conv2d_vpopcnt},
     {"popcnt", has_popcnt, anything<Conv2d>, conv2d_popcnt},
     {"scalar", anywhere, anything<Conv2d>, conv2d_scalar},
 };
@@ -39,8 +39,7 @@ constexpr Kernel<QuantizePack> kQuantizePack[] = {
     {"scalar", anywhere, anything<QuantizePack>, quantize_pack_scalar},
 };
 
-constexpr const Conv3x3Kernel* kConv3x3[] = {&kConv3x3Vnni, &kConv3x3Avx2,
-                                              &kConv3x3Portable};
+constexpr const Conv3x3Kernel* kConv3x3[] = {&kConv3x3Vnni, &kConv3x3Avx2, &kConv3x3Portable};
 
 constexpr const SwinKernel* kSwin[] = {&kSwinVnni, &kSwinAvx2, &kSwinPortable};
 

@@ -1,10 +1,10 @@
 // What follows the sums of a layer (conv3x3.h), for n channels of a pixel at a time: one source for
-// every instruction set, in the compiler's own vectors. A file includes this after it has chosen its
-// target, inside its own anonymous namespace, so that no two targets share a compiled copy.
+// every instruction set, in the compiler's own vectors. A file includes this after it has chosen
+// its target, inside its own anonymous namespace, so that no two targets share a compiled copy.
 //
-// The formulas are those of qsr/reference.py, bit for bit: a division where it divides, and no fused
-// multiply-add (-ffp-contract=off). Multiplying by 1 / step instead would save 1 % of a layer and
-// change codes at the thresholds.
+// The formulas are those of qsr/reference.py, bit for bit: a division where it divides, and no
+// fused multiply-add (-ffp-contract=off). Multiplying by 1 / step instead would save 1 % of a layer
+// and change codes at the thresholds.
 
 // Vectors wider than the target's registers never cross a call: everything here is inlined.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -25,8 +25,8 @@ QSR_INLINE typename Vector<n>::Int nearest(typename Vector<n>::Float x) {
 }
 
 // The low byte of each lane. A file for AVX2 or AVX-512 says so by QSR_AVX2 or QSR_AVX512 (before
-// version 13 the pragma that chooses a target in g++ defines no macro). gcc 12 takes its own conversion apart into single numbers: written so, a
-// layer on AVX2 takes 13 to 16 % less time.
+// version 13 the pragma that chooses a target in g++ defines no macro). gcc 12 takes its own
+// conversion apart into single numbers: written so, a layer on AVX2 takes 13 to 16 % less time.
 template <int n>
 QSR_INLINE typename Vector<n>::Byte low_bytes(typename Vector<n>::Int x) {
 #ifdef QSR_AVX512
@@ -35,8 +35,8 @@ QSR_INLINE typename Vector<n>::Byte low_bytes(typename Vector<n>::Int x) {
 #ifdef QSR_AVX2
   if constexpr (n == 8) {
     const __m256i fours = _mm256_shuffle_epi8((__m256i)x, _mm256_set1_epi32(0x0c080400));
-    return (typename Vector<n>::Byte)_mm_cvtsi128_si64(_mm_unpacklo_epi32(
-        _mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1)));
+    return (typename Vector<n>::Byte)_mm_cvtsi128_si64(
+        _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1)));
   }
 #endif
   return __builtin_convertvector(x, typename Vector<n>::Byte);

@@ -1,5 +1,6 @@
 // What kernels see: pointers and sizes, never torch. Each struct is one job; a kernel computes a
-// range of its rows, so that any thread pool can split the work and the result cannot depend on how.
+// range of its rows, so that any thread pool can split the work and the result cannot depend on
+// how.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -22,7 +23,8 @@ struct Conv2d {
 
 // Quantisation and packing in one pass: float32 of any strides -> planes.
 struct QuantizePack {
-  const float* x;  // element (n, c, y, x) at n * stride_n + c * stride_c + y * stride_y + x * stride_x
+  const float*
+      x;  // element (n, c, y, x) at n * stride_n + c * stride_c + y * stride_y + x * stride_x
   int64_t stride_n, stride_c, stride_y, stride_x;
   const float* tau;  // [channels] or null
   float step_size;
@@ -88,8 +90,9 @@ void pack_codes(const uint8_t* codes, Word* out, int64_t count, int64_t channels
 void unpack_codes(const Word* words, uint8_t* codes, int64_t count, int64_t channels,
                   int64_t groups, int bits, bool is_signed);
 
-// dispatch.cpp: THE tables, best first: from the row called `name` downwards ("auto": from the first)
-// the first that is supported and takes the job; null if the processor has no row of that name.
+// dispatch.cpp: THE tables, best first: from the row called `name` downwards ("auto": from the
+// first) the first that is supported and takes the job; null if the processor has no row of that
+// name.
 const Kernel<Conv2d>* find_conv2d(const char* name, const Conv2d& job);
 const Kernel<QuantizePack>* find_quantize_pack(const char* name, const QuantizePack& job);
 // Comma-separated names of the supported rows of an op ("conv2d", "quantize_pack"), best first.

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "conv2d_job.h"
+#include "ops_conv2d.h"
 #include "kernels.h"
 
 #define QSR_STRING(x) #x
@@ -37,8 +37,8 @@ template <class Job>
 void run(void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t rows, int64_t work) {
   constexpr int64_t kWorthAThread = 100000;
   const int64_t grain = 1 + kWorthAThread / (work + 1);
-  torch::stable::parallel_for(
-      0, rows, grain, [&](int64_t first, int64_t last) { kernel(job, first, last); });
+  torch::stable::parallel_for(0, rows, grain,
+                              [&](int64_t first, int64_t last) { kernel(job, first, last); });
 }
 
 Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
@@ -77,8 +77,8 @@ Tensor quantize_pack(const Tensor& x, double step_size, std::optional<Tensor> ta
   }
   const auto* row = qsr::find_quantize_pack(kernel.c_str(), job);
   STD_TORCH_CHECK(row, "no kernel '", kernel, "' for quantize_pack on this processor");
-  Tensor out = torch::stable::new_empty(
-      x, {job.n, job.height, job.width, groups, bits, job.words}, ScalarType::Long);
+  Tensor out = torch::stable::new_empty(x, {job.n, job.height, job.width, groups, bits, job.words},
+                                        ScalarType::Long);
   job.x = static_cast<const float*>(x.const_data_ptr());
   job.out = static_cast<qsr::Word*>(out.mutable_data_ptr());
   run(row->run, job, job.n * job.height, job.width * job.channels * 8);
@@ -86,9 +86,9 @@ Tensor quantize_pack(const Tensor& x, double step_size, std::optional<Tensor> ta
 }
 
 Tensor pack_codes(const Tensor& codes, int64_t bits, int64_t groups) {
-  STD_TORCH_CHECK(codes.is_cpu() && codes.is_contiguous() && codes.dim() == 4 &&
-                      codes.element_size() == 1,
-                  "codes must be contiguous bytes [N, H, W, C] on the CPU");
+  STD_TORCH_CHECK(
+      codes.is_cpu() && codes.is_contiguous() && codes.dim() == 4 && codes.element_size() == 1,
+      "codes must be contiguous bytes [N, H, W, C] on the CPU");
   STD_TORCH_CHECK(bits >= 1 && bits <= qsr::kMaxBits, "bits must be 1 to 8");
   const int64_t channels = codes.size(3);
   STD_TORCH_CHECK(groups >= 1 && channels >= 1 && channels % groups == 0,
@@ -106,12 +106,12 @@ Tensor pack_codes(const Tensor& codes, int64_t bits, int64_t groups) {
 Tensor unpack_codes(const Tensor& words, bool is_signed, int64_t channels) {
   check_words(words, "words");
   const int64_t groups = words.size(3);
-  STD_TORCH_CHECK(channels >= 1 && channels % groups == 0 &&
-                      qsr::words_for(channels / groups) == words.size(5),
-                  "channels must fit the words");
-  Tensor out = torch::stable::new_empty(
-      words, {words.size(0), words.size(1), words.size(2), channels},
-      is_signed ? ScalarType::Char : ScalarType::Byte);
+  STD_TORCH_CHECK(
+      channels >= 1 && channels % groups == 0 && qsr::words_for(channels / groups) == words.size(5),
+      "channels must fit the words");
+  Tensor out =
+      torch::stable::new_empty(words, {words.size(0), words.size(1), words.size(2), channels},
+                               is_signed ? ScalarType::Char : ScalarType::Byte);
   qsr::unpack_codes(static_cast<const qsr::Word*>(words.const_data_ptr()),
                     static_cast<uint8_t*>(out.mutable_data_ptr()),
                     words.size(0) * words.size(1) * words.size(2), channels, groups,
@@ -122,9 +122,9 @@ Tensor unpack_codes(const Tensor& words, bool is_signed, int64_t channels) {
 Tensor conv2d_float(const Tensor& x, const Tensor& w, std::optional<Tensor> bias,
                     int64_t out_channels) {
   for (const Tensor* t : {&x, &w})
-    STD_TORCH_CHECK(t->is_cpu() && t->is_contiguous() && t->scalar_type() == ScalarType::Float &&
-                        t->dim() == 4,
-                    "x and w must be contiguous float32 of four dimensions on the CPU");
+    STD_TORCH_CHECK(
+        t->is_cpu() && t->is_contiguous() && t->scalar_type() == ScalarType::Float && t->dim() == 4,
+        "x and w must be contiguous float32 of four dimensions on the CPU");
   qsr::FloatConv2d job{};
   job.kernel_h = w.size(0), job.kernel_w = w.size(1), job.channels = w.size(2);
   job.out_channels_padded = w.size(3), job.out_channels = out_channels;

@@ -7,7 +7,7 @@
 #include <optional>
 #include <string>
 
-#include "conv2d_job.h"
+#include "ops_conv2d.h"
 #include "cuda_launch.h"
 
 namespace {
@@ -43,8 +43,8 @@ Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
   Tensor out;
   const qsr::Conv2d job = qsr::conv2d_job(a, w, a_signed, w_signed, stride, padding, out);
   if (out.numel() == 0) return out;
-  const bool rows = job.height * job.width * job.kernel_h * job.kernel_w == 1 &&
-                    job.pad_h == 0 && job.pad_w == 0 && job.groups == 1;
+  const bool rows = job.height * job.width * job.kernel_h * job.kernel_w == 1 && job.pad_h == 0 &&
+                    job.pad_w == 0 && job.groups == 1;
   check((rows ? qsr::linear_cuda : qsr::conv2d_cuda)(job, stream_of(a)));
   return out;
 }
@@ -65,7 +65,8 @@ Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
   qsr::CudaAttention job{};
   job.windows = qkv.size(0), job.pixels = qkv.size(1), job.heads = heads;
   job.width = qkv.size(2) / (3 * heads);
-  STD_TORCH_CHECK(job.pixels <= 4096 && qkv.size(2) <= 3 * 4096, "at most 4096 pixels and features");
+  STD_TORCH_CHECK(job.pixels <= 4096 && qkv.size(2) <= 3 * 4096,
+                  "at most 4096 pixels and features");
   job.query_scale = static_cast<float>(query_scale);
   const int64_t pairs = job.pixels * job.pixels;
   job.qkv = floats(qkv, qkv, qkv.numel(), "qkv");

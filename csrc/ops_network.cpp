@@ -26,7 +26,8 @@ T* data(const Tensor& t, ScalarType type, int64_t numel, const char* name) {
 
 const qsr::Conv3x3Kernel& find(const std::string& kernel, int64_t bits) {
   const auto* row = qsr::find_conv3x3(kernel.c_str(), static_cast<int>(bits));
-  STD_TORCH_CHECK(row, "no kernel '", kernel, "' for 3x3 layers of ", bits, " bits on this processor");
+  STD_TORCH_CHECK(row, "no kernel '", kernel, "' for 3x3 layers of ", bits,
+                  " bits on this processor");
   return *row;
 }
 
@@ -35,9 +36,10 @@ void check_channels(int64_t channels) {
                   "channels must be a multiple of 64, at most 4096");
 }
 
-// [layers, C, 3, 3, C] weight codes, C a multiple of 64 -> [layers, bytes], as the kernel wants them.
-// numbers: [layers, 4], see residual_body; its last column says whether the input is signed.
-Tensor lay_out_layers(const Tensor& codes, const Tensor& numbers, int64_t bits, std::string kernel) {
+// [layers, C, 3, 3, C] weight codes, C a multiple of 64 -> [layers, bytes], as the kernel wants
+// them. numbers: [layers, 4], see residual_body; its last column says whether the input is signed.
+Tensor lay_out_layers(const Tensor& codes, const Tensor& numbers, int64_t bits,
+                      std::string kernel) {
   STD_TORCH_CHECK(codes.dim() == 5 && codes.size(1) == codes.size(4) && codes.size(2) == 3 &&
                       codes.size(3) == 3,
                   "codes must be [layers, C, 3, 3, C]");
@@ -68,8 +70,9 @@ void residual_body(const Tensor& lr, const Tensor& mean, double range, const Ten
                    const Tensor& numbers, const Tensor& shortcuts, std::vector<int64_t> kept,
                    int64_t bits, std::string kernel, Tensor workspace, Tensor features) {
   STD_TORCH_CHECK(lr.dim() == 3 && lr.size(0) == 3, "lr must be [3, H, W]");
-  STD_TORCH_CHECK(features.dim() == 3 && features.size(0) == lr.size(1) && features.size(1) == lr.size(2),
-                  "features must be [H, W, channels]");
+  STD_TORCH_CHECK(
+      features.dim() == 3 && features.size(0) == lr.size(1) && features.size(1) == lr.size(2),
+      "features must be [H, W, channels]");
   STD_TORCH_CHECK(bits >= 1 && bits <= 8, "bits must be 1 to 8");
   qsr::ResidualNetwork net{};
   net.height = lr.size(1), net.width = lr.size(2), net.channels = features.size(2);
@@ -85,8 +88,8 @@ void residual_body(const Tensor& lr, const Tensor& mean, double range, const Ten
   net.shortcuts = data<float>(shortcuts, ScalarType::Float, net.blocks, "shortcuts");
   net.features = data<float>(features, ScalarType::Float, net.height * net.width * c, "features");
   const int64_t bytes = row.laid_out_bytes(c, c);
-  STD_TORCH_CHECK(weights.dim() == 2 && weights.size(1) == bytes,
-                  "weights must be [layers, ", bytes, "], laid out for this kernel");
+  STD_TORCH_CHECK(weights.dim() == 2 && weights.size(1) == bytes, "weights must be [layers, ",
+                  bytes, "], laid out for this kernel");
   const uint8_t* laid = data<uint8_t>(weights, ScalarType::Byte, count * bytes, "weights");
   const float* array = data<float>(arrays, ScalarType::Float, count * 3 * c, "arrays");
   const float* number = data<float>(numbers, ScalarType::Float, count * 4, "numbers");

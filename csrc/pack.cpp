@@ -35,9 +35,9 @@ constexpr SpreadTable kSpread;
 
 }  // namespace
 
-// A byte of a plane becomes eight bytes of 0 or 1 by a table, times the weight of the plane modulo 256.
-// No sum of planes leaves a byte: the top plane of signed codes adds 256 - 2^(bits-1), the others
-// less than 2^(bits-1).
+// A byte of a plane becomes eight bytes of 0 or 1 by a table, times the weight of the plane modulo
+// 256. No sum of planes leaves a byte: the top plane of signed codes adds 256 - 2^(bits-1), the
+// others less than 2^(bits-1).
 void unpack_codes(const Word* words_in, uint8_t* codes, int64_t count, int64_t channels,
                   int64_t groups, int bits, bool is_signed) {
   const int64_t per_group = channels / groups, words = words_for(per_group);

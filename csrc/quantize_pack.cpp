@@ -1,4 +1,5 @@
-// codes = clamp(round((x + tau) / step_size), qmin, qmax), then packed: one pass, no copy of the codes.
+// codes = clamp(round((x + tau) / step_size), qmin, qmax), then packed: one pass, no copy of the
+// codes.
 //
 // Rounding: adding and subtracting 1.5 * 2^23 rounds a float32 to an integer, halves to even, as
 // long as |z| < 2^22, because the sum's last mantissa bit then has weight one. Clamping first makes

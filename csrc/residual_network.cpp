@@ -72,7 +72,8 @@ void normalize(const ResidualNetwork& net, float* picture, int64_t first, int64_
 }
 
 // Rows [first, last) of the way into the body: the stream and the codes of its first layer.
-QSR_CLONES void enter(const Finish& f, int64_t width, int64_t channels, int64_t first, int64_t last) {
+QSR_CLONES void enter(const Finish& f, int64_t width, int64_t channels, int64_t first,
+                      int64_t last) {
   constexpr int kLanes = 16;
   for (int64_t c = 0; c < channels; c += kLanes) {
     const Finisher<kLanes, true> finish(f, c, 1.0f);
@@ -113,11 +114,11 @@ void run(const ResidualNetwork& net, const Conv3x3Kernel& kernel, const Parallel
     f.skips = net.shortcuts + from, f.skip_count = to - from;
   };
 
-  parallel(net.height + 2 * kReach, net.width * 6, [&](int64_t first, int64_t last) {
-    normalize(net, maps.picture, first, last);
-  });
+  parallel(net.height + 2 * kReach, net.width * 6,
+           [&](int64_t first, int64_t last) { normalize(net, maps.picture, first, last); });
   FloatConv2d head{};
-  head.x = maps.picture, head.w = net.head_weights, head.bias = net.head_bias, head.out = maps.shallow;
+  head.x = maps.picture, head.w = net.head_weights, head.bias = net.head_bias,
+  head.out = maps.shallow;
   head.n = 1, head.height = net.height, head.width = net.width, head.channels = 3;
   head.kernel_h = head.kernel_w = 3, head.out_channels = head.out_channels_padded = net.channels;
   Finish entry{};
@@ -134,7 +135,8 @@ void run(const ResidualNetwork& net, const Conv3x3Kernel& kernel, const Parallel
   });
 
   const auto layer = [&](int64_t index, const CodeMap& in, const Finish& finish) {
-    Conv3x3 job{in, net.layers[index].is_signed, net.bits, net.layers[index].weights, net.channels, finish};
+    Conv3x3 job{
+        in, net.layers[index].is_signed, net.bits, net.layers[index].weights, net.channels, finish};
     job.finish.scale = net.layers[index].scale, job.finish.bias = net.layers[index].bias;
     parallel((net.height + kernel.rows - 1) / kernel.rows,
              kernel.rows * net.width * net.channels * net.channels / 8,

@@ -1,4 +1,5 @@
-// Head and body of QuantSR-C, planned: one call from a picture to the features that the tail enlarges.
+// Head and body of QuantSR-C, planned: one call from a picture to the features that the tail
+// enlarges.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -20,7 +21,7 @@ struct ResidualNetwork {
   int64_t blocks;
   int bits;  // of activations
 
-  const float* lr;  // [3, height, width]
+  const float* lr;    // [3, height, width]
   const float* mean;  // [3]
   float range;
   const float* head_weights;  // [3, 3, 3, channels]
@@ -35,8 +36,8 @@ struct ResidualNetwork {
 };
 
 // Runs work(first, last) over parts of [0, count), each about `cost` operations a unit.
-using Parallel =
-    std::function<void(int64_t count, int64_t cost, const std::function<void(int64_t, int64_t)>& work)>;
+using Parallel = std::function<void(int64_t count, int64_t cost,
+                                    const std::function<void(int64_t, int64_t)>& work)>;
 
 int64_t workspace_bytes(int64_t height, int64_t width, int64_t channels);
 void run(const ResidualNetwork&, const Conv3x3Kernel&, const Parallel&);

@@ -1,5 +1,5 @@
-// Swin transformer layers of QuantSR-T on byte codes. A layer is attention inside windows and then a
-// network for each token, so everything between one reading of the float stream and its writing
+// Swin transformer layers of QuantSR-T on byte codes. A layer is attention inside windows and then
+// a network for each token, so everything between one reading of the float stream and its writing
 // happens inside one window: kernels take windows one at a time, with all that lies between (codes,
 // scores, hidden values) in scratch memory that fits the second-level cache. Shifted windows are
 // only another way to count pixels.
@@ -23,8 +23,8 @@ struct ByteCodes {
 // with zeros, so the unused outputs stay 0.
 struct ByteLinear {
   int64_t in, out;
-  const int8_t* weights;  // [out / 16, in / 4, 16, 4]
-  const int32_t* start;   // [out]: -offset of the input times the sum of the weights
+  const int8_t* weights;      // [out / 16, in / 4, 16, 4]
+  const int32_t* start;       // [out]: -offset of the input times the sum of the weights
   const float *scale, *bias;  // [out]
   const float* tau;           // [in]
   ByteCodes codes;            // of the input
@@ -40,8 +40,8 @@ struct Norm {
 struct WindowAttention {
   int64_t pixels, padded, heads, width;
   bool quantised;
-  float query_scale;       // width^-1/2
-  ByteCodes q, k, p, v;    // q, p: u8 = code + offset; k, v: s8 = code + offset (-128 or 0)
+  float query_scale;     // width^-1/2
+  ByteCodes q, k, p, v;  // q, p: u8 = code + offset; k, v: s8 = code + offset (-128 or 0)
   float qk_scale, pv_scale;
   const float* bias;  // [heads, pixels, padded]
 };

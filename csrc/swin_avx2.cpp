@@ -1,7 +1,8 @@
-// Swin layers on AVX2. VPMADDUBSW adds two products u8 x s8 in 16 bits and saturates, so it is exact
-// only while 2 * max(u8) * max|s8| <= 32767: u8 codes of a bits reach 2^a - 1 and s8 codes of w bits
-// 2^(w-1), so 2 * (2^a - 1) * 2^(w-1) < 2^(a+w) <= 2^15 for a + w <= 15. Not for two times 8 bits.
-// (Adding up pairs in 16 bits before they are widened saves nothing: the float work hides it.)
+// Swin layers on AVX2. VPMADDUBSW adds two products u8 x s8 in 16 bits and saturates, so it is
+// exact only while 2 * max(u8) * max|s8| <= 32767: u8 codes of a bits reach 2^a - 1 and s8 codes of
+// w bits 2^(w-1), so 2 * (2^a - 1) * 2^(w-1) < 2^(a+w) <= 2^15 for a + w <= 15. Not for two times 8
+// bits. (Adding up pairs in 16 bits before they are widened saves nothing: the float work hides
+// it.)
 #include "swin.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -39,7 +40,6 @@ QSR_INLINE IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights) 
       _mm256_maddubs_epi16(_mm256_set1_epi32(bytes), _mm256_loadu_si256((const __m256i*)weights));
   return sum + (IntPart)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
-
 
 #include "wide.h"
 

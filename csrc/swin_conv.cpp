@@ -18,7 +18,8 @@ QSR_CLONES void quantize_map(const float* x, const Finish& f, int64_t first, int
     const Finisher<kLanes, false> finish(f, c, 1.0f);
     for (int64_t y = first; y < last; ++y)
       for (int64_t i = 0; i < width; ++i)
-        finish.quantize(finish.load(x + (y * width + i) * channels + c), f.codes.at(y, i) - f.codes.data);
+        finish.quantize(finish.load(x + (y * width + i) * channels + c),
+                        f.codes.at(y, i) - f.codes.data);
   }
 }
 

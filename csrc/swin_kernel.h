@@ -10,8 +10,8 @@
 constexpr int kRows = 4;  // tokens side by side; a window has a multiple of 4
 constexpr int64_t kSlack = 64;
 
-// 2^n is multiplied by adding n to the exponent, where `shifted` has it in its low bits. No result is
-// so small that this would not be the product.
+// 2^n is multiplied by adding n to the exponent, where `shifted` has it in its low bits. No result
+// is so small that this would not be the product.
 QSR_INLINE Float exp2(Float t) {
   const Float shifted = t + 12582912.0f, f = t - (shifted - 12582912.0f);
   Float y = all(0.001327647219098223f);
@@ -38,7 +38,8 @@ QSR_INLINE Float gelu(Float x) {
   return larger(x, all(0.0f)) - a * exp2(y);
 }
 
-// The code nearest to z, as a byte: of z + 1.5 * 2^23 the low byte is the integer's (see `nearest`).
+// The code nearest to z, as a byte: of z + 1.5 * 2^23 the low byte is the integer's (see
+// `nearest`).
 QSR_INLINE Byte bytes(Float z, Float low, Float high, Int offset) {
   z = smaller(high, larger(low, z));
   return low_bytes(zero_where_nan(z, as_int(z + 12582912.0f)) + offset);
@@ -50,7 +51,8 @@ QSR_INLINE Byte bytes(Float z, const ByteCodes& c) {
 struct Scratch {
   uint8_t* base;
   int64_t used = 0;
-  explicit Scratch(int64_t size) : base(static_cast<uint8_t*>(::operator new(size, std::align_val_t{64}))) {
+  explicit Scratch(int64_t size)
+      : base(static_cast<uint8_t*>(::operator new(size, std::align_val_t{64}))) {
     std::memset(base, 0, size);
   }
   Scratch(const Scratch&) = delete;
@@ -63,9 +65,12 @@ struct Scratch {
   }
 };
 
-constexpr int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
-// Attention -----------------------------------------------------------------------------------------
+// Attention
+// -----------------------------------------------------------------------------------------
 
 struct AttentionScratch {
   int8_t *keys, *values;  // of one head: [width / 4, padded, 4], [width / 16, padded / 4, 16, 4]
@@ -87,10 +92,12 @@ struct AttentionScratch {
         p(s.take<uint8_t>(kRows * a.padded)) {}
 };
 
-// Scores [rows, count] without bias, in vectors -> numerators of the softmax, in place, and their sums.
-// Rows are worked off side by side, because each is a chain of operations that wait for each other.
+// Scores [rows, count] without bias, in vectors -> numerators of the softmax, in place, and their
+// sums. Rows are worked off side by side, because each is a chain of operations that wait for each
+// other.
 template <int rows>
-QSR_INLINE void softmax(Float* scores, int64_t count, const float* bias, const float* mask, float* sums) {
+QSR_INLINE void softmax(Float* scores, int64_t count, const float* bias, const float* mask,
+                        float* sums) {
   Float most[rows], sum[rows];
 #pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
@@ -122,8 +129,8 @@ QSR_INLINE void softmax(Float* scores, int64_t count, const float* bias, const f
 // Codes of the probabilities of `rows` queries, into p. scores: room for [rows, count] vectors.
 template <int rows>
 QSR_INLINE void probabilities(const WindowAttention& a, const AttentionScratch& s, const uint8_t* q,
-                              int64_t row_bytes, const float* bias, const float* mask, Float* scores,
-                              int64_t count, uint8_t* p) {
+                              int64_t row_bytes, const float* bias, const float* mask,
+                              Float* scores, int64_t count, uint8_t* p) {
   float sums[rows];
 #pragma GCC unroll 4
   for (int r = 0; r < rows; ++r, q += row_bytes) {
@@ -149,7 +156,8 @@ QSR_INLINE void probabilities(const WindowAttention& a, const AttentionScratch& 
 }
 
 template <int rows>
-QSR_INLINE void mix(const WindowAttention& a, const AttentionScratch& s, float* out, int64_t out_row) {
+QSR_INLINE void mix(const WindowAttention& a, const AttentionScratch& s, float* out,
+                    int64_t out_row) {
   for (int64_t d = 0; d < a.width; d += kLanes) {
     Int sum[rows];
     for (int r = 0; r < rows; ++r) {
@@ -161,8 +169,7 @@ QSR_INLINE void mix(const WindowAttention& a, const AttentionScratch& s, float* 
     for (int64_t j = 0; j < a.padded; j += 4)
       for (int r = 0; r < rows; ++r)
         sum[r] = dot(sum[r], s.p + r * a.padded + j, s.values + d * a.padded + j * 16);
-    for (int r = 0; r < rows; ++r)
-      store(out + r * out_row + d, to_float(sum[r]) * a.pv_scale);
+    for (int r = 0; r < rows; ++r) store(out + r * out_row + d, to_float(sum[r]) * a.pv_scale);
   }
 }
 
@@ -176,12 +183,15 @@ QSR_INLINE void attend_rows(const WindowAttention& a, const AttentionScratch& s,
     if (a.padded == 4 * kLanes) {  // a window of 8 x 8 pixels: scores in registers
       Float scores[kSide * 4];
       if (mask)
-        probabilities<kSide>(a, s, q + r * row_bytes, row_bytes, bias + at, mask + at, scores, 4, s.p + at);
+        probabilities<kSide>(a, s, q + r * row_bytes, row_bytes, bias + at, mask + at, scores, 4,
+                             s.p + at);
       else
-        probabilities<kSide>(a, s, q + r * row_bytes, row_bytes, bias + at, nullptr, scores, 4, s.p + at);
+        probabilities<kSide>(a, s, q + r * row_bytes, row_bytes, bias + at, nullptr, scores, 4,
+                             s.p + at);
     } else {
-      probabilities<kSide>(a, s, q + r * row_bytes, row_bytes, bias + at, mask ? mask + at : nullptr,
-                           (Float*)s.scores, a.padded / kLanes, s.p + at);
+      probabilities<kSide>(a, s, q + r * row_bytes, row_bytes, bias + at,
+                           mask ? mask + at : nullptr, (Float*)s.scores, a.padded / kLanes,
+                           s.p + at);
     }
   }
   mix<rows>(a, s, out, out_row);
@@ -205,7 +215,8 @@ QSR_INLINE void lay_out_keys(const WindowAttention& a, const AttentionScratch& s
   }
   for (int64_t j = 0; j < a.padded; j += kLanes) {
     Int sum = all(0);
-    for (int64_t c = 0; c < a.width; c += 4) sum = dot(sum, kOnes, s.keys + (c / 4 * a.padded + j) * 4);
+    for (int64_t c = 0; c < a.width; c += 4)
+      sum = dot(sum, kOnes, s.keys + (c / 4 * a.padded + j) * 4);
     store(s.key_start + j, sum * -a.q.offset);
   }
 }
@@ -221,7 +232,8 @@ QSR_INLINE void lay_out_values(const WindowAttention& a, const AttentionScratch&
     for (int64_t j = 0; j < a.padded; j += 4) {
       const int8_t* from = v + j * row_bytes + d;
       const Bytes r0 = *(const Bytes*)from, r1 = *(const Bytes*)(from + row_bytes);
-      const Bytes r2 = *(const Bytes*)(from + 2 * row_bytes), r3 = *(const Bytes*)(from + 3 * row_bytes);
+      const Bytes r2 = *(const Bytes*)(from + 2 * row_bytes),
+                  r3 = *(const Bytes*)(from + 3 * row_bytes);
 #define QSR_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define QSR_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
       const Pairs p0 = (Pairs)__builtin_shufflevector(r0, r1, QSR_LOW);
@@ -244,7 +256,8 @@ QSR_INLINE void lay_out_values(const WindowAttention& a, const AttentionScratch&
 // rows of codes: q, k, v [heads * width] each, of all pixels -> out [pixels, heads * width].
 // There are `padded` rows; those beyond `pixels` are zeros.
 __attribute__((noinline)) void attend(WindowAttention a, AttentionScratch s, const uint8_t* codes,
-            int64_t row_bytes, const float* mask, float* out, int64_t out_row) {
+                                      int64_t row_bytes, const float* mask, float* out,
+                                      int64_t out_row) {
   const int64_t features = a.heads * a.width;
   for (int64_t h = 0; h < a.heads; ++h) {
     const uint8_t* q = codes + h * a.width;
@@ -256,18 +269,20 @@ __attribute__((noinline)) void attend(WindowAttention a, AttentionScratch s, con
     int64_t i = 0;
     for (; i + kRows <= a.pixels; i += kRows)
       attend_rows<kRows>(a, s, q + i * row_bytes, row_bytes, bias + i * a.padded,
-                         mask ? mask + i * a.padded : nullptr, out + i * out_row + h * a.width, out_row);
+                         mask ? mask + i * a.padded : nullptr, out + i * out_row + h * a.width,
+                         out_row);
     for (; i < a.pixels; ++i)
       attend_rows<1>(a, s, q + i * row_bytes, row_bytes, bias + i * a.padded,
-                     mask ? mask + i * a.padded : nullptr, out + i * out_row + h * a.width, out_row);
+                     mask ? mask + i * a.padded : nullptr, out + i * out_row + h * a.width,
+                     out_row);
   }
 }
 
 // The same in float32: rows of q * query_scale, k, v.
 template <int rows>
-QSR_INLINE void attend_float_rows(const WindowAttention& a, const AttentionScratch& s, const float* q,
-                                  const float* v, int64_t row, const float* bias, const float* mask,
-                                  float* out, int64_t out_row) {
+QSR_INLINE void attend_float_rows(const WindowAttention& a, const AttentionScratch& s,
+                                  const float* q, const float* v, int64_t row, const float* bias,
+                                  const float* mask, float* out, int64_t out_row) {
   for (int64_t j = 0; j < a.padded; j += kLanes) {
     Float sum[rows] = {};
     for (int64_t c = 0; c < a.width; ++c) {
@@ -289,8 +304,9 @@ QSR_INLINE void attend_float_rows(const WindowAttention& a, const AttentionScrat
   }
 }
 
-__attribute__((noinline)) void attend_float(WindowAttention a, AttentionScratch s, const float* qkv, int64_t row,
-                  const float* mask, float* out, int64_t out_row) {
+__attribute__((noinline)) void attend_float(WindowAttention a, AttentionScratch s, const float* qkv,
+                                            int64_t row, const float* mask, float* out,
+                                            int64_t out_row) {
   const int64_t features = a.heads * a.width;
   for (int64_t h = 0; h < a.heads; ++h) {
     const float *q = qkv + h * a.width, *k = q + features, *v = k + features;
@@ -299,8 +315,8 @@ __attribute__((noinline)) void attend_float(WindowAttention a, AttentionScratch 
     const float* bias = a.bias + h * a.pixels * a.padded;
     for (int64_t i = 0; i < a.pixels; i += kRows)
       attend_float_rows<kRows>(a, s, q + i * row, v, row, bias + i * a.padded,
-                               mask ? mask + i * a.padded : nullptr, out + i * out_row + h * a.width,
-                               out_row);
+                               mask ? mask + i * a.padded : nullptr,
+                               out + i * out_row + h * a.width, out_row);
   }
 }
 
@@ -311,7 +327,8 @@ void quantize_qkv(const WindowAttention& a, const float* x, uint8_t* to) {
   for (int part = 0; part < 3; ++part, x += features, to += features) {
     const ByteCodes c = *codes[part];
     const float factor = part == 0 ? a.query_scale : 1.0f;
-    for (int64_t i = 0; i < features; i += kLanes)  // what lies beyond is written again, or not read
+    for (int64_t i = 0; i < features;
+         i += kLanes)  // what lies beyond is written again, or not read
       store(to + i, bytes(load(x + i) * factor / c.step, c));
   }
 }
@@ -320,8 +337,8 @@ void attention(const AttentionRows& job, int64_t first, int64_t last) {
   const WindowAttention& a = job.attention;
   const int64_t features = a.heads * a.width, row = up(3 * features, 64) + kSlack;
   const int64_t out_row = up(features, 64) + kSlack;
-  Scratch scratch(AttentionScratch::size(a) + a.padded * (row + 4 * out_row + 4 * a.padded) + 4 * row +
-                  8 * 64);
+  Scratch scratch(AttentionScratch::size(a) + a.padded * (row + 4 * out_row + 4 * a.padded) +
+                  4 * row + 8 * 64);
   const AttentionScratch s(a, scratch);
   uint8_t* codes = scratch.take<uint8_t>(a.padded * row);
   float* mixed = scratch.take<float>(a.pixels * out_row);
@@ -338,16 +355,19 @@ void attention(const AttentionRows& job, int64_t first, int64_t last) {
                     a.pixels * sizeof(float));
     attend(a, s, codes, row, job.mask ? mask : nullptr, mixed, out_row);
     for (int64_t i = 0; i < a.pixels; ++i)
-      std::memcpy(job.out + (w * a.pixels + i) * features, mixed + i * out_row, features * sizeof(float));
+      std::memcpy(job.out + (w * a.pixels + i) * features, mixed + i * out_row,
+                  features * sizeof(float));
   }
 }
 
-// Linear layers and norms ---------------------------------------------------------------------------
+// Linear layers and norms
+// ---------------------------------------------------------------------------
 
-// rows of [channels], of which `features` are used -> [rows, channels]. Rows side by side, as above.
+// rows of [channels], of which `features` are used -> [rows, channels]. Rows side by side, as
+// above.
 template <int rows>
-QSR_INLINE void norm_rows(const float* const* x, int64_t channels, int64_t features, const Norm& norm,
-                          float* out) {
+QSR_INLINE void norm_rows(const float* const* x, int64_t channels, int64_t features,
+                          const Norm& norm, float* out) {
   Float sum[rows] = {}, squares[rows] = {};
   float mean[rows], inverse[rows];
   for (int64_t c = 0; c < channels; c += kLanes)
@@ -384,8 +404,9 @@ QSR_INLINE void quantize_row(const float* x, ByteLinear to, uint8_t* codes) {
 }
 
 // Norm and quantisation of the pixels of a window. normed: room for [kRows, in].
-__attribute__((noinline)) void codes_of_normed(const float* const* x, int64_t pixels, int64_t features,
-                                               Norm norm, ByteLinear to, float* normed, uint8_t* codes) {
+__attribute__((noinline)) void codes_of_normed(const float* const* x, int64_t pixels,
+                                               int64_t features, Norm norm, ByteLinear to,
+                                               float* normed, uint8_t* codes) {
   for (int64_t i = 0; i < pixels; i += kRows) {
     norm_rows<kRows>(x + i, to.in, features, norm, normed);
     for (int r = 0; r < kRows; ++r) quantize_row(normed + r * to.in, to, codes + (i + r) * to.in);
@@ -395,7 +416,8 @@ __attribute__((noinline)) void codes_of_normed(const float* const* x, int64_t pi
 // use(row, output, y): y = sum * scale + bias of 16 outputs. Arguments are copies and no inlining
 // here, so that gcc knows that a store of bytes changes none of them, and keeps them in registers.
 template <class Use>
-__attribute__((noinline)) void linear(ByteLinear layer, const uint8_t* codes, int64_t rows, Use use) {
+__attribute__((noinline)) void linear(ByteLinear layer, const uint8_t* codes, int64_t rows,
+                                      Use use) {
   const int64_t depth = layer.in;
   for (int64_t o = 0; o < layer.out; o += kVectors * kLanes) {
     const int8_t* weights = layer.weights + o * depth;
@@ -411,14 +433,14 @@ __attribute__((noinline)) void linear(ByteLinear layer, const uint8_t* codes, in
       for (int v = 0; v < kVectors; ++v) {
         const int64_t at = o + v * kLanes;
         const Float scale = load(layer.scale + at), bias = load(layer.bias + at);
-        for (int r = 0; r < kRows; ++r)
-          use(i + r, at, to_float(sum[r][v]) * scale + bias);
+        for (int r = 0; r < kRows; ++r) use(i + r, at, to_float(sum[r][v]) * scale + bias);
       }
     }
   }
 }
 
-// A layer, window by window -------------------------------------------------------------------------
+// A layer, window by window
+// -------------------------------------------------------------------------
 
 // -100 between the pixels of a window that the cyclic shift brought together from opposite edges.
 void fill_mask(const SwinLayer& job, bool last_row, bool last_column, float* mask) {
@@ -469,12 +491,14 @@ void layer(const SwinLayer& job, int64_t first, int64_t last) {
         for (int64_t c = 0; c < features; ++c) float_qkv[i * row + c] *= a.query_scale;
       attend_float(a, s, float_qkv, row, masked ? mask : nullptr, mixed, out_row);
     }
-    for (int64_t i = 0; i < pixels; ++i) quantize_row(mixed + i * out_row, job.proj, codes + i * channels);
+    for (int64_t i = 0; i < pixels; ++i)
+      quantize_row(mixed + i * out_row, job.proj, codes + i * channels);
     const auto add = [at](int64_t i, int64_t o, Float y) { store(at[i] + o, load(at[i] + o) + y); };
     linear(job.proj, codes, pixels, add);
     codes_of_normed(at, pixels, job.features, job.norm2, job.fc1, normed, codes);
     linear(job.fc1, codes, pixels, [hidden, fc2 = job.fc2](int64_t i, int64_t o, Float y) {
-      store(hidden + i * fc2.in + o, bytes((gelu(y) + load(fc2.tau + o)) / fc2.codes.step, fc2.codes));
+      store(hidden + i * fc2.in + o,
+            bytes((gelu(y) + load(fc2.tau + o)) / fc2.codes.step, fc2.codes));
     });
     linear(job.fc2, hidden, pixels, add);
   }

@@ -28,8 +28,9 @@ QSR_INLINE IntPart halves(Short pairs) {
   return (x << 16 >> 16) + (x >> 16);
 }
 
-// A product u8 x s8 fits 16 bits, so the even and the odd bytes of 16-bit lanes are multiplied there:
-// few machines without vectors of bytes lack that multiplication. 3 times the speed of single numbers.
+// A product u8 x s8 fits 16 bits, so the even and the odd bytes of 16-bit lanes are multiplied
+// there: few machines without vectors of bytes lack that multiplication. 3 times the speed of
+// single numbers.
 QSR_INLINE IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights) {
   int32_t bytes;
   std::memcpy(&bytes, four, 4);

@@ -1,5 +1,5 @@
-// Swin layers on AVX-512 VNNI: one instruction is 64 products u8 x s8, summed by fours into s32, exact
-// for all bytes.
+// Swin layers on AVX-512 VNNI: one instruction is 64 products u8 x s8, summed by fours into s32,
+// exact for all bytes.
 #include "swin.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -37,7 +37,6 @@ QSR_INLINE IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights) 
   return (IntPart)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(bytes),
                                       _mm512_loadu_si512(weights));
 }
-
 
 #include "wide.h"
 

@@ -1,16 +1,16 @@
-// The collapsed tail by Winograd's F(4x4, 5x5): a tile of 4x4 outputs from 8x8 inputs with 64 products
-// where the definition has 400. One source for every instruction set: a file chooses its target, says
-// how wide a vector is (kLanes), how many tiles a register tile has (kTiles) and what a fused
-// multiply-add is, then includes this inside its own anonymous namespace.
+// The collapsed tail by Winograd's F(4x4, 5x5): a tile of 4x4 outputs from 8x8 inputs with 64
+// products where the definition has 400. One source for every instruction set: a file chooses its
+// target, says how wide a vector is (kLanes), how many tiles a register tile has (kTiles) and what
+// a fused multiply-add is, then includes this inside its own anonymous namespace.
 //
 // The points are 0, 1, -1, 2, -2, 1/2, -1/2 and infinity, as in the F(6x6, 3x3) of float libraries.
 // Float32 keeps the result within some 1e-6 of the sum of products (tests/test_tail.py).
 //
-// The weights of all 64 positions, 786 KB at x4, are read once for each kTiles tiles; two or four times
-// as many tiles a pass measured 7 and 17 % slower, because the transformed patches then leave the
-// cache. Results do not
-// depend on how strips of rows are split over threads; a strip of a picture that starts at a multiple
-// of 4 rows gives the bits of the whole picture, because its tiles are the same tiles.
+// The weights of all 64 positions, 786 KB at x4, are read once for each kTiles tiles; two or four
+// times as many tiles a pass measured 7 and 17 % slower, because the transformed patches then leave
+// the cache. Results do not depend on how strips of rows are split over threads; a strip of a
+// picture that starts at a multiple of 4 rows gives the bits of the whole picture, because its
+// tiles are the same tiles.
 //
 // The outermost pixels have weights of their own and are computed by the definition.
 
@@ -48,7 +48,8 @@ QSR_INLINE void from_points(const Lanes m[kPatch], Lanes y[kTile]) {
 }
 
 // B' D B of one patch at `in` (rows apart by `row`): to [64 positions] at `stride`.
-inline void transform_patch(const float* in, int64_t row, int64_t channels, float* to, int64_t stride) {
+inline void transform_patch(const float* in, int64_t row, int64_t channels, float* to,
+                            int64_t stride) {
   for (int64_t c = 0; c < channels; c += kLanes) {
     Lanes rows[kPatch][kPatch];
     for (int i = 0; i < kPatch; ++i) {
@@ -78,7 +79,8 @@ inline void framed_patch(const Tail& job, int64_t ty, int64_t tx, float* to) {
 
 // Sums over channels of kTiles tiles at one position, `vectors` vectors of outputs.
 template <int vectors>
-QSR_INLINE void products(const float* a, int64_t channels, const float* w, int64_t outputs, float* to) {
+QSR_INLINE void products(const float* a, int64_t channels, const float* w, int64_t outputs,
+                         float* to) {
   Lanes sum[kTiles][vectors] = {};
   for (int64_t c = 0; c < channels; ++c, w += outputs) {
     Lanes weight[vectors];
@@ -113,8 +115,8 @@ int axis_class(int64_t at, int64_t length) {  // FIRST, INSIDE, LAST, ONLY of qs
   return at == 0 ? 0 : at == length - 1 ? 2 : 1;
 }
 
-// Outputs [o, o + vectors * kLanes) of one pixel by the definition, with the weights of its class. Even
-// and odd channels are summed apart, so that an addition need not wait for the one before.
+// Outputs [o, o + vectors * kLanes) of one pixel by the definition, with the weights of its class.
+// Even and odd channels are summed apart, so that an addition need not wait for the one before.
 template <int vectors>
 QSR_INLINE void ring_outputs(const Tail& job, int64_t y, int64_t x, int64_t o, float* to) {
   const int pixel_class = axis_class(y, job.height) * kTailClasses + axis_class(x, job.width);
@@ -145,8 +147,8 @@ inline void ring_pixel(const Tail& job, int64_t y, int64_t x) {
 }
 
 // Tiles [first, first + count) of one strip, count at most kTiles.
-inline void group(const Tail& job, int64_t ty, int64_t first, int64_t count, float* patches, float* m,
-                  float* frame) {
+inline void group(const Tail& job, int64_t ty, int64_t first, int64_t count, float* patches,
+                  float* m, float* frame) {
   const int64_t row = job.width * job.channels, stride = kTiles * job.channels;
   for (int64_t t = 0; t < count; ++t) {
     const int64_t y = ty * kTile - kReach, x = (first + t) * kTile - kReach;
@@ -156,7 +158,8 @@ inline void group(const Tail& job, int64_t ty, int64_t first, int64_t count, flo
                       patches + t * job.channels, stride);
     } else {
       framed_patch(job, ty, first + t, frame);
-      transform_patch(frame, kPatch * job.channels, job.channels, patches + t * job.channels, stride);
+      transform_patch(frame, kPatch * job.channels, job.channels, patches + t * job.channels,
+                      stride);
     }
   }
   for (int p = 0; p < kPositions; ++p) {

@@ -1,7 +1,7 @@
-// Sixteen lanes side by side, as vectors of the width that the target has: one of 16, two of 8 or four
-// of 4. (gcc takes vectors wider than the machine's apart into single numbers; the Swin layers were 20
-// times slower so.) A file includes this inside its own anonymous namespace, after finish.h, when it
-// has chosen its target and written
+// Sixteen lanes side by side, as vectors of the width that the target has: one of 16, two of 8 or
+// four of 4. (gcc takes vectors wider than the machine's apart into single numbers; the Swin layers
+// were 20 times slower so.) A file includes this inside its own anonymous namespace, after
+// finish.h, when it has chosen its target and written
 //
 //     QSR_PART                          the lanes of a part: 16, 8 or 4
 //     FloatPart larger(FloatPart a, FloatPart b)   a > b ? a : b, so b where one is NaN
@@ -9,8 +9,8 @@
 //     IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights)
 //                                       sum[l] + four[0..3] . weights[4 l .. 4 l + 3], exact
 //
-// Each lane is computed by itself and `fold` joins lanes in one fixed order, so that no result depends
-// on the width.
+// Each lane is computed by itself and `fold` joins lanes in one fixed order, so that no result
+// depends on the width.
 
 constexpr int kLanes = kRowLanes, kParts = kLanes / QSR_PART;
 
@@ -24,6 +24,7 @@ struct Byte {
   BytePart part[kParts];
 };
 
+// clang-format off
 #define QSR_PARTS(Result, expression)                                                   \
   {                                                                                     \
     Result result;                                                                      \
@@ -59,16 +60,20 @@ QSR_INLINE Int as_int(Float x) QSR_PARTS(Int, (IntPart)x.part[i])
 QSR_INLINE Float as_float(Int x) QSR_PARTS(Float, (FloatPart)x.part[i])
 QSR_INLINE Float to_float(Int x) QSR_PARTS(Float, __builtin_convertvector(x.part[i], FloatPart))
 QSR_INLINE Byte low_bytes(Int x) QSR_PARTS(Byte, low_bytes<QSR_PART>(x.part[i]))
+// clang-format on
 #undef QSR_PARTS
 
-QSR_INLINE Float load(const float* from) { return *(const Float*)from; }
+                QSR_INLINE Float load(const float* from) {
+  return *(const Float*)from;
+}
 QSR_INLINE Int load(const int32_t* from) { return *(const Int*)from; }
 QSR_INLINE void store(float* to, Float x) { *(Float*)to = x; }
 QSR_INLINE void store(int32_t* to, Int x) { *(Int*)to = x; }
 QSR_INLINE void store(uint8_t* to, Byte x) { *(Byte*)to = x; }
 
 // All bits of lane l where l < n.
-alignas(64) constexpr int32_t kLaneIndex[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+alignas(64) constexpr int32_t kLaneIndex[kLanes] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                    8, 9, 10, 11, 12, 13, 14, 15};
 QSR_INLINE Int lanes_below(int32_t n) {
   Int lanes = load(kLaneIndex);
 #pragma GCC unroll 4
@@ -104,5 +109,6 @@ QSR_INLINE float total(Float x) {
   return fold(x, [](FloatPart a, FloatPart b) __attribute__((always_inline)) { return a + b; });
 }
 QSR_INLINE float largest(Float x) {
-  return fold(x, [](FloatPart a, FloatPart b) __attribute__((always_inline)) { return larger(a, b); });
+  return fold(x,
+              [](FloatPart a, FloatPart b) __attribute__((always_inline)) { return larger(a, b); });
 }

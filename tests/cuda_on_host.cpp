@@ -4,9 +4,10 @@
 extern "C" void conv2d_on_host(const int64_t* sizes, const qsr::Word* a, const qsr::Word* w,
                                bool linear, int32_t* out) {
   qsr::Conv2d job{};
-  int64_t* const fields[] = {&job.n,        &job.height,   &job.width,    &job.groups,  &job.words,
-                             &job.out_channels, &job.kernel_h, &job.kernel_w, &job.out_h,
-                             &job.out_w,    &job.stride_h, &job.stride_w, &job.pad_h,   &job.pad_w};
+  int64_t* const fields[] = {&job.n,     &job.height,       &job.width,    &job.groups,
+                             &job.words, &job.out_channels, &job.kernel_h, &job.kernel_w,
+                             &job.out_h, &job.out_w,        &job.stride_h, &job.stride_w,
+                             &job.pad_h, &job.pad_w};
   for (int64_t* field : fields) *field = *sizes++;
   job.a_bits = static_cast<int>(*sizes++), job.w_bits = static_cast<int>(*sizes++);
   job.a_signed = *sizes++, job.w_signed = *sizes++;

@@ -191,7 +191,7 @@ def test_kernels_and_layers_are_timed_in_one_table(what):
     assert "w4a4" in text and "w2a2" in text
     if what == "kernel":
         for name in kernels.available("conv2d")[:-1]:
-            assert f"conv2d {name} w3a3" in text
+            assert f"conv2d {name} w2a2" in text
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from qsr import _native, kernels, reference
 from qsr.quantizer import QuantSpec
 
 CSRC = _native.CSRC
-NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no CUDA toolkit: nvcc not found")
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() or not _native.load().cuda, reason="no GPU, or no CUDA kernels"
@@ -93,7 +93,7 @@ def pointer(tensor):
 
 def conv2d_on_host(host, a, w, stride, padding, linear=False):
     out = kernels.conv2d(a, w, stride, padding, kernel="reference")
-    found = torch.full_like(out, -(2**30))
+    found = torch.full(out.shape, -(2**30), dtype=out.dtype)
     n, height, width, groups, a_bits, words = a.words.shape
     sizes = [n, height, width, groups, words, len(w.words), *w.words.shape[1:3], *out.shape[1:3]]
     sizes += [*stride, *padding, a_bits, w.words.shape[4], a.signed, w.signed]
@@ -140,7 +140,7 @@ def test_the_threads_of_attention_compute_the_bits_of_the_reference(
     ranges = torch.tensor([[x, s.qmin, s.qmax] for x, s in zip(steps, specs, strict=True)])
     codes = torch.empty(qkv.shape, dtype=torch.int16)
     probabilities = torch.empty(windows, heads, pixels, pixels, dtype=torch.int16)
-    found = torch.full_like(expected, torch.nan)
+    found = torch.full(expected.shape, torch.nan)
     sizes = torch.tensor([windows, pixels, heads, width, masks])
     tensors = (ranges, qkv, bias, mask, codes, probabilities, found)
     host.attention_on_host(pointer(sizes), ctypes.c_float(width**-0.5), *map(pointer, tensors))

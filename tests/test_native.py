@@ -114,8 +114,8 @@ def test_a_changed_source_changes_the_hash(package_copy):
 
 
 def test_every_source_is_built():
-    listed = set(_native.OPS_SOURCES + _native.BIND_SOURCES)
-    assert listed == {path.name for path in (ROOT / "csrc").glob("*.cpp")}
+    listed = {*_native.OPS_SOURCES, *_native.BIND_SOURCES, *_native.CUDA_SOURCES}
+    assert listed == {p.name for p in (ROOT / "csrc").iterdir() if p.suffix in (".cpp", ".cu")}
 
 
 def test_kernels_never_see_torch():

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-# One dimension each: scale * y = A (H g * B d), y_k = sum_i d[k + i] g[i]. Rows are the forms that the
-# headers of the two files list.
+# One dimension each: scale * y = A (H g * B d), y_k = sum_i d[k + i] g[i]. Rows are the forms that
+# the headers of the two files list.
 VNNI = {
     "scale": 4,
     "B": [
@@ -71,8 +71,8 @@ def test_transformed_codes_fit_a_byte_with_one_offset(name, bits, signed):
     forms = np.kron(b, b)
     zero = 1 << (bits - 1)
     low, high = reach(forms, -zero if signed else 0, zero - 1 if signed else 2 * zero - 1)
-    # The offset of the AVX2 row depends on the width, that of the other is 128; none where all signs
-    # are plus, at position (1, 1), if codes are unsigned.
+    # The offset of the AVX2 row depends on the width, that of the other is 128; none where all
+    # signs are plus, at position (1, 1), if codes are unsigned.
     offset = np.full(len(forms), 128 if name == "winograd-vnni" else 4 * zero)
     if not signed:
         offset[len(b) + 1] = 0

@@ -1,4 +1,5 @@
-// From tensors to a Conv2d: the checks that keep a call inside its tensors, the same on every device.
+// From tensors to a Conv2d: the checks that keep a call inside its tensors, the same on every
+// device.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -27,9 +28,9 @@ inline Conv2d conv2d_job(const torch::stable::Tensor& a, const torch::stable::Te
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2, "stride and padding are pairs");
   STD_TORCH_CHECK(stride[0] > 0 && stride[1] > 0 && padding[0] >= 0 && padding[1] >= 0,
                   "stride must be positive and padding not negative");
-  STD_TORCH_CHECK(w.size(3) == 1 && a.size(5) == w.size(5) && a.size(3) >= 1 &&
-                      w.size(0) % a.size(3) == 0,
-                  "a and w must have the same words a group, and groups must divide the outputs");
+  STD_TORCH_CHECK(
+      w.size(3) == 1 && a.size(5) == w.size(5) && a.size(3) >= 1 && w.size(0) % a.size(3) == 0,
+      "a and w must have the same words a group, and groups must divide the outputs");
   Conv2d job{};
   job.n = a.size(0), job.height = a.size(1), job.width = a.size(2), job.groups = a.size(3);
   job.words = a.size(5), job.out_channels = w.size(0);
@@ -38,14 +39,13 @@ inline Conv2d conv2d_job(const torch::stable::Tensor& a, const torch::stable::Te
   job.pad_h = padding[0], job.pad_w = padding[1];
   job.a_bits = static_cast<int>(a.size(4)), job.w_bits = static_cast<int>(w.size(4));
   job.a_signed = a_signed, job.w_signed = w_signed;
-  STD_TORCH_CHECK(job.height + 2 * job.pad_h >= job.kernel_h &&
-                      job.width + 2 * job.pad_w >= job.kernel_w,
-                  "the kernel must fit into the padded picture");
+  STD_TORCH_CHECK(
+      job.height + 2 * job.pad_h >= job.kernel_h && job.width + 2 * job.pad_w >= job.kernel_w,
+      "the kernel must fit into the padded picture");
   const int64_t depth = job.kernel_h * job.kernel_w * job.words * kWordBits;
   const int64_t largest_a = a_signed ? 1 << (job.a_bits - 1) : (1 << job.a_bits) - 1;
   const int64_t largest_w = w_signed ? 1 << (job.w_bits - 1) : (1 << job.w_bits) - 1;
-  STD_TORCH_CHECK(depth * largest_a * largest_w < (int64_t{1} << 31),
-                  "the sums could leave int32");
+  STD_TORCH_CHECK(depth * largest_a * largest_w < (int64_t{1} << 31), "the sums could leave int32");
   job.out_h = (job.height + 2 * job.pad_h - job.kernel_h) / job.stride_h + 1;
   job.out_w = (job.width + 2 * job.pad_w - job.kernel_w) / job.stride_w + 1;
   out = torch::stable::new_empty(a, {job.n, job.out_h, job.out_w, job.out_channels},
