@@ -19,6 +19,8 @@ from .backbone import rank_blocks as rank_blocks
 from .backbone import slice_depth as slice_depth
 from .backbone import srresnet as srresnet
 from .backbone import swinir_s as swinir_s
+from .baselines import PAMS as PAMS
+from .baselines import DoReFa as DoReFa
 from .checkpoint import save as save
 from .complexity import complexity as complexity
 from .data import Patches as Patches

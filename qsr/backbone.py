@@ -31,13 +31,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .baselines import PAMS, DoReFa
 from .blocks import Matmul, ResidualBlock, Shortcut, SwinBlock
 from .depth import DepthPlan
 from .layers import Bits, QConv2d, QLinear, QMatmul, split_bits
 from .quantizer import LSQ, RLQ
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; every network of this family subtracts it
-QUANTIZERS = {"rlq": RLQ, "lsq": LSQ}
+QUANTIZERS = {"rlq": RLQ, "lsq": LSQ, "dorefa": DoReFa, "pams": PAMS}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class NetworkConfig:
     blocks: int = 16
     depths: tuple[int, ...] = ()  # block counts trained together, deepest first; () = (blocks,)
     features: int = 64
-    quantizer: Literal["rlq", "lsq"] = "rlq"
+    quantizer: Literal["rlq", "lsq", "dorefa", "pams"] = "rlq"
     sharpness: float = 1.0  # phi's k (rlq)
     per_channel: bool = False  # one weight step size per output channel
     quantize_body_conv: bool = True
@@ -69,7 +70,8 @@ class NetworkConfig:
         _require(self.scale in (2, 3, 4), "scale", self.scale, "is 2, 3 or 4")
         _require(self.blocks in range(1, 1025), "blocks", self.blocks, "is 1 to 1024")
         _require(self.features in range(1, 4097), "features", self.features, "is 1 to 4096")
-        _require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, "is one of rlq, lsq")
+        known = ", ".join(QUANTIZERS)
+        _require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, f"is one of {known}")
         for width in [] if self.bits is None else split_bits(self.bits):
             _require(width in range(2, 9), "bits", self.bits, "has widths from 2 to 8")
         falls = all(a > b for a, b in itertools.pairwise((*self.depths, 0)))
@@ -120,6 +122,12 @@ class SwinConfig(NetworkConfig):
             _require(
                 width in range(2, 9), "attention_bits", self.attention_bits, "has widths 2 to 8"
             )
+        _require(
+            self.attention_bits is None or not QUANTIZERS[self.quantizer].narrow,
+            "attention_bits",
+            self.attention_bits,
+            f"is None with {self.quantizer}: its kernel takes the whole range of two's complement",
+        )
         for name in ("layers", "heads", "mlp_ratio"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "is 1 or more")
         _require(

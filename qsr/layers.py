@@ -78,7 +78,7 @@ class QConv2d(nn.Conv2d):
             )
         weight_bits, activation_bits = split_bits(bits)
         self.weight_quantizer = quantizer(
-            weight_bits, signed=True, steps=out_channels if per_channel else None
+            weight_bits, signed=True, steps=out_channels if per_channel else None, weights=True
         )
         self.input_quantizer = quantizer(activation_bits, channels=in_channels, channel_dim=1)
 
@@ -108,7 +108,7 @@ class QLinear(nn.Linear):
         super().__init__(in_features, out_features, **linear_options)
         weight_bits, activation_bits = split_bits(bits)
         self.weight_quantizer = quantizer(
-            weight_bits, signed=True, steps=out_features if per_channel else None
+            weight_bits, signed=True, steps=out_features if per_channel else None, weights=True
         )
         self.input_quantizer = quantizer(activation_bits, channels=in_features, channel_dim=-1)
 

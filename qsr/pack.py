@@ -46,8 +46,9 @@ class PackedLayer(nn.Module):
     def __init__(self, layer: QConv2d | QLinear, kernel: str = "auto") -> None:
         super().__init__()
         self.kernel = kernel
-        self.bits = layer.input_quantizer.bits
+        self.bits, self.narrow = layer.input_quantizer.bits, layer.input_quantizer.narrow
         self.signed = True  # sign of the activation codes; part of the state
+        self.groups = getattr(layer, "groups", 1)
         weight_quantizer = layer.weight_quantizer
         out_channels, *taps, channels = _weights_channels_last(layer).shape
         words = (out_channels, *taps, 1, weight_quantizer.bits, words_for(channels))
@@ -65,7 +66,8 @@ class PackedLayer(nn.Module):
         codes = weights.codes(_weights_channels_last(layer).float())
         self.signed = inputs.spec.signed
         self.weight.copy_(kernels.pack_codes(codes, bits=weights.bits, signed=True).words)
-        step_a, step_w = (q.step(q.step_size).flatten().float() for q in (inputs, weights))
+        step_a = inputs.step(inputs.step_size).flatten().float()
+        step_w = weights.step(layer.weight).flatten().float()
         self.step_size.copy_(step_a.reshape(()))
         self.scale.copy_((step_a * step_w).reshape(self.scale.shape))
         if self.tau is not None:
@@ -79,7 +81,27 @@ class PackedLayer(nn.Module):
         tau = self.tau
         if tau is not None and isinstance(self, PackedConv2d):
             tau = tau.view(1, -1, 1, 1)
-        return to_codes(x, self.step_size, QuantSpec(self.bits, self.signed), tau)
+        return to_codes(x, self.step_size, self.spec, tau)
+
+    @property
+    def spec(self) -> QuantSpec:
+        """The codes of the input."""
+        return QuantSpec(self.bits, self.signed, self.narrow)
+
+    def quantize(self, x: Tensor) -> BitPlanes:
+        """Packed codes of x, float [N, C, H, W]."""
+        x = x.float()
+        if self.narrow and self.signed:  # kernels know the whole range of two's complement only
+            x = x.clamp(min=self.spec.qmin * self.step_size)
+        return kernels.quantize_pack(
+            x,
+            self.step_size,
+            self.tau,
+            bits=self.bits,
+            signed=self.signed,
+            groups=self.groups,
+            kernel=_quantizing(self.kernel),
+        )
 
     @property
     def planes(self) -> BitPlanes:
@@ -107,19 +129,10 @@ class PackedConv2d(PackedLayer):
                 "Keep this layer in full precision (skip it in qsr.quantize)."
             )
         super().__init__(layer, kernel)
-        self.stride, self.padding, self.groups = layer.stride, layer.padding, layer.groups
+        self.stride, self.padding = layer.stride, layer.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        codes = kernels.quantize_pack(
-            x.float(),
-            self.step_size,
-            self.tau,
-            bits=self.bits,
-            signed=self.signed,
-            groups=self.groups,
-            kernel=_quantizing(self.kernel),
-        )
-        acc = kernels.conv2d(codes, self.planes, self.stride, self.padding, self.kernel)
+        acc = kernels.conv2d(self.quantize(x), self.planes, self.stride, self.padding, self.kernel)
         return epilogue(acc, self.scale, self.bias).permute(0, 3, 1, 2)
 
 
@@ -127,14 +140,7 @@ class PackedLinear(PackedLayer):
     """A QLinear on integers. x: float32 [..., in_features] -> float32 [..., out_features]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        codes = kernels.quantize_pack(
-            x.float().reshape(-1, x.shape[-1], 1, 1),
-            self.step_size,
-            self.tau,
-            bits=self.bits,
-            signed=self.signed,
-            kernel=_quantizing(self.kernel),
-        )
+        codes = self.quantize(x.reshape(-1, x.shape[-1], 1, 1))
         acc = kernels.linear(codes, self.planes, self.kernel)
         return epilogue(acc, self.scale, self.bias).view(*x.shape[:-1], -1)
 
@@ -145,8 +151,11 @@ class PackedMatmul(nn.Module):
     def __init__(self, matmul: QMatmul) -> None:
         super().__init__()
         self.specs = {  # signs are part of the state
-            "left": QuantSpec(matmul.left_quantizer.bits),
-            "right": QuantSpec(matmul.right_quantizer.bits),
+            side: QuantSpec(quantizer.bits, narrow=quantizer.narrow)
+            for side, quantizer in (
+                ("left", matmul.left_quantizer),
+                ("right", matmul.right_quantizer),
+            )
         }
         self.register_buffer("left_step", torch.ones(()))
         self.register_buffer("right_step", torch.ones(()))
@@ -183,7 +192,7 @@ class PackedMatmul(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.specs = {
-            side: QuantSpec(spec.bits, bool(signed))
+            side: QuantSpec(spec.bits, bool(signed), spec.narrow)
             for (side, spec), signed in zip(self.specs.items(), state.tolist(), strict=True)
         }
 

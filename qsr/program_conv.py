@@ -22,7 +22,6 @@ from .backbone import ConvConfig, NetworkConfig, QuantSR
 from .blocks import Shortcut
 from .depth import DepthPlan
 from .layers import split_bits
-from .quantizer import QuantSpec
 from .tail import CollapsedTail
 
 MAP_CHANNELS, MAP_TILE = 64, 4  # kMapChannels and kMapTile of csrc/conv3x3.h
@@ -233,5 +232,5 @@ def _numbers(layer: nn.Module | None) -> Tensor:
     """Step size, lowest and highest code of the input, and whether it is signed: float32 [4]."""
     if layer is None:
         return torch.tensor([1.0, 0.0, 0.0, 0.0])
-    spec = QuantSpec(layer.bits, layer.signed)
+    spec = layer.spec
     return torch.tensor([layer.step_size.item(), spec.qmin, spec.qmax, float(spec.signed)])

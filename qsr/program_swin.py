@@ -27,7 +27,6 @@ from .blocks import Shortcut, SwinLayer
 from .depth import DepthPlan
 from .layers import split_bits
 from .program_conv import code_map_bytes
-from .quantizer import QuantSpec
 from .tail import CollapsedTail
 
 FILL = 64  # channels inside a program are filled up to a multiple of this
@@ -295,7 +294,7 @@ class _CodeConv:
         scale = _fill(conv.scale.expand(features), channels)
         tau, bias = _fill(conv.tau, channels), _fill(conv.bias, channels)
         self.array = torch.stack([scale, bias, tau])
-        spec = QuantSpec(conv.bits, conv.signed)
+        spec = conv.spec
         step = conv.step_size.item()
         self.number = torch.tensor([step, spec.qmin, spec.qmax, float(spec.signed)])
         codes = F.pad(kernels.unpack_codes(conv.planes), (*fill, 0, 0, 0, 0, *fill))
@@ -321,7 +320,7 @@ class _Layer:
             rows, columns = codes.shape
             outputs, inputs = padded(rows), padded(columns)
             codes = F.pad(codes, (0, inputs - columns, 0, outputs - rows))
-            spec = QuantSpec(linear.bits, linear.signed)
+            spec = linear.spec
             offset = -spec.qmin  # makes a signed code a byte without sign
             weights.append(codes.view(outputs // 16, 16, inputs // 4, 4).transpose(1, 2).flatten())
             starts.append(-offset * codes.sum(1, dtype=torch.int32))

@@ -56,6 +56,7 @@ class QuantSpec:
 
     bits: int
     signed: bool = True
+    narrow: bool = False  # without the lowest signed code, so that the range is symmetric
 
     def __post_init__(self) -> None:
         if self.bits not in range(1, 9):
@@ -65,7 +66,7 @@ class QuantSpec:
 
     @property
     def qmin(self) -> int:
-        return -(1 << (self.bits - 1)) if self.signed else 0
+        return self.narrow - (1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def qmax(self) -> int:
@@ -176,6 +177,7 @@ class Quantizer(nn.Module):
     signed: True or False, or None to let `calibrate` decide from the data.
     channels: number of input channels, on `channel_dim`, for quantizers that treat each apart.
     steps: None for one step size (the paper), or the number of step sizes along dimension 0.
+    weights: whether it quantises weights, for methods that treat them in another way than inputs.
 
     Three things make a quantizer, and a network that uses any subclass can be packed:
     `step()`, `shift()` and `slope(u)`; then `codes(x)` and `forward(x)` follow, and
@@ -188,6 +190,8 @@ class Quantizer(nn.Module):
     (1.6, [-1, 0, 1], True)
     """
 
+    narrow = False  # whether signed codes leave out the lowest, see QuantSpec
+
     def __init__(
         self,
         bits: int,
@@ -196,6 +200,7 @@ class Quantizer(nn.Module):
         channels: int | None = None,
         channel_dim: int = 1,
         steps: int | None = None,
+        weights: bool = False,
     ) -> None:
         super().__init__()
         if bits not in range(2, 9):
@@ -207,6 +212,7 @@ class Quantizer(nn.Module):
         self.bits = bits
         self.channels = channels
         self.channel_dim = channel_dim
+        self.weights = weights
         self.signed = signed
         self.calibrated = False
         self.step_size = nn.Parameter(torch.ones(() if steps is None else (steps,)))
@@ -241,7 +247,7 @@ class Quantizer(nn.Module):
                 "this quantizer has not seen data yet, so the sign of its codes is unknown; "
                 "call qsr.calibrate(net, batch) first, or load trained weights."
             )
-        return QuantSpec(self.bits, self.signed)
+        return QuantSpec(self.bits, self.signed, self.narrow)
 
     def step(self, x: Tensor) -> Tensor:
         """The positive step size(s), shaped to multiply x. Raises ValueError if not calibrated."""
