@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from . import __version__, _native, bench, bench_report, kernels, reproduce, zoo
+from . import __version__, _native, ablation, bench, bench_report, kernels, reproduce, zoo
 from .backbone import QuantSR, load_weights, preset, rank_blocks
 from .checkpoint import describe, list_checkpoints, load_checkpoint, save
 from .data import Patches
@@ -94,8 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(command)
     _add_pack(command)
     _add_bench(command)
-    sub = command("reproduce", _reproduce, "Reprint a table of the paper.", numbers=True)
-    sub.add_argument("what", choices=["table2"], help="table2: parameters and operations")
+    _add_reproduce(command)
     command("models", _models, "List the models that come with qsr.", numbers=True)
     command("info", _info, "Say how qsr runs on this machine.", numbers=True)
     return parser
@@ -312,8 +311,40 @@ def _info(args: argparse.Namespace) -> None:
             print(f"{name:9} {value}")
 
 
+def _add_reproduce(command) -> None:
+    sub = command("reproduce", _reproduce, "Print a table of the paper, computed.", numbers=True)
+    sub.add_argument(
+        "what",
+        choices=["table2", "ablation"],
+        help="table2: parameters and operations; ablation: quantizers on equal terms, trained here",
+    )
+    group = sub.add_argument_group("ablation")
+    group.add_argument(
+        "--out", metavar="FOLDER", default="runs/ablation", help="records (%(default)s)"
+    )
+    group.add_argument(
+        "--data", nargs="+", metavar="SET", default=["T91", "General100"], help="training sets"
+    )
+    group.add_argument("--steps", type=int, default=1500, help="of each run (%(default)s)")
+    group.add_argument("--seeds", type=int, default=3, help="runs of each method (%(default)s)")
+    group.add_argument(
+        "--sets", nargs="+", metavar="SET", default=list(ablation.SETS), help="test sets"
+    )
+    group.add_argument("--methods", nargs="+", metavar="NAME", default=[], help="fewer of them")
+
+
 def _reproduce(args: argparse.Namespace) -> None:
-    print(reproduce.table2(json=args.json))
+    if args.what == "table2":
+        print(reproduce.table2(json=args.json))
+        return
+    for name in ("steps", "seeds"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"`--{name}` is {getattr(args, name)}; it is 1 or more.")
+    _check_writable(Path(args.out))
+    records = ablation.ablation(
+        args.out, args.data, args.steps, args.seeds, args.methods, args.sets
+    )
+    print(json.dumps(records, indent=1) if args.json else ablation.table(records))
 
 
 # train, pack --------------------------------------------------------------------------------------

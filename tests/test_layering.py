@@ -14,7 +14,7 @@ import qsr
 NAMES = """
     files image quantizer bitplanes metrics data layers baselines _native reference kernels
     blocks depth backbone complexity tail program_conv program_swin pack checkpoint distill
-    infer zoo evaluate peers bench bench_report train viz course reproduce cli
+    infer zoo evaluate peers bench bench_report train ablation viz course reproduce cli
 """
 ORDER = NAMES.split()
 MODULES = sorted(Path(qsr.__file__).parent.glob("*.py"))
