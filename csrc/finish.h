@@ -14,6 +14,7 @@ template <int n>
 struct Vector {
   typedef float Float __attribute__((vector_size(4 * n), aligned(4)));
   typedef int32_t Int __attribute__((vector_size(4 * n), aligned(4)));
+  typedef uint32_t Unsigned __attribute__((vector_size(4 * n), aligned(4)));
   typedef uint8_t Byte __attribute__((vector_size(n), aligned(1)));
 };
 

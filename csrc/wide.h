@@ -12,6 +12,7 @@
 // Each lane is computed by itself and `fold` joins lanes in one fixed order, so that no result
 // depends on the width.
 
+typedef Vector<QSR_PART>::Unsigned UnsignedPart;
 constexpr int kLanes = kRowLanes, kParts = kLanes / QSR_PART;
 
 struct Int {
@@ -41,8 +42,10 @@ QSR_INLINE Float operator+(Float a, float b) QSR_PARTS(Float, a.part[i] + b)
 QSR_INLINE Float operator-(Float a, float b) QSR_PARTS(Float, a.part[i] - b)
 QSR_INLINE Float operator*(Float a, float b) QSR_PARTS(Float, a.part[i] * b)
 QSR_INLINE Float operator/(Float a, float b) QSR_PARTS(Float, a.part[i] / b)
-QSR_INLINE Int operator+(Int a, Int b) QSR_PARTS(Int, a.part[i] + b.part[i])
-QSR_INLINE Int operator+(Int a, int32_t b) QSR_PARTS(Int, a.part[i] + b)
+// Sums of integers are modulo 2^32: 2^t of a t far below -125 is made of one that wraps, and dropped.
+QSR_INLINE Int operator+(Int a, Int b)
+    QSR_PARTS(Int, (IntPart)((UnsignedPart)a.part[i] + (UnsignedPart)b.part[i]))
+QSR_INLINE Int operator+(Int a, int32_t b) { return a + all(b); }
 QSR_INLINE Int operator*(Int a, int32_t b) QSR_PARTS(Int, a.part[i] * b)
 QSR_INLINE Int operator&(Int a, Int b) QSR_PARTS(Int, a.part[i] & b.part[i])
 QSR_INLINE Int operator&(Int a, int32_t b) QSR_PARTS(Int, a.part[i] & b)
