@@ -281,7 +281,7 @@ def test_presets_have_the_depths_of_the_paper(config, depths):
         (lambda: qsr.quantsr_c(features=0), "`features` is 0"),
         (lambda: qsr.quantsr_c(blocks=4, depths=(2, 4)), "`depths` is (2, 4)"),
         (lambda: qsr.quantsr_c(blocks=4, depths=(4, 4)), "`depths` is (4, 4)"),
-        (lambda: qsr.quantsr_c(quantizer="dorefa"), "`quantizer` is 'dorefa'"),
+        (lambda: qsr.quantsr_c(quantizer="ternary"), "`quantizer` is 'ternary'"),
         (lambda: qsr.quantsr_c(blocks=2, dropped=(0, 1)), "`dropped` is (0, 1)"),
         (lambda: qsr.quantsr_t(features=64), "`features` is 64"),
         (lambda: qsr.quantsr_t(heads=0), "`heads` is 0"),
