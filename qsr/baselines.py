@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .quantizer import MIN_STEP_SIZE, Quantizer, to_codes
+from .fake_quantize import MIN_STEP_SIZE
+from .quantizer import Quantizer, to_codes
 
 
 def straight_through(z: Tensor) -> Tensor:

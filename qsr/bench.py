@@ -136,7 +136,9 @@ def take_turns(
     return [(1e3 * min(t), 1e3 * statistics.median(t)) for t in times]
 
 
-def _timed(function: Callable[[], object]) -> Callable[[], float]:
+def timed(function: Callable[[], object]) -> Callable[[], float]:
+    """A function that calls `function` and returns its seconds."""
+
     def run() -> float:
         began = time.perf_counter()
         function()
@@ -188,7 +190,7 @@ def _local_rows(named, limits, macs, threads: int, rounds: int, what: str) -> li
     """Time functions of this process: {name: function}, {name: ceiling}, one number of products."""
     for run in named.values():
         run()
-    times = take_turns([_timed(run) for run in named.values()], rounds, what)
+    times = take_turns([timed(run) for run in named.values()], rounds, what)
     return [
         _with_rates(Row(name, "", threads, None, *ms), macs, limits[name])
         for name, ms in zip(named, times, strict=True)
@@ -241,7 +243,7 @@ def layer_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) ->
     for model in inside.values():
         for blocks in (1, 1 + INSIDE):
             model(lr, blocks=blocks)
-            runs.append(_timed(functools.partial(model, lr, blocks=blocks)))
+            runs.append(timed(functools.partial(model, lr, blocks=blocks)))
     times = take_turns(runs, rounds, "layers inside")
     for i, name in enumerate(inside):
         few, many = times[2 * i], times[2 * i + 1]
@@ -306,19 +308,19 @@ def network_rows(
     """Open all contenders, compare what they give, and let those that agree take turns."""
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
-        ready: list[tuple[Contender, Row, _Process]] = []
+        ready: list[tuple[Contender, Row, Worker]] = []
         for contender in tqdm(contenders, "opening", leave=False):
             row = Row(contender.name, contender.column, threads, contender.blocks)
             try:
                 if contender.write is not None:
                     _in_process(_write, contender.write)
                 arguments = (contender.needs, contender.open, threads, picture)
-                process = stack.enter_context(_Process(_serve, *arguments))
+                process = stack.enter_context(Worker(_serve, *arguments))
                 output, memory = process.ask()
                 row = replace(row, memory=memory, **_difference(output, contender))
                 _check_agreement(row, contender.exact)
                 ready.append((contender, row, process))
-            except _Failed as error:
+            except Failed as error:
                 rows.append(replace(row, note=str(error)))
         times = take_turns(
             [process.time for _, _, process in ready], rounds, f"{threads} thread(s)"
@@ -335,7 +337,7 @@ def _difference(output: np.ndarray, contender: Contender) -> dict[str, float]:
     if contender.expected is None:
         return {}
     if output.shape != contender.expected.shape:
-        raise _Failed(f"gives the shape {output.shape}, not {contender.expected.shape}")
+        raise Failed(f"gives the shape {output.shape}, not {contender.expected.shape}")
     b = contender.border
     inner = (..., slice(b, output.shape[2] - b), slice(b, output.shape[3] - b))
     difference = (output[inner] - contender.expected[inner]).astype(np.float64)
@@ -347,23 +349,23 @@ def _difference(output: np.ndarray, contender: Contender) -> dict[str, float]:
 
 
 def _check_agreement(row: Row, exact: bool) -> None:
-    """Raise _Failed for an output that is not what it should be; NaN is not."""
+    """Raise Failed for an output that is not what it should be; NaN is not."""
     if row.psnr is None:
         return
     if exact and not row.largest <= LARGEST:
-        raise _Failed(f"differs by {row.largest:.2g}, more than {LARGEST:g}: not timed")
+        raise Failed(f"differs by {row.largest:.2g}, more than {LARGEST:g}: not timed")
     if not exact and not row.psnr >= LEAST_PSNR:
-        raise _Failed(f"{row.psnr:.1f} dB, less than {LEAST_PSNR:g}: not timed")
+        raise Failed(f"{row.psnr:.1f} dB, less than {LEAST_PSNR:g}: not timed")
 
 
 # A process each -----------------------------------------------------------------------------------
 
 
-class _Failed(Exception):
+class Failed(Exception):
     """Why a contender has no time, in one line."""
 
 
-class _Process:
+class Worker:
     """A process that runs serve(connection, ...) and is asked and answers over a pipe."""
 
     def __init__(self, serve: Callable[..., None], *args) -> None:
@@ -374,23 +376,23 @@ class _Process:
         theirs.close()
 
     def ask(self, what: object = None) -> object:
-        """Send `what` unless it is None, and wait for the answer. Raises _Failed."""
+        """Send `what` unless it is None, and wait for the answer. Raises Failed."""
         try:
             if what is not None:
                 self.connection.send(what)
             kind, answer = self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.join()
-            raise _Failed(f"its process ended with code {self.process.exitcode}") from error
+            raise Failed(f"its process ended with code {self.process.exitcode}") from error
         if kind == "failed":
-            raise _Failed(answer)
+            raise Failed(answer)
         return answer
 
     def time(self) -> float:
         time.sleep(PAUSE)
         return self.ask("run")
 
-    def __enter__(self) -> _Process:
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *exception) -> None:
@@ -400,7 +402,7 @@ class _Process:
 
 
 def _in_process(serve: Callable[..., None], *args) -> object:
-    with _Process(serve, *args) as process:
+    with Worker(serve, *args) as process:
         return process.ask()
 
 
@@ -434,21 +436,21 @@ def _serve(
     for module in needs:
         importlib.import_module(module)
     _native.load()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     run = open(threads)
     output = np.array(run(picture))
-    _forget_peak()
+    forget_peak()
     run(picture)
-    peak = _resident("VmHWM")
+    peak = resident("VmHWM")
     memory = None if peak is None or before is None else peak - before
     connection.send(("ready", (output, memory)))
-    timed = _timed(functools.partial(run, picture))
+    once = timed(functools.partial(run, picture))
     while True:
         connection.recv()
-        connection.send(("seconds", min(timed() for _ in range(RUNS_A_TURN))))
+        connection.send(("seconds", min(once() for _ in range(RUNS_A_TURN))))
 
 
-def _resident(field: str) -> int | None:
+def resident(field: str) -> int | None:
     """VmRSS (now) or VmHWM (peak) of this process in bytes; None where Linux does not say."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -457,7 +459,7 @@ def _resident(field: str) -> int | None:
     return None
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Let VmHWM start again from what is resident now: loading and compiling are not running."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

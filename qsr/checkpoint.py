@@ -254,8 +254,11 @@ def load_optimizer(path: str | os.PathLike, net: QuantSR, optimizer: torch.optim
             for p in group["params"]:
                 name = names[id(p)]
                 if name in moments["step"]:
+                    # Like p also in its memory layout: fused Adam walks over both side by side.
                     optimizer.state[p] = {
-                        key: tensors[name].clone().to("cpu" if key == "step" else p.device)
+                        key: torch.empty_like(p if key != "step" else tensors[name]).copy_(
+                            tensors[name]
+                        )
                         for key, tensors in moments.items()
                     }
     except CHECKPOINT_ERRORS as error:

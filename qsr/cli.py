@@ -17,11 +17,22 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from . import __version__, _native, ablation, bench, bench_report, kernels, reproduce, zoo
+from . import (
+    __version__,
+    _native,
+    ablation,
+    bench,
+    bench_report,
+    bench_train,
+    kernels,
+    reproduce,
+    zoo,
+)
 from .backbone import QuantSR, load_weights, preset, rank_blocks
 from .checkpoint import describe, list_checkpoints, load_checkpoint, save
 from .data import Patches
 from .evaluate import agreement, evaluate
+from .files import replacing
 from .image import FORMATS, check_format, read, write
 from .infer import DEFAULT_MEMORY, upscale_picture
 from .layers import calibrate
@@ -487,7 +498,9 @@ def _add_bench(command) -> None:
     sub = command(
         "bench", _bench, "Time kernels, a layer, or networks beside other engines.", threads=False
     )
-    sub.add_argument("what", nargs="?", choices=["kernel", "layer", "network"], default="network")
+    sub.add_argument(
+        "what", nargs="?", choices=["kernel", "layer", "network", "train"], default="network"
+    )
     models = sub.add_mutually_exclusive_group()
     models.add_argument("--model", nargs="+", metavar="NAME", help="zoo models, or .qsr files")
     models.add_argument(
@@ -500,8 +513,11 @@ def _add_bench(command) -> None:
     sub.add_argument(
         "--blocks", type=int, metavar="N", help="depth (all; of presets 16, of QuantSR-T 4)"
     )
-    sub.add_argument("--size", type=int, default=128, metavar="N", help="side of the input (128)")
-    sub.add_argument("--rounds", type=int, metavar="N", help="turns of each (network 5, else 20)")
+    sub.add_argument("--size", type=int, metavar="N", help="side of the input (128; train 24)")
+    sub.add_argument("--batch", type=int, default=8, metavar="N", help="patches a step (train: 8)")
+    sub.add_argument(
+        "--rounds", type=int, metavar="N", help="turns of each (network and train 5, else 20)"
+    )
     sub.add_argument(
         "--threads",
         dest="counts",
@@ -521,8 +537,11 @@ def _add_bench(command) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    rounds = (5 if args.what == "network" else 20) if args.rounds is None else args.rounds
-    for name, value in (("size", args.size), ("rounds", rounds), ("threads", min(args.counts))):
+    slow = args.what in ("network", "train")
+    rounds = (5 if slow else 20) if args.rounds is None else args.rounds
+    size = (24 if args.what == "train" else 128) if args.size is None else args.size
+    sizes = {"size": size, "batch": args.batch, "rounds": rounds, "threads": min(args.counts)}
+    for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"`--{name}` is {value}; it is 1 or more.")
     for path in (args.json, args.plot):
@@ -530,16 +549,18 @@ def _bench(args: argparse.Namespace) -> None:
             _check_writable(Path(path).parent)
     if args.plot is not None and (args.what != "network" or Path(args.plot).suffix != ".png"):
         raise ValueError(f"`--plot` is {args.plot}; it draws networks, into a .png file.")
+    if args.what == "train":
+        return _bench_train(args, size, rounds)
     if args.what != "network":
-        report = bench.bench_local(args.what, args.size, args.counts, rounds)
+        report = bench.bench_local(args.what, size, args.counts, rounds)
     else:
         chosen, remark = bench.choose_peers(args.peers)
         if remark:
             _complain(remark)
-        models = _bench_models(args)
+        models = _bench_models(args, size)
         report = bench.bench_network(
             models,
-            args.size,
+            size,
             args.counts,
             rounds,
             chosen,
@@ -553,7 +574,18 @@ def _bench(args: argparse.Namespace) -> None:
     print(bench_report.markdown(report))
 
 
-def _bench_models(args: argparse.Namespace) -> dict[str, QuantSR | PackedModel]:
+def _bench_train(args: argparse.Namespace, size: int, rounds: int) -> None:
+    reports = []
+    for name in args.preset[:1] if args.preset is BENCH_PRESETS else args.preset:
+        config = preset(name) if args.blocks is None else preset(name, blocks=args.blocks)
+        reports.append(bench_train.bench_train(config, size, args.batch, args.counts, rounds))
+        print(bench_train.table(reports[-1]))
+    if args.json is not None:
+        with replacing(args.json) as temporary:
+            temporary.write_text(json.dumps(reports, indent=1) + "\n")
+
+
+def _bench_models(args: argparse.Namespace, size: int) -> dict[str, QuantSR | PackedModel]:
     """{name: network}: from files or the zoo, else calibrated with random weights."""
     if args.model:
         models = {Path(name).stem: zoo.load(name) for name in args.model}
@@ -566,7 +598,7 @@ def _bench_models(args: argparse.Namespace) -> dict[str, QuantSR | PackedModel]:
         config = preset(name, blocks=blocks)
         if config.bits is None:
             raise ValueError(f"{name} has no bits, so there is nothing to pack; name a quantsr-*.")
-        models[name] = bench.random_network(config, args.size)
+        models[name] = bench.random_network(config, size)
     return models
 
 

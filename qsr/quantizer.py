@@ -40,7 +40,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-MIN_STEP_SIZE = 1e-8  # the forward pass never divides by less: a learned step may cross zero
+from .fake_quantize import MIN_STEP_SIZE, PhiSlope, fake_quantize
+
 SIGNED_BELOW = -1e-5  # activations with a value below this need signed codes (released code)
 
 
@@ -78,35 +79,6 @@ class QuantSpec:
         return torch.int8 if self.signed else torch.uint8
 
 
-def phi(u: Tensor, sharpness: float = 1.0) -> Tensor:
-    """RLQ's transformation of one interval: [0, 1] onto [0, 1], steepest at u = 1/2.
-
-        phi(u) = (tanh(k (u - 1/2)) / tanh(k / 2) + 1) / 2,    k = sharpness
-
-    The paper's released code has k = 1; k -> 0 is the straight line of LSQ. u: float, any shape.
-
-    >>> phi(torch.tensor([0.0, 0.5, 1.0])).tolist()
-    [0.0, 0.5, 1.0]
-    """
-    if sharpness == 0:
-        return u
-    return (torch.tanh(sharpness * (u - 0.5)) / math.tanh(sharpness / 2) + 1) / 2
-
-
-def phi_slope(u: Tensor, sharpness: float = 1.0) -> Tensor:
-    """The derivative of `phi`: phi'(u) = k (1 - tanh(k (u - 1/2))^2) / (2 tanh(k / 2)).
-
-    Its mean over the interval is 1, so the gradient is moved about, not made larger.
-
-    >>> [round(v, 4) for v in phi_slope(torch.tensor([0.0, 0.25, 0.5])).tolist()]
-    [0.8509, 1.0171, 1.082]
-    """
-    if sharpness == 0:
-        return torch.ones_like(u)
-    t = torch.tanh(sharpness * (u - 0.5))
-    return (1 - t * t) * (sharpness / (2 * math.tanh(sharpness / 2)))
-
-
 def to_codes(x: Tensor, step_size: Tensor, spec: QuantSpec, tau: Tensor | None = None) -> Tensor:
     """The integer codes of x: clamp(round((x + tau) / step_size), qmin, qmax), halves to even.
 
@@ -119,55 +91,6 @@ def to_codes(x: Tensor, step_size: Tensor, spec: QuantSpec, tau: Tensor | None =
     """
     z = x / step_size if tau is None else (x + tau) / step_size
     return z.round().clamp(spec.qmin, spec.qmax).to(spec.dtype)
-
-
-class FakeQuantize(torch.autograd.Function):
-    """x -> step_size * codes, with the surrogate's gradients for x, step_size and tau.
-
-    With G = dL/dx_hat, u = z - floor(z) and `inside` = (qmin <= z <= qmax):
-
-        dL/dx         = G slope(u) inside
-        dL/dtau       = the same, summed over everything that shares one tau
-        dL/dstep_size = g * sum G d,    d = round(z) - slope(u) z   inside
-                                        d = qmin or qmax            outside
-        g             = 1 / sqrt(n qmax),   n = elements that share one step size
-
-    g is LSQ's: it keeps the relative update of a step size about as large as that of a weight.
-    """
-
-    @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        step_size: Tensor,
-        tau: Tensor | None,
-        spec: QuantSpec,
-        slope: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        step = step_size.clamp(min=MIN_STEP_SIZE)
-        z = x / step if tau is None else (x + tau) / step
-        ctx.save_for_backward(z)
-        ctx.spec, ctx.slope = spec, slope
-        ctx.step_shape = step_size.shape
-        ctx.tau_shape = None if tau is None else tau.shape
-        return z.round().clamp_(spec.qmin, spec.qmax).mul_(step)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (z,) = ctx.saved_tensors
-        spec, wants = ctx.spec, ctx.needs_input_grad
-        inside = (z >= spec.qmin) & (z <= spec.qmax)
-        slope = ctx.slope(z - z.floor()).mul_(inside)
-        grad_x = grad * slope
-        grad_step = grad_tau = None
-        if wants[1]:
-            shared = z.numel() // max(1, math.prod(ctx.step_shape))
-            # round(clamp(z)) is round(z) inside and qmin or qmax outside; slope is zero outside.
-            d = z.clamp(spec.qmin, spec.qmax).round_().sub_(slope.mul_(z))
-            grad_step = (d * grad).sum_to_size(ctx.step_shape) / math.sqrt(shared * spec.qmax)
-        if wants[2]:
-            grad_tau = grad_x.sum_to_size(ctx.tau_shape)
-        return (grad_x if wants[0] else None), grad_step, grad_tau, None, None
 
 
 class Quantizer(nn.Module):
@@ -219,9 +142,13 @@ class Quantizer(nn.Module):
 
     # What a subclass may change -----------------------------------------------------------------
 
-    def slope(self, u: Tensor) -> Tensor:
-        """Derivative of the surrogate at position u in [0, 1) of its interval. Here: 1."""
-        return torch.ones_like(u)
+    @property
+    def slope(self) -> Callable[[Tensor], Tensor]:
+        """Derivative of the surrogate at position u in [0, 1) of its interval. Here: 1.
+
+        A subclass may as well define it as a method `slope(self, u)`.
+        """
+        return PhiSlope(0.0)
 
     def shift(self, x: Tensor) -> Tensor | None:
         """What is added to x before the division, broadcastable to x, or None. Here: None."""
@@ -283,7 +210,8 @@ class Quantizer(nn.Module):
         step = self.step_size
         if step.ndim:
             step = step.view(-1, *[1] * (x.ndim - 1))
-        return FakeQuantize.apply(x, step, self.shift(x), self.spec, self.slope)
+        spec = self.spec
+        return fake_quantize(x, step, self.shift(x), spec.qmin, spec.qmax, self.slope)
 
     def _require_calibration(self) -> None:
         if not self.calibrated:
@@ -333,9 +261,10 @@ class RLQ(Quantizer):
         self.sharpness = sharpness
         self.tau = None if self.channels is None else nn.Parameter(torch.zeros(self.channels))
 
-    def slope(self, u: Tensor) -> Tensor:
-        """phi'(u), see `phi_slope`."""
-        return phi_slope(u, self.sharpness)
+    @property
+    def slope(self) -> PhiSlope:
+        """phi'(u), see `fake_quantize.phi_slope`."""
+        return PhiSlope(self.sharpness)
 
     def shift(self, x: Tensor) -> Tensor | None:
         """tau, shaped to be added to x along its channel dimension."""

@@ -146,11 +146,11 @@ def fit(
         raise ValueError(
             f"the data have scale {data.scale} and the network {net.config.scale}; make both equal."
         )
+    net.train().to(memory_format=torch.channels_last)  # 3x3 convolutions are faster so
     optimizer = make_optimizer(net, config)
     start = _resume(net, optimizer, config, folder)
     if start == 0 and not all(m.calibrated for m in net.modules() if isinstance(m, Quantizer)):
         calibrate(net, data.batch(0)[0])
-    net.train().to(memory_format=torch.channels_last)  # 3x3 convolutions are faster so
     began, recent = time.monotonic(), {}
     path = None
     with _stop_signals() as stop, tqdm(total=config.steps, initial=start, unit="step") as bar:
@@ -179,7 +179,9 @@ def fit(
 
 def make_optimizer(net: QuantSR, config: TrainConfig) -> torch.optim.Adam:
     """Adam over all parameters of `net` (weights, biases, steps, tau, shortcuts)."""
-    return torch.optim.Adam(net.parameters(), lr=config.learning_rate, betas=config.betas)
+    return torch.optim.Adam(
+        net.parameters(), lr=config.learning_rate, betas=config.betas, fused=True
+    )
 
 
 def _resume(

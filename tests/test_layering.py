@@ -12,9 +12,9 @@ import pytest
 import qsr
 
 NAMES = """
-    files image quantizer bitplanes metrics data layers baselines _native reference kernels
-    blocks depth backbone complexity tail program_conv program_swin pack checkpoint distill
-    infer zoo evaluate peers bench bench_report train ablation viz course reproduce cli
+    files image _native fake_quantize quantizer bitplanes metrics data layers baselines reference
+    kernels blocks depth backbone complexity tail program_conv program_swin pack checkpoint distill
+    infer zoo evaluate peers bench bench_report train bench_train ablation viz course reproduce cli
 """
 ORDER = NAMES.split()
 MODULES = sorted(Path(qsr.__file__).parent.glob("*.py"))

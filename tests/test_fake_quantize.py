@@ -1,0 +1,208 @@
+"""The fused kernels of fake quantisation against the definition in PyTorch."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import qsr
+from qsr import _native
+from qsr.fake_quantize import FakeQuantize, FusedForPhi, PhiSlope, fake_quantize, phi_slope
+
+SHARPNESS = st.sampled_from([0.0, 0.3, 1.0, 2.0, 7.0, 300.0])
+SHAPES = [
+    ((2, 3, 4, 5), 1),
+    ((1, 64, 9, 7), 1),
+    ((2, 60, 8, 8), 1),
+    ((3, 16, 60), 2),
+    ((5, 1, 3, 3), 1),
+    ((1, 4097, 1, 3), 1),
+    ((2, 32, 70, 70), 1),  # several chunks
+    ((40000,), 0),
+    ((0, 8, 4, 4), 1),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def native_code():
+    assert _native.load().native
+
+
+def random_case(shape, channel, signed, seed, with_tau=True):
+    """(x, step, tau, grad, qmin, qmax) in float32, values in and around the range of 4 bits."""
+    generator = torch.Generator().manual_seed(seed)
+    spec = qsr.QuantSpec(4, signed)
+    step = 0.1 + torch.rand((), generator=generator)
+    tau_shape = [1] * len(shape)
+    tau_shape[channel] = shape[channel]
+    tau = torch.randn(tau_shape, generator=generator) if with_tau else None
+    z = (spec.qmax - spec.qmin) * (1.4 * torch.rand(shape, generator=generator) - 0.2) + spec.qmin
+    x = z * step - (0 if tau is None else tau)
+    return x, step, tau, torch.randn(shape, generator=generator), spec.qmin, spec.qmax
+
+
+def run(version, x, step, tau, grad, qmin, qmax, slope):
+    """(values, dx, dstep, dtau or None)."""
+    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+              for t in (x, step, tau) if t is not None]  # fmt: skip
+    y = version.apply(
+        leaves[0], leaves[1], leaves[2] if tau is not None else None, qmin, qmax, slope
+    )
+    y.backward(grad)
+    return (y.detach(), *(leaf.grad for leaf in leaves))
+
+
+def assert_agree(case, slope):
+    values, *gradients = run(FusedForPhi, *case, slope)
+    expected, *wanted = run(FakeQuantize, *case, slope)
+    assert torch.equal(values, expected)
+    # float64 sums of the same float32 terms: what the sums would be without rounding.
+    grad = case[3].double()
+    size = grad.abs().sum().item() + 1e-6
+    for name, ours, theirs in zip(("x", "step", "tau"), gradients, wanted, strict=False):
+        limit = 2e-6 if name == "x" else 3e-6 * size
+        scale = 8 * phi_slope(torch.tensor(0.5), slope.sharpness).item()
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=limit * scale, msg=name)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    case=st.sampled_from(SHAPES),
+    layout=st.sampled_from(["contiguous", "channels_last", "strided"]),
+    signed=st.booleans(),
+    with_tau=st.booleans(),
+    sharpness=SHARPNESS,
+    seed=st.integers(0, 2**20),
+)
+def test_the_fused_kernels_give_the_definitions_values_and_gradients(
+    case, layout, signed, with_tau, sharpness, seed
+):
+    shape, channel = case
+    x, step, tau, grad, qmin, qmax = random_case(shape, channel, signed, seed, with_tau)
+    if layout == "channels_last" and x.ndim == 4:
+        x = x.to(memory_format=torch.channels_last)
+    elif layout == "strided":
+        x = torch.stack([x, x], -1)[..., 0]
+    assert_agree((x, step, tau, grad, qmin, qmax), PhiSlope(sharpness))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.booleans(), SHARPNESS, st.integers(0, 2**20))
+def test_each_output_channel_of_weights_may_have_its_own_step_size(last, sharpness, seed):
+    x, _, _, grad, qmin, qmax = random_case((7, 5, 3, 3), 0, True, seed, False)
+    step = torch.rand(7, 1, 1, 1) + 0.05
+    x = x.to(memory_format=torch.channels_last) if last else x
+    assert_agree((x, step, None, grad, qmin, qmax), PhiSlope(sharpness))
+
+
+def test_the_definition_in_double_precision_bounds_the_error_of_the_fused_gradient():
+    x, step, tau, grad, qmin, qmax = random_case((4, 64, 24, 24), 1, True, 5)
+    exact = run(
+        FakeQuantize, *(t.double() for t in (x, step, tau, grad)), qmin, qmax, PhiSlope(1.0)
+    )
+    fused = run(FusedForPhi, x, step, tau, grad, qmin, qmax, PhiSlope(1.0))
+    same_code = (fused[0].double() - exact[0]).abs() < step.item() / 2
+    assert same_code.double().mean() > 0.9999  # else an element lies on a threshold
+    assert (fused[1].double() - exact[1])[same_code].abs().max() < 5e-6
+    assert (fused[2].double() - exact[2]).abs() < 1e-3 * exact[2].abs() + 1e-3
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_do_not_depend_on_the_number_of_threads(layout):
+    x, step, tau, grad, qmin, qmax = random_case((8, 48, 24, 24), 1, True, 3)
+    case = (x.to(memory_format=layout), step, tau, grad, qmin, qmax)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(run(FusedForPhi, *case, PhiSlope(1.0)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_memory_layout_of_the_input_is_kept():
+    x, step, tau, grad, qmin, qmax = random_case((2, 16, 8, 8), 1, True, 3)
+    x = x.to(memory_format=torch.channels_last)
+    y, grad_x, *_ = run(FusedForPhi, x, step, tau, grad, qmin, qmax, PhiSlope(1.0))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert grad_x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_values_that_are_not_finite_reach_the_loss():
+    x = torch.tensor([0.3, float("nan"), float("inf"), -float("inf")])
+    y = FusedForPhi.apply(x, torch.tensor(0.5), None, -8, 7, PhiSlope(1.0))
+    assert y[1].isnan()
+    assert y[[0, 2, 3]].tolist() == [0.5, 3.5, -4.0]
+
+
+def test_a_step_size_below_zero_is_held_at_its_floor():
+    case = (torch.tensor([1e-9, 1.0]), torch.tensor(-0.5), None, torch.ones(2), -8, 7)
+    ours, theirs = (run(v, *case, PhiSlope(1.0)) for v in (FusedForPhi, FakeQuantize))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_lsq_and_rlq_run_fused_and_a_slope_of_ones_own_runs_the_definition(monkeypatch):
+    used = []
+    for version in (FakeQuantize, FusedForPhi):
+        apply = version.apply
+
+        def spy(*args, name=version.__name__, apply=apply):
+            used.append(name)
+            return apply(*args)
+
+        monkeypatch.setattr(version, "apply", spy)
+
+    class Steeper(qsr.RLQ):
+        def slope(self, u):
+            return 6 * u * (1 - u)
+
+    x = torch.randn(4, 3, 5, 5)
+    for quantizer in (qsr.LSQ(4), qsr.RLQ(4, channels=3), Steeper(4, channels=3)):
+        quantizer.calibrate(x)
+        quantizer(x)
+    qsr.LSQ.forward(quantizer.double(), x.double())
+    expected = ["FusedForPhi", "FusedForPhi", "FakeQuantize", "FakeQuantize"]
+    assert used == expected
+
+
+def test_a_compiled_layer_learns_as_one_that_is_not():
+    torch.manual_seed(0)
+    layer = qsr.QConv2d(4, 4, 3, padding=1)
+    x = torch.randn(2, 4, 9, 9)
+    qsr.calibrate(layer, x)
+    layer(x).square().sum().backward()
+    eager = {name: p.grad.clone() for name, p in layer.named_parameters()}
+    layer.zero_grad()
+    torch.compile(layer)(x).square().sum().backward()
+    for name, p in layer.named_parameters():
+        torch.testing.assert_close(p.grad, eager[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (lambda x: (x, torch.ones(3), None, 0, -8, 7), "one along dimension 0"),
+        (lambda x: (x, torch.ones(1), torch.ones(3), 1, -8, 7), "one value for each channel"),
+        (lambda x: (x, torch.ones(1), torch.ones(2), 2, -8, 7), "one value for each channel"),
+        (lambda x: (x, torch.ones(2), torch.ones(2), 0, -8, 7), "one value for each channel"),
+        (lambda x: (x.double(), torch.ones(1), None, 1, -8, 7), "x must be float32"),
+        (lambda x: (x[:, ::2], torch.ones(1), None, 1, -8, 7), "contiguous or channels last"),
+        (lambda x: (x, torch.ones(4)[::2], None, 1, -8, 7), "step must be contiguous"),
+        (lambda x: (x, torch.ones(1), None, 1, 1, 7), "codes are small"),
+    ],
+)
+def test_the_raw_operator_refuses_what_could_read_outside(arguments, words):
+    with pytest.raises(RuntimeError, match=words):
+        torch.ops.qsr_native.fake_quantize(*arguments(torch.zeros(2, 4)))
+
+
+def test_an_empty_tensor_has_an_empty_result_and_zero_gradients():
+    x = torch.zeros(0, 3, 4, 4, requires_grad=True)
+    tau = torch.zeros(1, 3, 1, 1, requires_grad=True)
+    step = torch.ones((), requires_grad=True)
+    fake_quantize(x, step, tau, -8, 7, PhiSlope(1.0)).sum().backward()
+    assert x.grad.shape == x.shape and step.grad == 0 and not tau.grad.any()
