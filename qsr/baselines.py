@@ -45,6 +45,10 @@ class LargestValue(Quantizer):
     narrow = True
     learns_clip = True  # whether the step size of inputs has a gradient
 
+    def __init__(self, bits: int, **options) -> None:
+        super().__init__(bits, **options)
+        self.step_size.requires_grad_(self.learns_clip and not self.weights)
+
     def squash(self, x: Tensor) -> Tensor:
         """What is put on the grid instead of x. Here: x."""
         return x
@@ -65,6 +69,9 @@ class LargestValue(Quantizer):
             return step if self.learns_clip else step.detach()
         step = self.initial_step_size(self.squash(x.detach()))
         return step if step.ndim == 0 else step.view(-1, *[1] * (x.ndim - 1))
+
+    def merge_pieces(self, pieces: int) -> None:
+        """Nothing: no gradient here depends on the number of elements."""
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of x: int8 (signed) or uint8 (unsigned), the shape of x."""
@@ -99,10 +106,6 @@ class DoReFa(LargestValue):
     """DoReFa (Zhou et al., 2016), adapted: tanh of the weights, a fixed clip of the inputs."""
 
     learns_clip = False
-
-    def __init__(self, bits: int, **options) -> None:
-        super().__init__(bits, **options)
-        self.step_size.requires_grad_(False)
 
     def squash(self, x: Tensor) -> Tensor:
         """tanh of weights; inputs as they are."""

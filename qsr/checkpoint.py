@@ -21,8 +21,10 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -195,35 +197,102 @@ def save_checkpoint(
     step: int,
     train_config: object,
     keep: int = 2,
+    average: QuantSR | None = None,
+    seconds: float = 0.0,
 ) -> Path:
-    """Write `folder`/step-N: weights, each optimiser moment, configuration, progress.
+    """Write `folder`/step-N: weights, their moving average if there is one, each optimiser moment,
+    configuration, progress.
 
     Older checkpoints beyond `keep` are removed after the new one is safe on the disk.
     """
     path = Path(folder) / f"step-{step:08d}"
     moments = _moments(net, optimizer)
-    state = {
+    state = {"seconds": round(seconds, 3), **_described(net, step, train_config)}
+    with replacing_folder(path) as temporary, _disk_errors():
+        save_file(_values(net), temporary / "weights.safetensors")
+        if average is not None:
+            save_file(_values(average), temporary / "average.safetensors")
+        for name, tensors in moments.items():
+            save_file(tensors, temporary / f"{name}.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+    _remove(list_checkpoints(folder)[:-keep])
+    return path
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    """Delete checkpoints; state.json first, so that one that is half gone does not count."""
+    for folder in folders:
+        (folder / "state.json").unlink()
+        shutil.rmtree(folder)
+
+
+def clear_unfinished(folder: str | os.PathLike) -> None:
+    """Delete what a killed run left half-written or half deleted in its folder."""
+    for kind in ("step", "best"):
+        for path in Path(folder).glob(f".{kind}-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in Path(folder).glob(f"{kind}-*"):
+            if not (path / "state.json").exists():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _described(net: QuantSR, step: int, train_config: object) -> dict:
+    return {
         "step": step,
         "network": config_to_json(net.config),
         "training": dataclasses.asdict(train_config),
         "torch": str(torch.__version__),
     }
-    with replacing_folder(path) as temporary, _disk_errors():
-        weights = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
-        save_file(weights, temporary / "weights.safetensors")
-        for name, tensors in moments.items():
-            save_file(tensors, temporary / f"{name}.safetensors")
+
+
+def _values(net: QuantSR) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+
+
+def save_best(
+    folder: str | os.PathLike,
+    net: QuantSR,
+    step: int,
+    train_config: object,
+    depths: int,
+    score: float,
+    scores: dict[str, float],
+) -> None:
+    """Write `folder`/best-N: the network that did best on held-out pictures, without moments.
+
+    depths: how many it is trained at; score: dB, the mean of `scores`. The one before is removed.
+    """
+    state = {**_described(net, step, train_config), "depths": depths, "score": score, **scores}
+    with replacing_folder(Path(folder) / f"best-{step:08d}") as temporary, _disk_errors():
+        save_file(_values(net), temporary / "weights.safetensors")
         (temporary / "state.json").write_text(json.dumps(state, indent=1) + "\n")
-    for old in list_checkpoints(folder)[:-keep]:
-        for file in old.iterdir():
-            file.unlink()
-        old.rmdir()
-    return path
+    _remove([path for path in _finished(folder, "best") if not path.name.endswith(f"{step:08d}")])
+
+
+def find_best(folder: str | os.PathLike) -> Path | None:
+    """The folder of a run's best network on held-out pictures, if it was scored."""
+    return next(iter(_finished(folder, "best")[-1:]), None)
+
+
+def best_score(folder: str | os.PathLike) -> tuple[int, float]:
+    """(number of depths, dB) of `find_best`; (0, -inf) if there is none."""
+    path = find_best(folder)
+    if path is None:
+        return 0, -math.inf
+    try:
+        state = json.loads((path / "state.json").read_text())
+        return state["depths"], state["score"]
+    except CHECKPOINT_ERRORS as error:
+        raise _incomplete(path, error) from error
 
 
 def list_checkpoints(folder: str | os.PathLike) -> list[Path]:
     """Complete checkpoints in `folder`, oldest first."""
-    return sorted(p.parent for p in Path(folder).glob("step-*/state.json"))
+    return _finished(folder, "step")
+
+
+def _finished(folder: str | os.PathLike, kind: str) -> list[Path]:
+    return sorted(p.parent for p in Path(folder).glob(f"{kind}-*/state.json"))
 
 
 def load_checkpoint(path: str | os.PathLike) -> tuple[QuantSR, dict]:
@@ -238,6 +307,17 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[QuantSR, dict]:
     except CHECKPOINT_ERRORS as error:
         raise _incomplete(path, error) from error
     return net, state
+
+
+def load_average(path: str | os.PathLike, average: QuantSR) -> None:
+    """Restore the moving average of weights from a checkpoint folder.
+
+    Raises ValueError (one line) if it is missing or damaged.
+    """
+    try:
+        average.load_state_dict(load_file(Path(path) / "average.safetensors"))
+    except CHECKPOINT_ERRORS as error:
+        raise _incomplete(path, error) from error
 
 
 def load_optimizer(path: str | os.PathLike, net: QuantSR, optimizer: torch.optim.Optimizer) -> None:

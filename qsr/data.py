@@ -141,6 +141,30 @@ def make_pair(name: str, hr: Tensor, scale: int) -> Pair:
     return Pair(name, lr[None].float() / 255, hr[None].float() / 255)
 
 
+def held_out(
+    sets: str | os.PathLike | Sequence[str | os.PathLike],
+    scale: int,
+    side: int = 64,
+    most: int = 20,
+) -> list[Pair]:
+    """Pairs to choose a network by while it trains: from pictures that `Patches` holds back.
+
+    The middle of at most `most` validation pictures of the sets, evenly chosen, lr at most `side`
+    pixels high and wide, so that scoring them takes as long as a few steps.
+    """
+    _check_scale(scale)
+    sets = [sets] if isinstance(sets, (str, os.PathLike)) else sets
+    sources = _split(sets, "validation")
+    chosen = [sources[i * len(sources) // most] for i in range(most)]
+    pairs = []
+    for source in chosen if len(sources) > most else sources:
+        hr = source.load()
+        top, left = (max(0, n - scale * side) // 2 for n in hr.shape[1:])
+        hr = hr[:, top : top + scale * side, left : left + scale * side]
+        pairs.append(make_pair(source.name, hr, scale))
+    return pairs
+
+
 class Pairs(Sequence[Pair]):
     """The pairs of a named set or a folder; each is read and shrunk when it is asked for.
 
@@ -271,12 +295,23 @@ class Patches:
             [(lr.shape[1] - patch + 1) * (lr.shape[2] - patch + 1) for lr in self.lr]
         )
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The patches of one step: lr [B, 3, p, p], hr [B, 3, scale p, scale p], RGB in [0, 1]."""
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> tuple[Tensor, Tensor]:
+        """The patches of one step: lr [B, 3, p, p], hr [B, 3, scale p, scale p], RGB in [0, 1].
+
+        Of `parts` equal parts only number `part`: the share of one process of several. Raises
+        ValueError if the batch has no such parts.
+        """
+        if self.batch_size % parts or not 0 <= part < parts:
+            raise ValueError(
+                f"`batch` is {self.batch_size}, and {parts} processes share it; it must be a "
+                "multiple of their number."
+            )
+        share = self.batch_size // parts
+        mine = slice(part * share, (part + 1) * share)
         # NumPy mixes seed and step into one state. (torch's CPU generator keeps 32 bits of a seed.)
         random = np.random.default_rng((self.seed, step))
-        positions = random.integers(self._ends[-1], size=self.batch_size)
-        ways = random.integers(8, size=self.batch_size)
+        positions = random.integers(self._ends[-1], size=self.batch_size)[mine]
+        ways = random.integers(8, size=self.batch_size)[mine]
         lrs, hrs = [], []
         for position, way in zip(positions.tolist(), ways.tolist(), strict=True):
             i = int(np.searchsorted(self._ends, position, side="right"))
@@ -289,15 +324,20 @@ class Patches:
         return torch.stack(lrs).float().div_(255), torch.stack(hrs).float().div_(255)
 
 
-def _pictures(sets: Sequence[str], split: str) -> Iterator[Tensor]:
-    """The pictures of a split, uint8 [3, H, W], with a progress bar when there are many."""
+def _split(sets: Sequence[str | os.PathLike], split: str) -> list[_Source]:
     chosen = []
     for name in sets:
         sources = _sources(name)
         for i, source in enumerate(sources):
-            held_out = i % 10 == 9 or i == len(sources) - 1 < 9
-            if split == "all" or held_out == (split == "validation"):
+            held_back = i % 10 == 9 or i == len(sources) - 1 < 9
+            if split == "all" or held_back == (split == "validation"):
                 chosen.append(source)
+    return chosen
+
+
+def _pictures(sets: Sequence[str], split: str) -> Iterator[Tensor]:
+    """The pictures of a split, uint8 [3, H, W], with a progress bar when there are many."""
+    chosen = _split(sets, split)
     for source in tqdm(chosen, desc="reading", unit="picture", disable=len(chosen) < 50):
         yield source.load()
 

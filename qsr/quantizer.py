@@ -213,6 +213,14 @@ class Quantizer(nn.Module):
         spec = self.spec
         return fake_quantize(x, step, self.shift(x), spec.qmin, spec.qmax, self.slope)
 
+    def merge_pieces(self, pieces: int) -> None:
+        """Make the step size's gradient that of one batch, after a batch that came in `pieces`.
+
+        LSQ's factor 1 / sqrt(n qmax) counts the elements n of an input, and a piece has fewer.
+        """
+        if not self.weights and self.step_size.grad is not None:
+            self.step_size.grad /= math.sqrt(pieces)
+
     def _require_calibration(self) -> None:
         if not self.calibrated:
             raise ValueError(

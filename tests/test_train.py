@@ -11,10 +11,13 @@ import qsr
 from qsr import checkpoint, train
 from qsr.checkpoint import list_checkpoints, load_checkpoint
 from qsr.quantizer import Quantizer
+from qsr.runlog import read_log
 
 CONV = qsr.quantsr_c(2, 4, blocks=4, features=8)
 SWIN = qsr.quantsr_t(2, 4, blocks=2, features=4, layers=2, heads=2, window=4)
-CONFIG = qsr.TrainConfig(steps=7, learning_rate=1e-3, checkpoint_every=3, clip_gradient=0.1)
+CONFIG = qsr.TrainConfig(
+    steps=7, learning_rate=1e-3, checkpoint_every=3, clip_gradient=0.1, joint_from=0.3
+)
 
 
 class Noise:
@@ -26,10 +29,11 @@ class Noise:
     def __init__(self, scale=2, events=None):
         self.scale, self.events = scale, events or {}
 
-    def batch(self, step):
+    def batch(self, step, part=0, parts=1):
         self.events.pop(step, lambda: None)()
         generator = torch.Generator().manual_seed(step)
         hr = torch.rand(2, 3, 8 * self.scale, 8 * self.scale, generator=generator)
+        hr = hr.chunk(parts)[part]
         return F.avg_pool2d(hr, self.scale), hr
 
 
@@ -99,7 +103,7 @@ def test_without_joint_training_only_the_deepest_network_learns():
     losses = qsr.train_step(
         net, torch.optim.SGD(net.parameters(), 0.0), *Noise().batch(1), qsr.TrainConfig(joint=False)
     )
-    assert losses.keys() == {"loss_4", "loss"}
+    assert losses.keys() == {"loss_4", "loss", "psnr", "gradient"}
 
 
 def test_the_gradient_is_clipped_to_its_norm():
@@ -190,9 +194,9 @@ def test_configurations_that_make_no_run_are_refused(field, value):
 def test_the_loss_falls_on_the_embedded_pictures(tmp_path):
     data = qsr.Patches(scale=2, patch=12, batch=4)
     net = network()
-    config = qsr.TrainConfig(steps=30, learning_rate=2e-3, checkpoint_every=10)
+    config = qsr.TrainConfig(steps=30, learning_rate=2e-3, log_every=10, joint_from=0)
     qsr.fit(net, data, config, tmp_path)
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    log = read_log(tmp_path)
     assert [line["step"] for line in log] == [10, 20, 30]
     for name in ("loss", "loss_4", "loss_2", "loss_1"):
         assert log[-1][name] < log[0][name]
@@ -306,11 +310,11 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
 
 def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
     class Broken(Noise):
-        def batch(self, step):
+        def batch(self, step, part=0, parts=1):
             lr, hr = super().batch(step)
             return lr, hr * (float("inf") if step == 4 else 1)
 
-    with pytest.raises(ValueError, match="training diverged. The last checkpoint is kept"):
+    with pytest.raises(ValueError, match="training diverged: the pictures .* The last checkpoint is kept"):
         qsr.fit(network(), Broken(), CONFIG, tmp_path)
     net, state = load_checkpoint(list_checkpoints(tmp_path)[-1])
     assert state["step"] == 3
