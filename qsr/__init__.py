@@ -21,6 +21,7 @@ from .backbone import srresnet as srresnet
 from .backbone import swinir_s as swinir_s
 from .baselines import PAMS as PAMS
 from .baselines import DoReFa as DoReFa
+from .cadyq import CADyQ as CADyQ
 from .checkpoint import save as save
 from .complexity import complexity as complexity
 from .data import Patches as Patches
@@ -42,7 +43,7 @@ from .quantizer import LSQ as LSQ
 from .quantizer import RLQ as RLQ
 from .quantizer import Quantizer as Quantizer
 from .quantizer import QuantSpec as QuantSpec
+from .runs import fit as fit
 from .train import TrainConfig as TrainConfig
-from .train import fit as fit
 from .train import train_step as train_step
 from .zoo import load as load

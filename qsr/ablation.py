@@ -31,7 +31,8 @@ from .backbone import NetworkConfig, QuantSR, quantsr_c, srresnet
 from .data import Patches
 from .evaluate import evaluate
 from .files import replacing
-from .train import TrainConfig, fit
+from .runs import fit
+from .train import TrainConfig
 
 SCALE, BLOCKS, FEATURES = 2, 4, 32
 SETS = ("Set5", "Set14", "B100")

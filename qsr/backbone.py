@@ -20,12 +20,15 @@ the weights (`block_order`) and set by `rank_blocks`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -33,12 +36,13 @@ from torch import Tensor, nn
 
 from .baselines import PAMS, DoReFa
 from .blocks import Matmul, ResidualBlock, Shortcut, SwinBlock
+from .cadyq import CADyQ, looking_at
 from .depth import DepthPlan
-from .layers import Bits, QConv2d, QLinear, QMatmul, split_bits
+from .layers import Bits, QConv2d, QLinear, QMatmul, set_bits, split_bits
 from .quantizer import LSQ, RLQ
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; every network of this family subtracts it
-QUANTIZERS = {"rlq": RLQ, "lsq": LSQ, "dorefa": DoReFa, "pams": PAMS}
+QUANTIZERS = {"rlq": RLQ, "lsq": LSQ, "dorefa": DoReFa, "pams": PAMS, "cadyq": CADyQ}
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,11 @@ class NetworkConfig:
 
     scale: int = 4  # 2, 3 or 4
     bits: Bits | None = None  # one width or (weights, activations); None: full precision
+    layer_bits: tuple[tuple[str, Bits], ...] = ()  # (layer name or pattern, bits) of exceptions
     blocks: int = 16
     depths: tuple[int, ...] = ()  # block counts trained together, deepest first; () = (blocks,)
     features: int = 64
-    quantizer: Literal["rlq", "lsq", "dorefa", "pams"] = "rlq"
+    quantizer: Literal["rlq", "lsq", "dorefa", "pams", "cadyq"] = "rlq"
     sharpness: float = 1.0  # phi's k (rlq)
     per_channel: bool = False  # one weight step size per output channel
     quantize_body_conv: bool = True
@@ -64,16 +69,28 @@ class NetworkConfig:
         # Lists become tuples, so that a config read from JSON equals the one that was written.
         for name in ("depths", "dropped"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.bits is not None and not isinstance(self.bits, int):
-            object.__setattr__(self, "bits", tuple(self.bits))
+        object.__setattr__(self, "bits", _hashable(self.bits))
+        layer_bits = tuple((name, _hashable(bits)) for name, bits in self.layer_bits)
+        object.__setattr__(self, "layer_bits", layer_bits)
         object.__setattr__(self, "depths", self.depths or (self.blocks,))
         _require(self.scale in (2, 3, 4), "scale", self.scale, "is 2, 3 or 4")
         _require(self.blocks in range(1, 1025), "blocks", self.blocks, "is 1 to 1024")
         _require(self.features in range(1, 4097), "features", self.features, "is 1 to 4096")
         known = ", ".join(QUANTIZERS)
         _require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, f"is one of {known}")
-        for width in [] if self.bits is None else split_bits(self.bits):
-            _require(width in range(2, 9), "bits", self.bits, "has widths from 2 to 8")
+        for bits in [] if self.bits is None else [self.bits, *dict(self.layer_bits).values()]:
+            least = (2, 6 if self.quantizer == "cadyq" else 2)  # CADyQ's inputs: the widest of 3
+            rule = f"has widths from {least[0]} (weights) and {least[1]} (inputs) to 8"
+            holds = all(
+                low <= width <= 8 for low, width in zip(least, split_bits(bits), strict=True)
+            )
+            _require(holds, "bits", bits, rule)
+        _require(
+            self.bits is not None or not self.layer_bits,
+            "layer_bits",
+            self.layer_bits,
+            "is empty in full precision",
+        )
         falls = all(a > b for a, b in itertools.pairwise((*self.depths, 0)))
         _require(
             self.depths[0] == self.blocks and falls,
@@ -116,8 +133,13 @@ class SwinConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attention_bits is not None and not isinstance(self.attention_bits, int):
-            object.__setattr__(self, "attention_bits", tuple(self.attention_bits))
+        object.__setattr__(self, "attention_bits", _hashable(self.attention_bits))
+        _require(
+            self.bits is None or self.quantizer != "cadyq",
+            "quantizer",
+            self.quantizer,
+            "is another one for Swin blocks: CADyQ is made for convolutions",
+        )
         for width in [] if self.attention_bits is None else split_bits(self.attention_bits):
             _require(
                 width in range(2, 9), "attention_bits", self.attention_bits, "has widths 2 to 8"
@@ -143,6 +165,10 @@ class SwinConfig(NetworkConfig):
     @property
     def pixel_range(self) -> float:
         return 1.0
+
+
+def _hashable(bits: Bits | list | None) -> Bits | None:
+    return bits if bits is None or isinstance(bits, int) else tuple(bits)
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
@@ -274,6 +300,7 @@ class QuantSR(nn.Module):
         else:
             self.norm_in, self.norm_out = nn.Identity(), nn.Identity()
             self.tail = _upsampler(features, config.scale)
+        _set_layer_bits(self, config)
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("block_order", torch.arange(config.blocks))
 
@@ -291,20 +318,31 @@ class QuantSR(nn.Module):
         height, width = (self.config.scale * n for n in lr.shape[-2:])
         return self.reconstruct(self.features(lr, plan))[:, :, :height, :width]
 
-    def features(self, lr: Tensor, plan: DepthPlan | None = None) -> Tensor:
-        """Head and body: lr [N, 3, H, W] -> [N, features, H, W], H and W up to whole windows."""
+    def features(
+        self,
+        lr: Tensor,
+        plan: DepthPlan | None = None,
+        watch: Callable[[Tensor], object] | None = None,
+    ) -> Tensor:
+        """Head and body: lr [N, 3, H, W] -> [N, features, H, W], H and W up to whole windows.
+
+        watch: called with what each block returns, for those who want to look inside.
+        """
         check_pictures(lr)
         plan = plan or DepthPlan.full(len(self.blocks))
         _check_plan(self, plan)
         x = (lr - self.mean) * self.config.pixel_range
         shallow = self.head(reflect_to_multiple(x, self.config.window))
         deep = self.norm_in(shallow)
-        for block, runs in zip(self.blocks, plan.keep, strict=True):
-            deep = block(deep) if runs else block.skip(deep)
-        return self.body_conv(self.norm_out(deep)) + shallow
+        with looking_at(lr) if self.config.quantizer == "cadyq" else contextlib.nullcontext():
+            for block, runs in zip(self.blocks, plan.keep, strict=True):
+                deep = block(deep) if runs else block.skip(deep)
+                if watch is not None:
+                    watch(deep)
+            return self.body_conv(self.norm_out(deep)) + shallow
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """The tail: [N, features, H, W] -> sr [N, 3, scale H, scale W]."""
+        """The tail: [N, features, H, W] -> sr [N, 3, scale H, scale W], with windows' padding."""
         return self.tail(features) / self.config.pixel_range + self.mean
 
 
@@ -324,6 +362,20 @@ def _layer_factories(config: NetworkConfig):
         quantizer = functools.partial(quantizer, sharpness=config.sharpness)
     options = {"bits": config.bits, "quantizer": quantizer, "per_channel": config.per_channel}
     return functools.partial(QConv2d, **options), functools.partial(QLinear, **options)
+
+
+def _set_layer_bits(net: nn.Module, config: NetworkConfig) -> None:
+    """Give the layers that config.layer_bits names their widths. Raises ValueError for no match."""
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, (QConv2d, QLinear, QMatmul))}
+    for pattern, bits in config.layer_bits:
+        matches = [layer for name, layer in layers.items() if fnmatchcase(name, pattern)]
+        if not matches and not config.dropped:  # a sliced network may have lost them
+            raise ValueError(
+                f"`layer_bits` has {pattern!r}, which no quantised layer is called; names are, for "
+                f"example, {', '.join(list(layers)[:3])}."
+            )
+        for layer in matches:
+            set_bits(layer, bits)
 
 
 def _make_block(config: NetworkConfig, conv, linear) -> nn.Module:
@@ -456,26 +508,56 @@ def slice_depth(net: QuantSR, plan: DepthPlan) -> QuantSR:
     return sliced
 
 
-def load_weights(net: QuantSR, source: QuantSR) -> None:
-    """Start `net` from the weights and biases of another network, quantised or not.
+def load_weights(net: QuantSR, source: QuantSR, tail_only: bool = False) -> None:
+    """Start `net` from the values of another network, quantised or not.
 
-    Head, blocks and body_conv are copied; the tail too if both have one scale (the paper's released
-    code copies the tail alone). Quantizers and shortcuts are not touched: calibrate afterwards.
+    Of an equal network everything is copied. Else weights and biases of head, blocks and body_conv,
+    and of the tail if both have one scale; shortcuts and the order of blocks if the source has
+    learned them for as many blocks. Quantizers are not touched then: calibrate afterwards.
+    A source with a half, a third, ... of the blocks gives every second, third, ... block its
+    values; the last convolution of the blocks between starts at zero, so that they change nothing
+    yet. tail_only: body_conv and tail alone, as QuantSR's released code does.
     Raises ValueError if a part does not fit.
     """
-    parts = ["head", "blocks", "norm_in", "body_conv", "norm_out"]
+    if net.config == source.config and not tail_only:
+        net.load_state_dict(source.state_dict())
+        return
+    every = 1 if tail_only else _spacing(net, source)
+    parts = {"body_conv", "norm_out"} | (set() if tail_only else {"head", "blocks", "norm_in"})
     if net.config.scale == source.config.scale:
-        parts.append("tail")
-    wanted = {
-        name: value
-        for name, value in source.state_dict().items()
-        if name.split(".")[0] in parts and "quantizer" not in name and "shortcut" not in name
-    }
+        parts.add("tail")
+    ordered = source.config.learnable_shortcuts and net.config.learnable_shortcuts and every == 1
+    if ordered and not tail_only:
+        parts.add("block_order")
+    wanted = {}
+    for name, value in source.state_dict().items():
+        part, *rest = name.split(".")
+        if part not in parts or "quantizer" in name or ("shortcut" in name and not ordered):
+            continue
+        if part == "blocks":
+            name = ".".join([part, str(every * int(rest[0])), *rest[1:]])
+        wanted[name] = value
     own = net.state_dict()
     for name, value in wanted.items():
         if name not in own or own[name].shape != value.shape:
             raise ValueError(
                 f"the source has {name!r} of shape {tuple(value.shape)} and this network has not; "
-                "both must be of one family and have the same features and blocks."
+                "both must be of one family and have the same features."
             )
     net.load_state_dict(wanted, strict=False)
+    for i, block in enumerate(net.blocks):
+        if i % every:
+            last = block.conv2 if isinstance(block, ResidualBlock) else block.conv
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+
+def _spacing(net: QuantSR, source: QuantSR) -> int:
+    """How many blocks of `net` there are for one of `source`."""
+    mine, theirs = len(net.blocks), len(source.blocks)
+    if mine % theirs:
+        raise ValueError(
+            f"the source has {theirs} blocks and this network {mine}; it must have as many, or a "
+            "whole multiple."
+        )
+    return mine // theirs

@@ -24,8 +24,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -198,16 +199,16 @@ def save_checkpoint(
     train_config: object,
     keep: int = 2,
     average: QuantSR | None = None,
-    seconds: float = 0.0,
+    progress: Mapping[str, object] = MappingProxyType({}),
 ) -> Path:
     """Write `folder`/step-N: weights, their moving average if there is one, each optimiser moment,
-    configuration, progress.
+    configuration, and what else the run remembers (`progress`, as JSON takes it).
 
     Older checkpoints beyond `keep` are removed after the new one is safe on the disk.
     """
     path = Path(folder) / f"step-{step:08d}"
     moments = _moments(net, optimizer)
-    state = {"seconds": round(seconds, 3), **_described(net, step, train_config)}
+    state = {**_described(net, step, train_config), **progress}
     with replacing_folder(path) as temporary, _disk_errors():
         save_file(_values(net), temporary / "weights.safetensors")
         if average is not None:

@@ -7,12 +7,14 @@ text or with `--json`; progress and remarks go to stderr.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 from tqdm.auto import tqdm
@@ -24,20 +26,28 @@ from . import (
     bench,
     bench_report,
     bench_train,
+    distributed,
     kernels,
     reproduce,
     zoo,
 )
-from .backbone import QuantSR, load_weights, preset, rank_blocks
-from .checkpoint import describe, list_checkpoints, load_checkpoint, save
-from .data import Patches
+from .backbone import QUANTIZERS, NetworkConfig, QuantSR, load_weights, preset
+from .checkpoint import (
+    config_to_json,
+    describe,
+    find_best,
+    list_checkpoints,
+    load_checkpoint,
+    save,
+)
+from .data import Patches, held_out
 from .evaluate import agreement, evaluate
 from .files import replacing
 from .image import FORMATS, check_format, read, write
 from .infer import DEFAULT_MEMORY, upscale_picture
-from .layers import calibrate
 from .pack import PackedModel, pack
-from .train import TrainConfig, fit
+from .runs import fit
+from .train import RECIPES, TrainConfig
 from .viz import demo
 
 DEFAULT_MODEL = "quantsr-c-x4-w4a4"
@@ -363,69 +373,154 @@ def _reproduce(args: argparse.Namespace) -> None:
 
 def _add_train(command) -> None:
     sub = command("train", _train, "Train a network; the same call resumes a stopped run.")
+    sub.add_argument("--out", metavar="FOLDER", help="checkpoints, log and model.qsr")
     sub.add_argument(
+        "--print-config", action="store_true", help="print the configuration and do nothing"
+    )
+    network = sub.add_argument_group("network")
+    network.add_argument(
         "--preset", default=DEFAULT_MODEL, metavar="NAME", help=f"network ({DEFAULT_MODEL})"
     )
-    sub.add_argument(
-        "--network-blocks", type=int, metavar="N", help="blocks, other than the preset"
+    network.add_argument("--quantizer", choices=list(QUANTIZERS), help="other than rlq")
+    network.add_argument("--network-blocks", type=int, metavar="N", help="blocks of the network")
+    network.add_argument("--depths", type=int, nargs="+", metavar="N", help="deepest first")
+    network.add_argument("--features", type=int, metavar="N", help="width of the network")
+    network.add_argument(
+        "--per-channel", action="store_true", default=None, help="a weight step for each channel"
     )
-    sub.add_argument("--features", type=int, metavar="N", help="width, other than the preset")
-    sub.add_argument(
+    network.add_argument(
+        "--layer-bits",
+        nargs="+",
+        metavar="LAYER=BITS",
+        help="layers of other widths: 'blocks.0.*=8' or 'body_conv=8,4' (weights, inputs)",
+    )
+    network.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="start from the weights of a .qsr file, a run, or zoo:NAME, with a short warm-up",
+    )
+    network.add_argument(
+        "--init-tail-only", action="store_true", help="copy the tail alone, as the released code"
+    )
+    network.add_argument(
+        "--teacher", metavar="MODEL", help="network whose features are learned (--transfer)"
+    )
+    data = sub.add_argument_group("data")
+    data.add_argument(
         "--data", nargs="+", default=["embedded"], metavar="SET", help="training sets or folders"
     )
-    sub.add_argument("--out", required=True, metavar="FOLDER", help="checkpoints and model.qsr")
-    sub.add_argument(
-        "--init", metavar="MODEL", help="start from the weights of a .qsr file, zoo name or run"
-    )
-    sub.add_argument("--patch", type=int, default=48, help="side of the lr patches (48)")
-    sub.add_argument("--batch", type=int, default=16, help="patches a step (16)")
-    sub.add_argument("--seed", type=int, default=0, help="of weights and patches (0)")
-    sub.add_argument("--max-seconds", type=float, metavar="S", help="stop in time, resumable")
-    sub.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    defaults = TrainConfig()
-    sub.add_argument("--steps", type=int, default=defaults.steps)
-    sub.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
-    sub.add_argument("--schedule", choices=["halve", "cosine"], default=defaults.schedule)
-    sub.add_argument("--warmup", type=int, default=defaults.warmup, metavar="STEPS")
-    sub.add_argument("--precision", choices=["float32", "bfloat16"], default=defaults.precision)
-    sub.add_argument("--checkpoint-every", type=int, default=defaults.checkpoint_every)
+    data.add_argument("--patch", type=int, default=48, help="side of the lr patches (48)")
+    data.add_argument("--batch", type=int, default=16, help="patches a step, of all ranks (16)")
+    data.add_argument("--seed", type=int, default=0, help="of weights and patches (0)")
+    machine = sub.add_argument_group("machine")
+    machine.add_argument("--max-seconds", type=float, metavar="S", help="stop in time, resumable")
+    machine.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    machine.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files too")
+    training = sub.add_argument_group("training", "In several processes: torchrun -m qsr.cli train")
+    for option in dataclasses.fields(TrainConfig):
+        _add_option(training, option)
+
+
+def _add_option(group, option: dataclasses.Field) -> None:
+    """A flag for a field of TrainConfig, without a default: what is not given is not set."""
+    flag, kind = f"--{option.name.replace('_', '-')}", get_type_hints(TrainConfig)[option.name]
+    shown = " ".join(map(str, d)) if isinstance(d := option.default, tuple) else d
+    help = f"{option.metadata['help']} ({shown})"
+    if kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help)
+    elif get_origin(kind) is Literal:
+        group.add_argument(flag, choices=get_args(kind), help=help)
+    elif get_origin(kind) is tuple:
+        group.add_argument(flag, nargs="+", type=get_args(kind)[0], metavar="N", help=help)
+    else:
+        number = kind if kind in (int, float) else float  # float | None
+        group.add_argument(flag, type=number, metavar="N", help=help)
+
+
+def _train_config(args: argparse.Namespace) -> TrainConfig:
+    given = {o.name: getattr(args, o.name) for o in dataclasses.fields(TrainConfig)}
+    given = {name: value for name, value in given.items() if value is not None}
+    config = TrainConfig(**{**RECIPES.get(args.quantizer, {}), **given})
+    if args.init and args.warmup is None:
+        config = dataclasses.replace(config, warmup=min(1000, config.steps // 50))
+    return config
+
+
+def _network_config(args: argparse.Namespace) -> NetworkConfig:
+    changes = {
+        "blocks": args.network_blocks,
+        "depths": args.depths,
+        "features": args.features,
+        "quantizer": args.quantizer,
+        "per_channel": args.per_channel,
+        "layer_bits": [_layer_bits(text) for text in args.layer_bits or ()] or None,
+    }
+    return preset(args.preset, **{k: v for k, v in changes.items() if v is not None})
+
+
+def _layer_bits(text: str) -> tuple[str, int | tuple[int, ...]]:
+    name, _, widths = text.partition("=")
+    try:
+        bits = tuple(map(int, widths.split(",")))
+    except ValueError:
+        bits = ()
+    if len(bits) not in (1, 2):
+        raise ValueError(
+            f"`--layer-bits` has {text!r}; it is LAYER=BITS or LAYER=WEIGHTS,INPUTS, for example "
+            "body_conv=8,4."
+        )
+    return name, bits[0] if len(bits) == 1 else bits
 
 
 def _train(args: argparse.Namespace) -> None:
-    changes = {"blocks": args.network_blocks, "features": args.features}
-    config = preset(args.preset, **{k: v for k, v in changes.items() if v is not None})
-    names = ("steps", "learning_rate", "schedule", "warmup", "precision", "checkpoint_every")
-    train_config = TrainConfig(**{name: getattr(args, name) for name in names})
+    config, train_config = _network_config(args), _train_config(args)
+    if args.print_config:
+        named = ("data", "patch", "batch", "seed", "init", "teacher")
+        parts = {
+            "network": config_to_json(config),
+            "training": dataclasses.asdict(train_config),
+            "call": {name: getattr(args, name) for name in named},
+        }
+        print(json.dumps(parts, indent=1))
+        return
+    if args.out is None:
+        raise ValueError("`--out` is not given; name a folder for checkpoints and the result.")
     _check_device(args.device)
     _check_writable(Path(args.out))
-    patches = Patches(
-        args.data, config.scale, args.patch, args.batch, args.seed, device=args.device
-    )
+    with distributed.started(args.device) as device:
+        _train_here(args, config, train_config, device)
+
+
+def _train_here(
+    args: argparse.Namespace, config: NetworkConfig, train_config: TrainConfig, device: torch.device
+) -> None:
+    """One process's part of a run, which is all of it where there is one."""
+    data = (args.data, config.scale)
+    patches = Patches(*data, args.patch, args.batch, args.seed, device=device)
     torch.manual_seed(args.seed)
     net = QuantSR(config)
-    new = not list_checkpoints(args.out)
-    if args.init and new:
-        load_weights(net, _network(args.init))
-    net.to(args.device)
-    if args.init and new and len(config.depths) > 1:
-        _calibrate_and_rank(net, patches, args)
-    path = fit(net, patches, train_config, args.out, args.max_seconds)
+    if args.init and not list_checkpoints(args.out):
+        load_weights(net, _network(args.init), args.init_tail_only)
+    teacher = None if args.teacher is None else _network(args.teacher).to(device)
+    path = fit(
+        net.to(device),
+        patches,
+        train_config,
+        args.out,
+        args.max_seconds,
+        held_out(*data),
+        teacher,
+        args.tensorboard,
+    )
+    if distributed.rank() > 0:
+        return
     print(path)
     _, state = load_checkpoint(path)
     if state["step"] == train_config.steps:
+        best = _network(args.out)
         model = Path(args.out) / "model.qsr"
-        save(model, net, note=f"{args.preset}, {' '.join(patches.sets)}, {state['step']} steps")
+        save(model, best, note=f"{args.preset}, {' '.join(patches.sets)}, {state['step']} steps")
         print(model)
-
-
-def _calibrate_and_rank(net: QuantSR, patches: Patches, args: argparse.Namespace) -> None:
-    """A new depth-dynamic network from a trained one: its shortcuts say nothing yet, so its blocks
-    are ranked by what held-out pictures lose without them."""
-    calibrate(net, patches.batch(0)[0])
-    held_out = Patches(
-        args.data, patches.scale, args.patch, 16, args.seed, "validation", args.device
-    )
-    net.block_order.copy_(torch.tensor(rank_blocks(net, *held_out.batch(0))))
 
 
 def _check_device(name: str) -> None:
@@ -440,15 +535,16 @@ def _check_device(name: str) -> None:
 
 
 def _network(name: str) -> QuantSR:
-    """A trained network by its file, checkpoint, or run (then its last checkpoint)."""
+    """A trained network by its file, zoo:NAME, checkpoint, or run: its best network on held-out
+    pictures, else its last."""
     if Path(name).is_dir():
-        folder = (list_checkpoints(name) or [Path(name)])[-1]
+        folder = find_best(name) or (list_checkpoints(name) or [Path(name)])[-1]
         if not (folder / "state.json").exists():
             raise ValueError(
                 f"{name} holds no checkpoint; name the folder of a run, or a .qsr file."
             )
         return load_checkpoint(folder)[0]
-    model = zoo.load(name)
+    model = zoo.load(name.removeprefix("zoo:"))
     if isinstance(model, PackedModel):
         raise ValueError(
             f"{name} is packed, and packed weights can't be trained; use a trained file."

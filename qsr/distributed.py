@@ -54,18 +54,18 @@ def size() -> int:
     return dist.get_world_size() if _several() else 1
 
 
-def parallel(net: nn.Module) -> DistributedDataParallel | None:
-    """`net` in the wrapper that averages gradients, or None if this process is alone.
+def parallel(module: nn.Module) -> nn.Module:
+    """`module` in the wrapper that averages gradients, or as it is if this process is alone.
 
     All ranks start from rank 0's values, quantizers' signs among them.
     """
     if not _several():
-        return None
-    state = {name: value.contiguous() for name, value in net.state_dict().items()}
+        return module
+    state = {name: value.contiguous() for name, value in module.state_dict().items()}
     for value in state.values():
         dist.broadcast(value, 0)
-    net.load_state_dict(state)
-    return DistributedDataParallel(net, broadcast_buffers=False)
+    module.load_state_dict(state)
+    return DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def mean(values: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection, Sequence
-from fnmatch import fnmatch
+from collections.abc import Callable, Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -136,41 +136,67 @@ class QMatmul(nn.Module):
             return self.left_quantizer(a.to(dtype)) @ self.right_quantizer(b.to(dtype))
 
 
+def set_bits(layer: QConv2d | QLinear | QMatmul, bits: Bits) -> None:
+    """Change the widths of a quantised layer, (weights, inputs) or (left, right); calibrate it
+    afterwards.
+    """
+    if isinstance(layer, QMatmul):
+        quantizers = (layer.left_quantizer, layer.right_quantizer)
+    else:
+        quantizers = (layer.weight_quantizer, layer.input_quantizer)
+    for quantizer, width in zip(quantizers, split_bits(bits), strict=True):
+        quantizer.set_bits(width)
+
+
 def quantize(
     module: nn.Module,
-    bits: Bits = 4,
+    bits: Bits | Mapping[str, Bits] = 4,
     quantizer: QuantizerFactory = RLQ,
     skip: Sequence[str] = (),
     per_channel: bool = False,
 ) -> nn.Module:
     """A copy of `module` in which every Conv2d and Linear became a QConv2d or QLinear.
 
-    Weights and biases are copied; a layer used in two places stays one layer. skip: names as in
-    `module.named_modules()`, wildcards allowed ("head", "tail.*"), of layers that stay in full
-    precision, with all that is in them. Calibrate the result before use:
-    `qsr.calibrate(net, batch)`. Raises ValueError if a name in `skip` matches nothing.
+    Weights and biases are copied; a layer used in two places stays one layer. bits: one width,
+    (weight bits, activation bits), or either for each layer: {"body.*": 2, "*": (8, 4)}, of which
+    the first name that matches counts. skip: names as in `module.named_modules()`, wildcards
+    allowed ("head", "tail.*"), of layers that stay in full precision, with all that is in them.
+    Calibrate the result before use: `qsr.calibrate(net, batch)`. Raises ValueError if a name
+    matches nothing, or a layer no name.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
     >>> [type(layer).__name__ for layer in quantize(net, bits=2, skip=["2"])]
     ['QConv2d', 'ReLU', 'Conv2d']
     """
-    options = {"bits": bits, "quantizer": quantizer, "per_channel": per_channel}
     net = copy.deepcopy(module)
     named = list(net.named_modules(remove_duplicate=False))
-    skipped: set[int] = set()
-    for pattern in skip:
-        matches = [id(layer) for name, layer in named if fnmatch(name, pattern)]
-        if not matches:
+
+    def matches(pattern: str, option: str) -> list[int]:
+        found = [id(layer) for name, layer in named if fnmatchcase(name, pattern)]
+        if not found:
             raise ValueError(
-                f"`skip` has {pattern!r}, which no layer is called; names are those of "
+                f"`{option}` has {pattern!r}, which no layer is called; names are those of "
                 "module.named_modules(), for example "
                 + ", ".join(repr(name) for name, _ in named[1:4])
             )
-        skipped.update(matches)
+        return found
+
+    skipped = {layer for pattern in skip for layer in matches(pattern, "skip")}
+    widths: dict[int, Bits] = {}  # by id of the layer
+    for pattern, width in (bits if isinstance(bits, Mapping) else {"*": bits}).items():
+        for layer in matches(pattern, "bits"):
+            widths.setdefault(layer, width)
 
     def twin(layer: nn.Module) -> nn.Module | None:
-        quantizable = type(layer) in (nn.Conv2d, nn.Linear)
-        return _quantized_twin(layer, options) if quantizable else None
+        if type(layer) not in (nn.Conv2d, nn.Linear):
+            return None
+        if id(layer) not in widths:
+            name = next(name for name, module in named if module is layer)
+            raise ValueError(
+                f"`bits` names no width for the layer {name!r}; add it, or '*' for all others."
+            )
+        options = {"quantizer": quantizer, "per_channel": per_channel}
+        return _quantized_twin(layer, {"bits": widths[id(layer)], **options})
 
     return replace_layers(net, twin, skipped)
 

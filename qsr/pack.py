@@ -28,6 +28,7 @@ from . import kernels, program_conv, program_swin, reference
 from .backbone import ChannelNorm, NetworkConfig, QuantSR, check_pictures
 from .bitplanes import BitPlanes, check_tail, words_for
 from .blocks import WindowAttention
+from .cadyq import CADyQ
 from .depth import DepthPlan
 from .layers import QConv2d, QLinear, QMatmul, replace_layers
 from .program_conv import ConvProgram
@@ -369,6 +370,11 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
         raise ValueError(
             "nothing to pack: the network has no quantised layer. Build it with bits=4 or 2, "
             "or pass it through qsr.quantize first."
+        )
+    if any(isinstance(m, CADyQ) and not m.weights for m in module.modules()):
+        raise ValueError(
+            "CADyQ chooses bits anew for every picture, and packed layers have one width; use a "
+            "quantizer of fixed width to pack."
         )
     packed = _replace_layers(copy.deepcopy(module).cpu().eval(), kernel, fill=True)
     return PackedModel(packed, kernel) if isinstance(packed, QuantSR) else packed

@@ -180,9 +180,10 @@ def available(config: NetworkConfig) -> tuple[str, ...]:
     """Names of the kernels that a program of this network can run on, best first.
 
     Empty: no program; the network runs layer by layer. So it is without native code, with a
-    full-precision layer in the body, and for Swin networks.
+    full-precision layer in the body or layers of several widths, and for Swin networks.
     """
-    fits = isinstance(config, ConvConfig) and config.bits is not None and config.quantize_body_conv
+    fits = isinstance(config, ConvConfig) and config.bits is not None
+    fits = fits and config.quantize_body_conv and not config.layer_bits
     if not fits or not _native.load().native:
         return ()
     return tuple(torch.ops.qsr_native.conv3x3_kernels(max(split_bits(config.bits))).split(","))

@@ -97,9 +97,10 @@ def available(config: NetworkConfig) -> tuple[str, ...]:
     """Names of the kernels that a program of this network can run on, best first.
 
     Empty: no program; the network runs layer by layer. So it is without native code, without
-    quantised layers, and for networks without Swin blocks.
+    quantised layers or with layers of several widths, and for networks without Swin blocks.
     """
-    if not isinstance(config, SwinConfig) or config.bits is None or not _native.load().native:
+    fits = isinstance(config, SwinConfig) and config.bits is not None and not config.layer_bits
+    if not fits or not _native.load().native:
         return ()
     return tuple(torch.ops.qsr_native.swin_kernels(_largest_bits(config)).split(","))
 

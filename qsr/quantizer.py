@@ -126,6 +126,15 @@ class Quantizer(nn.Module):
         weights: bool = False,
     ) -> None:
         super().__init__()
+        self.set_bits(bits)
+        self.channels = channels
+        self.channel_dim = channel_dim
+        self.weights = weights
+        self.signed = signed
+        self.step_size = nn.Parameter(torch.ones(() if steps is None else (steps,)))
+
+    def set_bits(self, bits: int) -> None:
+        """Change the width; the step size is another one then, so calibrate afterwards."""
         if bits not in range(2, 9):
             why = ", because one signed bit has no code above zero" if bits == 1 else ""
             raise ValueError(
@@ -133,12 +142,7 @@ class Quantizer(nn.Module):
                 "or leave the layer in full precision."
             )
         self.bits = bits
-        self.channels = channels
-        self.channel_dim = channel_dim
-        self.weights = weights
-        self.signed = signed
         self.calibrated = False
-        self.step_size = nn.Parameter(torch.ones(() if steps is None else (steps,)))
 
     # What a subclass may change -----------------------------------------------------------------
 

@@ -350,5 +350,5 @@ def test_the_tail_is_copied_only_at_the_same_scale():
 
 
 def test_a_network_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match="same features and blocks"):
+    with pytest.raises(ValueError, match="as many, or a whole multiple"):
         load_weights(small("srresnet"), qsr.QuantSR(qsr.srresnet(2, blocks=5, features=4)))

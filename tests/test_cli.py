@@ -134,7 +134,6 @@ def test_the_version_is_that_of_the_package(qsr_command):
         ["upscale", "a.png", "b.png", "--blok", "3"],
         ["upscale", "a.png", "b.png", "--blocks", "many"],
         ["upscale", "a.png", "b.png", "--overwrite", "--skip-existing"],
-        ["train"],
         ["train", "--out", "run", "--schedule", "linear"],
         ["reproduce", "table9"],
     ],
@@ -457,10 +456,45 @@ def test_evaluating_what_cannot_be_scored_gives_one_line(refused, models, model)
         (["--learning-rate", -1], "`learning_rate` is -1"),
         (["--seed", -1], "`seed` is -1"),
         (["--init", "missing.qsr"], "missing.qsr"),
+        (["--preset", "quantsr-c-x2-w1a1"], "`bits` is 1; it has widths from 2"),
+        (["--preset", "quantsr-c-x2-w33a33"], "`bits` is 33; it has widths from 2"),
+        (
+            ["--depths", 32, 8, 16],
+            "`depths` is (32, 8, 16); it starts with all 32 blocks",
+        ),
+        (["--layer-bits", "body_conv=x"], "'body_conv=x'; it is LAYER=BITS"),
+        (["--layer-bits", "head=8"], "'head', which no quantised layer is called"),
+        (["--quantizer", "cadyq"], "`bits` is 4; it has widths from 2 (weights) and 6 (inputs)"),
+        (["--quantizer", "pams"], "`transfer` is 1000.0 and `transfer_blocks` 0.0; they compare"),
+        (["--joint-from", 0], "`rank_by` is 'shortcut'; it is"),
+        (["--accumulate", 3], "the batch is 16, and 1 processes with `accumulate` 3"),
+        (["--depth-weights", 1, 2], "`depth_weights` is (1.0, 2.0); this run trains"),
     ],
 )
 def test_training_that_cannot_begin_gives_one_line(refused, flags, words):
-    assert words in refused("train", "--out", "run", *flags)
+    assert words in refused("train", "--out", "run", "--patch", 16, *flags)
+    assert not list(Path("run").glob("step-*"))
+
+
+def test_training_without_a_folder_is_refused(refused):
+    assert "`--out` is not given" in refused("train")
+
+
+def test_the_configuration_is_printed_and_nothing_is_done(qsr_command, here):
+    args = ["--preset", "quantsr-c-x2-w2a4", "--quantizer", "lsq", "--ema", 0.9, "--no-joint"]
+    code, out, _ = qsr_command("train", "--print-config", *args)
+    config = json.loads(out)
+    assert code == 0 and files(here) == []
+    assert config["network"]["bits"] == [2, 4] and config["network"]["quantizer"] == "lsq"
+    assert config["training"]["ema"] == 0.9 and config["training"]["joint"] is False
+    assert config["training"]["steps"] == 300_000 and config["call"]["batch"] == 16
+
+
+def test_a_baseline_is_trained_by_the_recipe_of_its_paper(qsr_command, here):
+    args = ["--preset", "quantsr-c-x2-w8a8", "--quantizer", "cadyq", "--init", "some"]
+    config = json.loads(qsr_command("train", "--print-config", *args, "--transfer", 5)[1])
+    assert config["training"]["bit_weight"] == 1e-4 and config["training"]["transfer"] == 5
+    assert config["training"]["warmup"] == 1000  # short, for weights that are trained already
 
 
 FULL_DISK = """

@@ -27,7 +27,7 @@ class Noise:
     """
 
     def __init__(self, scale=2, events=None):
-        self.scale, self.events = scale, events or {}
+        self.scale, self.events, self.batch_size = scale, events or {}, 2
 
     def batch(self, step, part=0, parts=1):
         self.events.pop(step, lambda: None)()
@@ -194,7 +194,9 @@ def test_configurations_that_make_no_run_are_refused(field, value):
 def test_the_loss_falls_on_the_embedded_pictures(tmp_path):
     data = qsr.Patches(scale=2, patch=12, batch=4)
     net = network()
-    config = qsr.TrainConfig(steps=30, learning_rate=2e-3, log_every=10, joint_from=0)
+    config = qsr.TrainConfig(
+        steps=30, learning_rate=2e-3, log_every=10, joint_from=0, rank_by="given"
+    )
     qsr.fit(net, data, config, tmp_path)
     log = read_log(tmp_path)
     assert [line["step"] for line in log] == [10, 20, 30]
@@ -314,7 +316,7 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
             lr, hr = super().batch(step)
             return lr, hr * (float("inf") if step == 4 else 1)
 
-    with pytest.raises(ValueError, match="training diverged: the pictures .* The last checkpoint is kept"):
+    with pytest.raises(ValueError, match="diverged: the pictures .* The last checkpoint is kept"):
         qsr.fit(network(), Broken(), CONFIG, tmp_path)
     net, state = load_checkpoint(list_checkpoints(tmp_path)[-1])
     assert state["step"] == 3
