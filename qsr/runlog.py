@@ -48,15 +48,17 @@ def quantizer_state(net: nn.Module) -> dict[str, dict[str, float]]:
 
 
 class RunLog:
-    """Writes the log of the run in `folder`, whose first `start` steps are done.
+    """Writes the log of the run in `folder`, whose first `start` steps are done. last: the step of
+    its last line.
 
     Raises ValueError if tensorboard is True and the package is missing.
     """
 
     def __init__(self, folder: str | os.PathLike, start: int, tensorboard: bool = False) -> None:
         self.path = Path(folder) / NAME
+        kept = [line for line in read_log(folder) if line["step"] <= start]
+        self.last = kept[-1]["step"] if kept else 0
         if self.path.exists():
-            kept = [line for line in read_log(folder) if line["step"] <= start]
             with replacing(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.board = _summary_writer(folder, start) if tensorboard else None

@@ -82,7 +82,7 @@ def fit(
     net.train().to(memory_format=torch.channels_last)  # 3x3 convolutions are faster so
     objective = Objective(net, config, teacher)
     optimizer = make_optimizer(net, config)
-    start, before, recent = _resume(net, optimizer, config, folder)
+    start, progress = _resume(net, optimizer, config, folder)
     if start == 0 and not all(m.calibrated for m in net.modules() if isinstance(m, Quantizer)):
         calibrate(net, data.batch(0)[0])  # the whole batch on every rank
     average = _average(net, config, folder)
@@ -91,7 +91,9 @@ def fit(
     if chief:
         clear_unfinished(folder)
     log = RunLog(folder, start, tensorboard) if chief else None
-    clock, path = _Clock(before), None
+    clock, recent, path = _Clock(progress["seconds"]), progress["recent"], None
+    if chief and log.last < start:  # killed after the checkpoint, before its line
+        log.write(start, progress["line"], net)
     bar = tqdm(total=config.steps, initial=start, unit="step", disable=not chief)
     with _stop_signals() as stop, bar, contextlib.closing(log or contextlib.ExitStack()):
         for step in range(start, config.steps):
@@ -122,13 +124,13 @@ def fit(
                 if len(validation) and (done % config.validate_every == 0 or last):
                     values |= _validate(average or net, validation, depths, folder, done, config)
                     bar.write(_score_line(done, values), file=sys.stderr)
+                values |= {"seconds": clock.total(), **recent}
                 if saves:
-                    progress = {"seconds": clock.total(), "recent": recent}
+                    progress = {"seconds": clock.total(), "recent": recent, "line": values}
                     path = save_checkpoint(
                         folder, net, optimizer, done, config, config.keep, average, progress
                     )
                 if saves or done % config.log_every == 0 or "validation" in values:
-                    values |= {"seconds": clock.total(), **recent}
                     log.write(done, values, net if saves else None)
             if ends:
                 if chief and not last:
@@ -232,11 +234,12 @@ def _score_line(step: int, values: dict[str, float]) -> str:
 
 def _resume(
     net: QuantSR, optimizer: torch.optim.Optimizer, config: TrainConfig, folder: str | os.PathLike
-) -> tuple[int, float, dict[str, float]]:
-    """Load the last checkpoint of `folder`, if any: (steps done, seconds spent, running means)."""
+) -> tuple[int, dict]:
+    """Load the last checkpoint of `folder`, if any: (steps done, its progress: seconds spent,
+    running means, line of the log)."""
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
-        return 0, 0.0, {}
+        return 0, {"seconds": 0.0, "recent": {}}
     saved, state = load_checkpoint(checkpoints[-1])
     if saved.config != net.config:
         raise ValueError(
@@ -259,7 +262,7 @@ def _resume(
             )
     net.load_state_dict(saved.state_dict())
     load_optimizer(checkpoints[-1], net, optimizer)
-    return state["step"], state["seconds"], state["recent"]
+    return state["step"], state
 
 
 class _Stop:
