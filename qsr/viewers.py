@@ -7,9 +7,11 @@
     Frames([(stop, picture, caption), ...], ...)     one picture for each stop of a slider
 
 Each is one piece of HTML without ids, scripts or anything fetched: the same in a notebook, on a
-static site and without a network. The sliders are moved by mouse, finger or arrow keys. Where a
-viewer removes styles and handlers (a notebook that is not trusted, or GitHub), all pictures are
-seen, one below the other.
+static site and without a network. The sliders are moved by mouse, finger or arrow keys.
+
+Where handlers are removed, in a notebook that is not trusted, all pictures are seen one below the
+other. So pictures are hidden, or laid upon each other, only by what JupyterLab removes together
+with the handlers: `hidden=""`, `clip-path`, `grid-area`, `calc()`, and not `display` or `position`.
 """
 
 from __future__ import annotations
@@ -169,18 +171,18 @@ class Compare:
             "if (event.buttons) { const slider = this.nextElementSibling.children[1];"
             " slider.value = 100 * event.offsetX / this.clientWidth; slider.oninput(); }"
         )
-        fill = "display:block; width:100%; margin:0"
+        fill = "display:block; width:100%; margin:0; grid-area:1/1"
         # data-lm-suppress-shortcuts: JupyterLab takes the arrow keys for itself without it.
         return f"""
 <div style="--at:50%; max-width:{self.width}px; font-family:sans-serif; font-size:13px">
-<span style="display:block; position:relative; touch-action:pan-y; cursor:ew-resize"
+<span style="display:grid; position:relative; touch-action:pan-y; cursor:ew-resize"
  onpointerdown="this.onpointermove(event)" onpointermove="{drag}">
-<img draggable="false" alt="{second}{alt}" style="{fill}"
+<img draggable="false" alt="{first}{alt}" style="{fill}"
+ src="{_address(self.before, self.quality)}"/>
+<img draggable="false" alt="{second}{alt}" style="{fill}; clip-path:inset(0 0 0 var(--at))"
  src="{_address(self.after, self.quality)}"/>
-<img draggable="false" alt="{first}{alt}" style="{fill}; position:absolute; top:0; left:0;
- clip-path:inset(0 calc(100% - var(--at)) 0 0)" src="{_address(self.before, self.quality)}"/>
-<i style="position:absolute; top:0; bottom:0; left:var(--at); width:2px; margin-left:-1px;
- background:#fff; box-shadow:0 0 3px #000; pointer-events:none"></i>
+<i style="position:absolute; top:0; bottom:0; left:var(--at); width:calc(2px);
+ margin-left:-1px; background:#fff; box-shadow:0 0 3px #000; pointer-events:none"></i>
 </span>
 <label style="display:flex; gap:8px; align-items:center; margin-top:4px"><span>{first}</span>
 <input type="range" min="0" max="100" value="50" style="flex:1" data-lm-suppress-shortcuts="true"
@@ -235,27 +237,26 @@ class Frames:
     def _repr_html_(self) -> str:
         label = html.escape(self.label)
         show = (
-            "const frames = this.closest('div').querySelectorAll('figure');"
-            " frames.forEach((f, i) => { f.style.display = i == this.value ? 'block' : 'none'; });"
-            " this.setAttribute('aria-valuetext', frames[this.value].dataset.stop);"
+            "const stops = this.closest('div').querySelectorAll('section');"
+            " stops.forEach((s, i) => { s.hidden = i != this.value; });"
+            " this.setAttribute('aria-valuetext', stops[this.value].dataset.stop);"
         )
-        figures = []
+        sections = []
         for i, (text, address, caption) in enumerate(self.frames):
-            stop, shown = html.escape(text), "none" if i else "block"
-            figures.append(
-                f'<figure data-stop="{stop}" style="display:{shown}; width:auto; margin:0">\n'
+            stop, hidden = html.escape(text), ' hidden=""' if i else ""
+            told = f": {html.escape(caption)}" if caption else ""
+            sections.append(
+                f'<section data-stop="{stop}"{hidden}>\n'
                 f'<img alt="{html.escape(self.alt)}; {label}: {stop}"'
                 ' style="display:block; width:100%; margin:0"'
-                f' src="{address}"/>\n<figcaption style="max-width:none; margin:4px 0;'
-                f' text-align:left; font-style:normal"><b>{stop}</b> {html.escape(caption)}'
-                "</figcaption></figure>"
+                f' src="{address}"/>\n<p style="margin:4px 0"><b>{stop}</b>{told}</p></section>'
             )
-        joined = "\n".join(figures)
+        joined = "\n".join(sections)
         # data-lm-suppress-shortcuts: JupyterLab takes the arrow keys for itself without it.
         return f"""
 <div style="max-width:{self.width}px; font-family:sans-serif; font-size:13px">
 <label style="display:flex; gap:8px; align-items:center; margin-bottom:4px"><span>{label}</span>
-<input type="range" min="0" max="{len(figures) - 1}" value="0" style="flex:1"
+<input type="range" min="0" max="{len(sections) - 1}" value="0" style="flex:1"
  data-lm-suppress-shortcuts="true" aria-label="{label}"
  aria-valuetext="{html.escape(self.frames[0][0])}" oninput="{show}"/></label>
 {joined}

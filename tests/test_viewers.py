@@ -127,13 +127,13 @@ def frames(**options):
 def test_frames_show_one_picture_and_hold_all_with_their_captions():
     shown = frames(quality="png")
     root, page = parsed(shown), shown._repr_html_()
-    figures = root.findall("figure")
-    assert ["display:none" in f.get("style") for f in figures] == [False, True, True]
-    assert [f.find("img").get("alt") for f in figures] == [
+    sections = root.findall("section")
+    assert [s.get("hidden") for s in sections] == [None, "", ""]
+    assert [s.find("img").get("alt") for s in sections] == [
         f"an eye; bits <&>: {b} bits" for b in (2, 4, 8)
     ]
-    captions = ["".join(f.find("figcaption").itertext()) for f in figures]
-    assert captions == ["2 bits 4 values", "4 bits 16 values", "8 bits 256 values"]
+    captions = ["".join(s.find("p").itertext()) for s in sections]
+    assert captions == ["2 bits: 4 values", "4 bits: 16 values", "8 bits: 256 values"]
     for bits, image in zip((2, 4, 8), pictures_in(page), strict=True):
         assert (np.array(image) == array_of(picture_of(seed=bits))).all()
 
@@ -167,6 +167,17 @@ def test_frames_refuse_what_they_cannot_show():
         Frames([("a", "photo.png", "")], "x", "y")
 
 
+# What JupyterLab 4.6 leaves of a style in a notebook that is not trusted; there sliders are dead.
+KEPT = re.compile(r"display:none|visibility:|opacity:|height:0|position:absolute|margin-\w+:-\d+%")
+
+
+@pytest.mark.parametrize("shown", [frames(), Compare(picture_of(), picture_of())])
+def test_no_picture_is_covered_where_sliders_are_dead(shown):
+    for element in parsed(shown).iter():
+        if element.tag != "i":  # the line of Compare, which has no width then
+            assert not KEPT.search(element.get("style", ""))
+
+
 def test_viz_has_the_viewers_too():
     assert viz.Frames is Frames and viz.Compare is Compare and viz.figure is figure
     assert viz.STYLE is STYLE and viz.PALETTE is PALETTE
@@ -175,7 +186,7 @@ def test_viz_has_the_viewers_too():
 def test_a_slider_holds_both_pictures_and_fetches_nothing():
     before, after = torch.rand(1, 3, 6, 8), torch.rand(1, 3, 12, 16)
     page = Compare(before, after, quality="png")._repr_html_()
-    upper, lower = pictures_in(page)
+    lower, upper = pictures_in(page)
     assert (np.array(upper) == array_of(after)).all()
     squares = before[0].repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert (np.array(lower) == to_uint8(squares).permute(1, 2, 0).numpy()).all()
@@ -218,4 +229,4 @@ def test_a_slider_refuses_sizes_that_do_not_fit_and_other_kinds():
 def test_the_pictures_of_a_slider_say_what_they_show():
     shown = Compare(picture_of(), picture_of(), ("small", "large"), alt="an <eye>")
     alts = [image.get("alt") for image in parsed(shown).iter("img")]
-    assert alts == ["large: an <eye>", "small: an <eye>"]
+    assert alts == ["small: an <eye>", "large: an <eye>"]
