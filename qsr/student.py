@@ -26,8 +26,8 @@ from .files import replacing
 def without_solutions(notebook: dict) -> dict:
     """A copy of a notebook (nbformat 4, parsed JSON) for students.
 
-    Raises ValueError (one line, with the cell's id) for a `check` cell without a check, or if what
-    a solution defines is used anywhere but in a check.
+    Raises ValueError (one line, with the cell's id) for a `check` cell without a check, or if a
+    name that a solution defines stands anywhere but in a check.
     """
     notebook = copy.deepcopy(notebook)
     solutions = [cell for cell in notebook["cells"] if "solution" in tags(cell)]
@@ -48,11 +48,11 @@ def without_solutions(notebook: dict) -> dict:
             cell["source"] = source.splitlines(keepends=True)
         if tags(cell) & {"check", "exercise"}:
             cell["outputs"], cell["execution_count"] = [], None
-        used = defined & set(re.findall(r"\w+", source_of(cell)))
+        used = defined & _names_in(source_of(cell))
         if used:
             raise ValueError(
-                f"{where} uses {', '.join(sorted(used))} of a solution, which students have not; "
-                "define it outside of the solution."
+                f"{where} has the name {', '.join(sorted(used))}, which a solution defines and "
+                "students do not have; define it elsewhere, or name it otherwise in the solution."
             )
     return notebook
 
@@ -113,6 +113,12 @@ def tags(cell: dict) -> set[str]:
 def source_of(cell: dict) -> str:
     """The text of a cell, which the format allows in one string or in lines."""
     return "".join(cell["source"])
+
+
+def _names_in(source: str) -> set[str]:
+    """The variables, functions and classes that a cell's code names."""
+    python = re.sub(r"^( *)[%!].*", r"\1pass", source, flags=re.M)  # lines for IPython
+    return {node.id for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Name)}
 
 
 def _is_check(function: ast.expr) -> bool:
