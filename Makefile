@@ -16,7 +16,7 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: help lab demo test test-sanitize build lint clean
+.PHONY: help lab demo test test-sanitize build lint notebooks student clean
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
@@ -24,6 +24,8 @@ help:
 	@echo "make test   lint, all tests, all notebooks"
 	@echo "make test-sanitize  the tests of the native code under AddressSanitizer and UBSan"
 	@echo "make build  compile the native core     make lint   check style only"
+	@echo "make notebooks  run all tutorials afresh and keep their outputs"
+	@echo "make student    the tutorials without solutions, into build/student"
 	@echo "make clean  remove .venv and build outputs"
 
 # Environments: .venv/lab-1234 says that `pip install .[lab]` is done for these requirements.
@@ -56,6 +58,15 @@ lab: $(VENV)/lab-$(WANTED)
 	@$(if $(NOTEBOOKS),$(BIN)/jupyter trust $(NOTEBOOKS))
 	@mkdir -p $(LAB_SETTINGS) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json
 	$(BIN)/jupyter lab --ServerApp.root_dir=tutorials $(LAB_FLAGS) $(ARGS)
+
+# From fresh kernels, in place. Times of day would change every file on every run.
+notebooks: $(VENV)/lab-$(WANTED)
+	@$(call build_core)
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	    --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+
+student: $(VENV)/lab-$(WANTED)
+	$(BIN)/python -m qsr.student build/student $(NOTEBOOKS)
 
 demo: $(VENV)/lab-$(WANTED)
 	@$(call build_core)

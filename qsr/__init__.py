@@ -24,6 +24,7 @@ from .baselines import DoReFa as DoReFa
 from .cadyq import CADyQ as CADyQ
 from .checkpoint import save as save
 from .complexity import complexity as complexity
+from .course import check as check
 from .data import Patches as Patches
 from .depth import DepthPlan as DepthPlan
 from .evaluate import Scores as Scores

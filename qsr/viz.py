@@ -1,4 +1,4 @@
-"""Pictures of pictures: the demo, a figure of crops side by side, a slider for notebooks.
+"""Pictures of pictures: the demo, and a figure of crops side by side.
 
 A comparison of enlargements is easily made to flatter. Three rules keep these honest: all methods
 show the same crop at the same zoom; a pixel of the result is a square of the figure, never smoothed
@@ -7,13 +7,12 @@ chosen.
 
     demo("demo")                       the bundled photograph by every model and depth
     before_after([Row(...), ...])      crops side by side, for a page or a paper
-    Compare(before, after)             two pictures under a slider, in a notebook
+
+The figures and sliders of notebooks, in `qsr.viewers`, have their names here too: `viz.Frames`.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import os
 import time
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -31,9 +29,14 @@ from . import zoo
 from .data import make_pair, photo
 from .evaluate import bicubic
 from .files import replacing
-from .image import Picture, from_array, to_pil, to_uint8, write
+from .image import Picture, to_uint8, write
 from .infer import enlarge
 from .metrics import psnr_y
+from .viewers import PALETTE as PALETTE
+from .viewers import STYLE as STYLE
+from .viewers import Compare as Compare
+from .viewers import Frames as Frames
+from .viewers import figure as figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -217,97 +220,3 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(encoded, format="png", dpi="figure", metadata={"Software": None})
     with replacing(path, overwrite=True) as temporary:
         temporary.write_bytes(encoded.getbuffer())
-
-
-# Two pictures under a slider ----------------------------------------------------------------------
-
-
-class Compare:
-    """Two pictures on top of each other with a slider between them, for a notebook or a web page.
-
-    before, after: float RGB tensors [1, 3, H, W] or [3, H, W] in [0, 1], uint8 or float arrays
-    [H, W, C], or PIL images. The smaller is shown in large square pixels, so `before` may be what a
-    network was given. labels: what the two are. width: in CSS pixels, None for the picture's own.
-    quality: of the JPEG that goes into the page, or "png".
-
-    It is one piece of HTML without ids, scripts or anything fetched: the same in a notebook, on a
-    static site and without a network. Drag on the picture, or use the slider with the arrow keys.
-    Where a viewer removes styles, both pictures are seen below each other.
-    Raises ValueError if one size is no multiple of the other, TypeError for other kinds.
-    """
-
-    def __init__(
-        self,
-        before: Tensor | np.ndarray | Image.Image,
-        after: Tensor | np.ndarray | Image.Image,
-        labels: tuple[str, str] = ("before", "after"),
-        width: int | None = None,
-        quality: int | str = 92,
-    ) -> None:
-        first, second = _pil(before), _pil(after)
-        size = max(first.size, second.size)
-        self.before, self.after = _blown_up(first, size), _blown_up(second, size)
-        self.labels, self.width, self.quality = labels, width or size[0], quality
-
-    def __repr__(self) -> str:
-        return f"Compare({self.labels[0]!r} | {self.labels[1]!r}, {self.before.size})"
-
-    def _repr_html_(self) -> str:
-        first, second = map(html.escape, self.labels)
-        show = "this.closest('div').style.setProperty('--at', this.value + '%')"
-        drag = (
-            "if (event.buttons) { const slider = this.nextElementSibling.children[1];"
-            " slider.value = 100 * event.offsetX / this.clientWidth; slider.oninput(); }"
-        )
-        fill = "display:block; width:100%; margin:0"
-        # data-lm-suppress-shortcuts: JupyterLab takes the arrow keys for itself without it.
-        return f"""
-<div style="--at:50%; max-width:{self.width}px; font-family:sans-serif; font-size:13px">
-<span style="display:block; position:relative; touch-action:pan-y; cursor:ew-resize"
- onpointerdown="this.onpointermove(event)" onpointermove="{drag}">
-<img draggable="false" alt="{second}" style="{fill}" src="{self._uri(self.after)}">
-<img draggable="false" alt="{first}" style="{fill}; position:absolute; top:0; left:0;
- clip-path:inset(0 calc(100% - var(--at)) 0 0)" src="{self._uri(self.before)}">
-<i style="position:absolute; top:0; bottom:0; left:var(--at); width:2px; margin-left:-1px;
- background:#fff; box-shadow:0 0 3px #000; pointer-events:none"></i>
-</span>
-<label style="display:flex; gap:8px; align-items:center; margin-top:4px"><span>{first}</span>
-<input type="range" min="0" max="100" value="50" style="flex:1" data-lm-suppress-shortcuts="true"
- aria-label="move right to see more of: {first}; left: {second}" oninput="{show}">
-<span>{second}</span></label>
-</div>"""
-
-    def _uri(self, image: Image.Image) -> str:
-        """The picture itself as an address."""
-        encoded = io.BytesIO()
-        if self.quality == "png":
-            image.save(encoded, format="PNG")
-        else:
-            image.convert("RGB").save(encoded, "JPEG", quality=self.quality, subsampling=0)
-        kind = "png" if self.quality == "png" else "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"
-
-
-def _pil(image: Tensor | np.ndarray | Image.Image) -> Image.Image:
-    """An 8-bit PIL image."""
-    if isinstance(image, Tensor):
-        pixels = image if image.ndim == 4 else image[None]
-        return to_pil(Picture(pixels.detach().float().clamp(0, 1)))
-    if isinstance(image, np.ndarray):
-        return to_pil(from_array(image))
-    if isinstance(image, Image.Image):
-        return image
-    raise TypeError(
-        f"a picture to compare is a {type(image).__name__}; pass a tensor, an array or a PIL image."
-    )
-
-
-def _blown_up(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image at `size`, each pixel a square."""
-    factor = size[0] // image.width
-    if (factor * image.width, factor * image.height) != size:
-        raise ValueError(
-            f"the pictures are {image.width} x {image.height} and {size[0]} x {size[1]} pixels; "
-            "one must be a whole multiple of the other. Cut the larger one."
-        )
-    return image if factor == 1 else image.resize(size, Image.Resampling.NEAREST)

@@ -1,6 +1,7 @@
 """Every tutorial is committed as it runs: whole, with outputs, and free of traces of one machine.
 
 That its cells still run is nbval's part (`make test`); a notebook without outputs would pass there.
+Cells are told by their tags: install, live, exercise, solution, check.
 The Python of README.md is run here.
 """
 
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+import qsr
+from qsr.student import source_of, tags, without_solutions
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
@@ -85,6 +89,78 @@ def test_a_tutorial_names_no_place_of_one_machine(notebook):
 def test_lines_of_code_fit_the_site(notebook):
     lines = [line for c in code_cells(notebook) for line in "".join(c["source"]).splitlines()]
     assert max(map(len, lines)) <= 79
+
+
+INSTALL = f"""\
+# Only where qsr is missing, as on Colab: the version this was written with.
+import importlib.util
+
+if importlib.util.find_spec("qsr") is None:
+    %pip install --quiet "qsr=={qsr.__version__}\""""
+
+
+def test_a_tutorial_installs_the_version_it_was_written_with(notebook):
+    second = notebook["cells"][1]
+    assert "install" in tags(second)
+    assert source_of(second) == INSTALL
+
+
+def cells_tagged(notebook: dict, tag: str) -> list[int]:
+    return [i for i, cell in enumerate(notebook["cells"]) if tag in tags(cell)]
+
+
+def test_an_exercise_is_a_task_a_stub_a_hidden_solution_and_a_check(notebook):
+    cells = notebook["cells"]
+    exercises = cells_tagged(notebook, "exercise")
+    assert 2 <= len(exercises) <= 4
+    assert cells_tagged(notebook, "solution") == [i + 1 for i in exercises]
+    assert cells_tagged(notebook, "check") == [i + 2 for i in exercises]
+    for i in exercises:
+        task, stub, solution, check = cells[i - 1 : i + 3]
+        assert task["cell_type"] == "markdown"
+        assert re.search(r"^ +raise NotImplementedError  # .*line", source_of(stub), re.M)
+        assert solution["metadata"]["jupyter"] == {"source_hidden": True}
+        assert "qsr.check(" in source_of(check) and "mistake=" in source_of(check)
+
+
+def test_the_exercises_of_a_tutorial_are_open_and_their_solutions_right(notebook):
+    for i in cells_tagged(notebook, "check"):
+        (output,) = notebook["cells"][i]["outputs"]
+        (line,) = "".join(output["text"]).splitlines()
+        assert line.endswith(": not attempted yet; the solution passes the test")
+
+
+def test_students_can_have_a_tutorial_without_its_solutions(notebook):
+    student = without_solutions(notebook)
+    lost = len(notebook["cells"]) - len(student["cells"])
+    assert lost == len(cells_tagged(notebook, "solution"))
+
+
+def test_a_live_part_has_a_twin_that_needs_no_kernel(notebook):
+    cells = notebook["cells"]
+    for i in cells_tagged(notebook, "live"):
+        assert "nbval-ignore-output" in tags(cells[i])
+        assert "Frames(" in source_of(cells[i + 1]), "the site would show nothing here"
+    for i, cell in enumerate(cells):
+        if "live" not in tags(cell):
+            assert "jupyter.widget" not in json.dumps(cell.get("outputs")), f"cell {i} is live"
+
+
+def test_every_picture_of_a_tutorial_says_what_it_shows(notebook):
+    for i, cell in enumerate(notebook["cells"]):
+        if "live" in tags(cell):
+            continue
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            bare = [kind for kind in data if kind.startswith("image/")]
+            assert not bare, f"cell {i}: use viz.figure(fig, alt=...)"
+            for image in re.findall(r"<img[^>]*>", "".join(data.get("text/html", ""))):
+                assert re.search(r'alt="[^"]+"', image), f"cell {i}"
+
+
+def test_a_tutorial_ends_with_the_time_it_took(notebook):
+    text = "".join(notebook["cells"][-1]["outputs"][0]["text"])
+    assert re.fullmatch(r"this notebook took \d+ s\n", text)
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
