@@ -17,21 +17,28 @@ g is LSQ's: it keeps the relative update of a step size about as large as that o
 There are two versions, and `fake_quantize` picks one:
 
     FakeQuantize    the definition, in PyTorch: any slope, device and dtype; remembers z
-    FusedForPhi     float32 on the CPU and the slopes of LSQ and RLQ: one pass over memory forward
-                    and one backward in C++ (csrc/fake_quantize.cpp), remembers x alone, which the
-                    layer before mostly remembers anyway
+    FusedForPhi     float32 and the slopes of LSQ and RLQ: one pass over memory forward and one
+                    backward, remembers x alone, which the layer before mostly remembers anyway
 
-Both give the same values, and gradients that differ by float32 rounding. Under torch.compile the
-definition is used: the compiler fuses it by itself.
+The passes are kernels of the device: in C++ on the CPU (csrc/fake_quantize.cpp), in Triton on a GPU
+(fake_quantize_triton.py). PyTorch for CUDA brings Triton along; where it is missing, the definition
+runs. The Triton kernels have been run in Triton's interpreter and compiled for an H100, and not yet
+run on a GPU.
+
+Both versions give the same values, and gradients that differ by float32 rounding. Under
+torch.compile the definition is used: the compiler fuses it by itself.
 
 Sources: LSQ (Esser et al., ICLR 2020); phi: QuantSR (Qin et al., NeurIPS 2023), released code.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -125,7 +132,7 @@ class FakeQuantize(torch.autograd.Function):
 
 
 class FusedForPhi(torch.autograd.Function):
-    """The same in two kernels; slope is a PhiSlope."""
+    """The same in the two kernels of `_kernels`; slope is a PhiSlope."""
 
     @staticmethod
     def forward(
@@ -139,7 +146,7 @@ class FusedForPhi(torch.autograd.Function):
         ctx.save_for_backward(x, step_size, tau)
         ctx.settings = channel or 0, qmin, qmax
         ctx.slope = slope
-        return torch.ops.qsr_native.fake_quantize(x, step_size, tau, *ctx.settings)
+        return _kernels(x.device).fake_quantize(x, step_size, tau, *ctx.settings)
 
     @staticmethod
     @once_differentiable
@@ -147,7 +154,7 @@ class FusedForPhi(torch.autograd.Function):
         x, step_size, tau = ctx.saved_tensors
         if grad.stride() != x.stride():
             grad = torch.empty_like(x).copy_(grad)
-        grad_x, grad_step, grad_tau = torch.ops.qsr_native.fake_quantize_backward(
+        grad_x, grad_step, grad_tau = _kernels(x.device).fake_quantize_backward(
             grad, x, step_size, tau, *ctx.settings, ctx.slope.sharpness
         )
         return grad_x, grad_step, None if tau is None else grad_tau, None, None, None
@@ -156,6 +163,23 @@ class FusedForPhi(torch.autograd.Function):
 def _channel(tau: Tensor) -> int:
     """The dimension along which tau has its values."""
     return next((dim for dim, size in enumerate(tau.shape) if size > 1), 0)
+
+
+def _kernels(device: torch.device) -> ModuleType | None:
+    """What has the functions fake_quantize and fake_quantize_backward for this device, or None."""
+    if device.type == "cuda":
+        return _triton_kernels(device)
+    return torch.ops.qsr_native if device.type == "cpu" and _native.load().native else None
+
+
+@functools.cache
+def _triton_kernels(device: torch.device) -> ModuleType | None:
+    """The Triton kernels, imported on first use; None without Triton or on a GPU too old for it."""
+    if not importlib.util.find_spec("triton") or torch.cuda.get_device_capability(device) < (7, 0):
+        return None
+    from . import fake_quantize_triton
+
+    return fake_quantize_triton
 
 
 def fake_quantize(
@@ -174,11 +198,10 @@ def fake_quantize(
     """
     fused = (
         isinstance(slope, PhiSlope)
-        and x.device.type == "cpu"
         and x.dtype == torch.float32 == step_size.dtype
         and not torch.compiler.is_compiling()
         and (tau is None or step_size.numel() == 1)
-        and _native.load().native
+        and _kernels(x.device) is not None
     )
     version = FusedForPhi if fused else FakeQuantize
     return version.apply(x, step_size, tau, qmin, qmax, slope)

@@ -1,4 +1,11 @@
-"""The fused kernels of fake quantisation against the definition in PyTorch."""
+"""The fused kernels of fake quantisation against the definition in PyTorch.
+
+On the CPU and on a GPU if there is one. With TRITON_INTERPRET=1 the kernels for the GPU take the
+place of those for the CPU, in Triton's interpreter: test_fake_quantize_triton.py has it so.
+"""
+
+import importlib
+import os
 
 import pytest
 import torch
@@ -23,12 +30,31 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def native_code():
-    assert _native.load().native
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+FAKE_QUANTIZE = importlib.import_module("qsr.fake_quantize")
+GPU = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.cuda,
+        pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU"),
+    ],
+)
 
 
-def random_case(shape, channel, signed, seed, with_tau=True):
+@pytest.fixture(scope="module", params=["cpu", GPU])
+def device(request):
+    """Where the tensors of a test lie, so that the kernels under test are those that run there."""
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED:
+            from qsr import fake_quantize_triton
+
+            patch.setattr(FAKE_QUANTIZE, "_kernels", lambda device: fake_quantize_triton)
+        elif request.param == "cpu":
+            assert _native.load().native
+        yield request.param
+
+
+def random_case(device, shape, channel, signed, seed, with_tau=True):
     """(x, step, tau, grad, qmin, qmax) in float32, values in and around the range of 4 bits."""
     generator = torch.Generator().manual_seed(seed)
     spec = qsr.QuantSpec(4, signed)
@@ -38,7 +64,9 @@ def random_case(shape, channel, signed, seed, with_tau=True):
     tau = torch.randn(tau_shape, generator=generator) if with_tau else None
     z = (spec.qmax - spec.qmin) * (1.4 * torch.rand(shape, generator=generator) - 0.2) + spec.qmin
     x = z * step - (0 if tau is None else tau)
-    return x, step, tau, torch.randn(shape, generator=generator), spec.qmin, spec.qmax
+    grad = torch.randn(shape, generator=generator)
+    tensors = (t if t is None else t.to(device) for t in (x, step, tau, grad))
+    return (*tensors, spec.qmin, spec.qmax)
 
 
 def run(version, x, step, tau, grad, qmin, qmax, slope):
@@ -75,10 +103,10 @@ def assert_agree(case, slope):
     seed=st.integers(0, 2**20),
 )
 def test_the_fused_kernels_give_the_definitions_values_and_gradients(
-    case, layout, signed, with_tau, sharpness, seed
+    device, case, layout, signed, with_tau, sharpness, seed
 ):
     shape, channel = case
-    x, step, tau, grad, qmin, qmax = random_case(shape, channel, signed, seed, with_tau)
+    x, step, tau, grad, qmin, qmax = random_case(device, shape, channel, signed, seed, with_tau)
     if layout == "channels_last" and x.ndim == 4:
         x = x.to(memory_format=torch.channels_last)
     elif layout == "strided":
@@ -88,15 +116,28 @@ def test_the_fused_kernels_give_the_definitions_values_and_gradients(
 
 @settings(deadline=None, max_examples=20)
 @given(st.booleans(), SHARPNESS, st.integers(0, 2**20))
-def test_each_output_channel_of_weights_may_have_its_own_step_size(last, sharpness, seed):
-    x, _, _, grad, qmin, qmax = random_case((7, 5, 3, 3), 0, True, seed, False)
-    step = torch.rand(7, 1, 1, 1) + 0.05
+def test_each_output_channel_of_weights_may_have_its_own_step_size(device, last, sharpness, seed):
+    x, _, _, grad, qmin, qmax = random_case(device, (7, 5, 3, 3), 0, True, seed, False)
+    step = torch.rand(7, 1, 1, 1, device=device) + 0.05
     x = x.to(memory_format=torch.channels_last) if last else x
     assert_agree((x, step, None, grad, qmin, qmax), PhiSlope(sharpness))
 
 
-def test_the_definition_in_double_precision_bounds_the_error_of_the_fused_gradient():
-    x, step, tau, grad, qmin, qmax = random_case((4, 64, 24, 24), 1, True, 5)
+@pytest.mark.parametrize("size", [0.1, 0.3, 1 / 3, 0.7])
+def test_at_the_edges_of_the_intervals_values_are_the_definitions(device, size):
+    step = torch.tensor(size, device=device)
+    edges = (torch.arange(-10, 10, device=device) + 0.5) * step
+    up, down = (edges.nextafter(torch.tensor(s * torch.inf, device=device)) for s in (1, -1))
+    x = torch.cat([down, edges, up])
+    assert not torch.equal(x / step, x * (1 / step))  # a reciprocal would be seen
+    ours, theirs = (
+        v.apply(x, step, None, -8, 7, PhiSlope(0.0)) for v in (FusedForPhi, FakeQuantize)
+    )
+    assert torch.equal(ours, theirs)
+
+
+def test_the_definition_in_double_precision_bounds_the_error_of_the_fused_gradient(device):
+    x, step, tau, grad, qmin, qmax = random_case(device, (4, 64, 24, 24), 1, True, 5)
     exact = run(
         FakeQuantize, *(t.double() for t in (x, step, tau, grad)), qmin, qmax, PhiSlope(1.0)
     )
@@ -108,8 +149,8 @@ def test_the_definition_in_double_precision_bounds_the_error_of_the_fused_gradie
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_gradients_do_not_depend_on_the_number_of_threads(layout):
-    x, step, tau, grad, qmin, qmax = random_case((8, 48, 24, 24), 1, True, 3)
+def test_gradients_do_not_depend_on_the_number_of_threads(device, layout):
+    x, step, tau, grad, qmin, qmax = random_case(device, (8, 48, 24, 24), 1, True, 3)
     case = (x.to(memory_format=layout), step, tau, grad, qmin, qmax)
     before = torch.get_num_threads()
     try:
@@ -123,29 +164,30 @@ def test_gradients_do_not_depend_on_the_number_of_threads(layout):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_the_memory_layout_of_the_input_is_kept():
-    x, step, tau, grad, qmin, qmax = random_case((2, 16, 8, 8), 1, True, 3)
+def test_the_memory_layout_of_the_input_is_kept(device):
+    x, step, tau, grad, qmin, qmax = random_case(device, (2, 16, 8, 8), 1, True, 3)
     x = x.to(memory_format=torch.channels_last)
     y, grad_x, *_ = run(FusedForPhi, x, step, tau, grad, qmin, qmax, PhiSlope(1.0))
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert grad_x.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_values_that_are_not_finite_reach_the_loss():
-    x = torch.tensor([0.3, float("nan"), float("inf"), -float("inf")])
-    y = FusedForPhi.apply(x, torch.tensor(0.5), None, -8, 7, PhiSlope(1.0))
+def test_values_that_are_not_finite_reach_the_loss(device):
+    x = torch.tensor([0.3, float("nan"), float("inf"), -float("inf")], device=device)
+    y = FusedForPhi.apply(x, torch.tensor(0.5, device=device), None, -8, 7, PhiSlope(1.0))
     assert y[1].isnan()
     assert y[[0, 2, 3]].tolist() == [0.5, 3.5, -4.0]
 
 
-def test_a_step_size_below_zero_is_held_at_its_floor():
-    case = (torch.tensor([1e-9, 1.0]), torch.tensor(-0.5), None, torch.ones(2), -8, 7)
+def test_a_step_size_below_zero_is_held_at_its_floor(device):
+    x, step = torch.tensor([1e-9, 1.0], device=device), torch.tensor(-0.5, device=device)
+    case = (x, step, None, torch.ones_like(x), -8, 7)
     ours, theirs = (run(v, *case, PhiSlope(1.0)) for v in (FusedForPhi, FakeQuantize))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_lsq_and_rlq_run_fused_and_a_slope_of_ones_own_runs_the_definition(monkeypatch):
+def test_lsq_and_rlq_run_fused_and_a_slope_of_ones_own_runs_the_definition(device, monkeypatch):
     used = []
     for version in (FakeQuantize, FusedForPhi):
         apply = version.apply
@@ -160,9 +202,9 @@ def test_lsq_and_rlq_run_fused_and_a_slope_of_ones_own_runs_the_definition(monke
         def slope(self, u):
             return 6 * u * (1 - u)
 
-    x = torch.randn(4, 3, 5, 5)
+    x = torch.randn(4, 3, 5, 5, device=device)
     for quantizer in (qsr.LSQ(4), qsr.RLQ(4, channels=3), Steeper(4, channels=3)):
-        quantizer.calibrate(x)
+        quantizer.to(device).calibrate(x)
         quantizer(x)
     qsr.LSQ.forward(quantizer.double(), x.double())
     expected = ["FusedForPhi", "FusedForPhi", "FakeQuantize", "FakeQuantize"]
@@ -195,14 +237,15 @@ def test_a_compiled_layer_learns_as_one_that_is_not():
         (lambda x: (x, torch.ones(1), None, 1, 1, 7), "codes are small"),
     ],
 )
-def test_the_raw_operator_refuses_what_could_read_outside(arguments, words):
-    with pytest.raises(RuntimeError, match=words):
-        torch.ops.qsr_native.fake_quantize(*arguments(torch.zeros(2, 4)))
+def test_the_kernels_refuse_what_could_read_outside(device, arguments, words):
+    kernels = FAKE_QUANTIZE._kernels(torch.device(device))
+    with torch.device(device), pytest.raises((RuntimeError, ValueError), match=words):
+        kernels.fake_quantize(*arguments(torch.zeros(2, 4)))
 
 
-def test_an_empty_tensor_has_an_empty_result_and_zero_gradients():
-    x = torch.zeros(0, 3, 4, 4, requires_grad=True)
-    tau = torch.zeros(1, 3, 1, 1, requires_grad=True)
-    step = torch.ones((), requires_grad=True)
+def test_an_empty_tensor_has_an_empty_result_and_zero_gradients(device):
+    x = torch.zeros(0, 3, 4, 4, device=device, requires_grad=True)
+    tau = torch.zeros(1, 3, 1, 1, device=device, requires_grad=True)
+    step = torch.ones((), device=device, requires_grad=True)
     fake_quantize(x, step, tau, -8, 7, PhiSlope(1.0)).sum().backward()
     assert x.grad.shape == x.shape and step.grad == 0 and not tau.grad.any()
