@@ -12,7 +12,8 @@ import pytest
 import qsr
 
 NAMES = """
-    files image _native fake_quantize quantizer bitplanes metrics data layers baselines reference
+    files image archive
+    _native fake_quantize quantizer bitplanes metrics data layers baselines reference
     kernels blocks depth backbone complexity tail program_conv program_swin pack checkpoint distill
     infer zoo evaluate peers bench bench_report distributed runlog train bench_train ablation viz
     course reproduce cli
