@@ -1,4 +1,4 @@
-"""The command line: `qsr upscale | demo | train | evaluate | pack | bench | reproduce | ...`.
+"""The command line: `qsr upscale | demo | train | evaluate | pack | data | bench | ...`.
 
 Bad input gives one line on stderr and exit code 2; Ctrl-C exits with 130. Numbers go to stdout, as
 text or with `--json`; progress and remarks go to stderr.
@@ -40,7 +40,7 @@ from .checkpoint import (
     load_checkpoint,
     save,
 )
-from .data import Patches, held_out
+from .data import SPLITS, Patches, contents, held_out, list_sets, pack_sets
 from .evaluate import agreement, evaluate
 from .files import replacing
 from .image import FORMATS, check_format, read, write
@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(command)
     _add_train(command)
     _add_pack(command)
+    _add_data(command)
     _add_bench(command)
     _add_reproduce(command)
     command("models", _models, "List the models that come with qsr.", numbers=True)
@@ -407,7 +408,11 @@ def _add_train(command) -> None:
     )
     data = sub.add_argument_group("data")
     data.add_argument(
-        "--data", nargs="+", default=["embedded"], metavar="SET", help="training sets or folders"
+        "--data",
+        nargs="+",
+        default=["embedded"],
+        metavar="SET",
+        help="training sets, folders or packed files",
     )
     data.add_argument("--patch", type=int, default=48, help="side of the lr patches (48)")
     data.add_argument("--batch", type=int, default=16, help="patches a step, of all ranks (16)")
@@ -583,6 +588,68 @@ def _pack(args: argparse.Namespace) -> None:
         }
         agreed = {name: agreement(net, packed, name) for name in args.sets}
         print(zoo.write_card(output, packed, args.card, scores, agreed))
+
+
+# data ---------------------------------------------------------------------------------------------
+
+
+def _add_data(command) -> None:
+    help = "List sets of pictures, or pack some into one file."
+    actions = command("data", None, help, threads=False).add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+
+    def action(name: str, run, help: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print numbers as JSON")
+        return sub
+
+    sub = action("list", _data_list, "List sets: those that qsr finds, or those named.")
+    sub.add_argument(
+        "sets", nargs="*", metavar="SET", help="sets, folders or packed files (all under QSR_DATA)"
+    )
+    sub = action(
+        "pack", _data_pack, "Pack sets into one file that can be named wherever a set can."
+    )
+    sub.add_argument("output", metavar="OUT", help="the packed .zip file")
+    sub.add_argument("sets", nargs="+", metavar="SET", help="sets, folders or packed files")
+    sub.add_argument(
+        "--max-mb", type=float, metavar="N", help="leave out pictures, so that OUT has at most N MB"
+    )
+    sub.add_argument("--split", choices=SPLITS, default="all", help="which pictures (%(default)s)")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _data_list(args: argparse.Namespace) -> int:
+    rows, failed = [], 0
+    for name in args.sets or list_sets():
+        try:
+            rows += contents(name)
+        except ValueError as error:  # one bad set does not hide the others
+            failed = 2
+            _complain(error)
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return failed
+    if rows:
+        print(f"{'set':20} {'pictures':>8} {'held out':>8} {'megapixels':>10} {'MB':>8}")
+    for row in rows:
+        print("{set:20} {pictures:8} {held_out:8} {megapixels:10.1f} {mb:8.1f}".format_map(row))
+    return failed
+
+
+def _data_pack(args: argparse.Namespace) -> None:
+    counts = pack_sets(args.output, args.sets, args.max_mb, args.split, args.overwrite)
+    size = Path(args.output).stat().st_size
+    if args.json:
+        sets = {name: {"pictures": n, "of": of} for name, (n, of) in counts.items()}
+        print(json.dumps({"file": args.output, "bytes": size, "sets": sets}, indent=1))
+        return
+    for name, (n, of) in counts.items():
+        print(f"{name}  {n} of {of} pictures")
+    n, of = map(sum, zip(*counts.values(), strict=True))
+    print(f"{args.output}  {n} of {of} pictures  {size / 1e6:.3f} MB")
 
 
 # bench --------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ Sets lie under the folder that the environment variable QSR_DATA names:
     $QSR_DATA/eval/NAME/HR/*             Set5, Set14, B100, Urban100, Manga109, ...
     $QSR_DATA/train/NAME/*               T91, General100, DIV2K, ...
 
-Any folder of PNG, JPEG or WebP pictures works as well, and "embedded" needs no folder at all: the
-photographs that come with qsr (sources and licences: qsr/pictures/LICENSES.md) and synthetic
-textures. Nothing is downloaded.
+Any folder of PNG, JPEG or WebP pictures works as well, and so does one file that `pack_sets` made
+of several sets (see `qsr.archive`). "embedded" needs none of these: the photographs that come with
+qsr (sources and licences: qsr/pictures/LICENSES.md) and synthetic textures. Nothing is downloaded.
 
 Training patches are a pure function of (seed, step): resuming a run needs no state of a sampler,
 and two machines that start from the same seed see the same patches.
@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .image import FORMATS, Picture, imresize, read, to_uint8
+from . import archive
+from .archive import Member, Source
+from .image import FORMATS, Picture, imresize, read, size, to_uint8
 
 EMBEDDED = "embedded"
 PICTURES = Path(__file__).parent / "pictures"
@@ -41,22 +43,95 @@ SPLITS = ("train", "validation", "all")
 # Named sets ---------------------------------------------------------------------------------------
 
 
-def find_set(name: str | os.PathLike) -> list[Path]:
-    """The picture files of a named set or a folder, sorted by name.
+def find_set(name: str | os.PathLike) -> list[Path | Member]:
+    """The picture files of a named set or a folder, sorted by name, or those in a packed file.
 
     A name without a slash is looked up in QSR_DATA first, then as a folder; "./NAME" is a folder.
-    Raises ValueError (one line) if there is no such set, or no picture in it.
+    `qsr.image.read` takes what is returned. Raises ValueError (one line) if there is no such set,
+    no picture in it, or a file that is no packed one.
     """
-    folder = _set_folder(name)
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in FORMATS)
+    place = _place(name)
+    if place.is_file():
+        return [source.file for source in archive.read(place)]
+    files = sorted(p for p in place.iterdir() if p.suffix.lower() in FORMATS)
     if not files:
         raise ValueError(
-            f"{folder} has no pictures ({', '.join(FORMATS)}); put the pictures of the set there."
+            f"{place} has no pictures ({', '.join(FORMATS)}); put the pictures of the set there."
         )
     return files
 
 
-def _set_folder(name: str | os.PathLike) -> Path:
+def list_sets() -> list[str]:
+    """The names that `find_set` finds without a folder: "embedded", and those under QSR_DATA."""
+    names = [EMBEDDED]
+    if root := os.environ.get("QSR_DATA"):
+        for pattern in ("eval/*/HR", "train/*"):
+            for folder in sorted(Path(root).glob(pattern)):
+                if folder.is_dir() and any(p.suffix.lower() in FORMATS for p in folder.iterdir()):
+                    names.append(folder.parent.name if folder.name == "HR" else folder.name)
+    return list(dict.fromkeys(names))
+
+
+def contents(name: str | os.PathLike) -> list[dict]:
+    """What is in a set, a folder or a packed file: a row for each set, from headers alone.
+
+    A row holds set, pictures, held_out (how many of them are for validation), megapixels and mb
+    (10^6 bytes of files). Errors as `find_set`, and for a file that is no picture.
+    """
+    rows: dict[str, dict] = {}
+    for source in _sources(name):
+        empty = {"pictures": 0, "held_out": 0, "megapixels": 0.0, "mb": 0.0}
+        row = rows.setdefault(source.set, {"set": source.set, **empty})
+        row["pictures"] += 1
+        row["held_out"] += source.split == "validation"
+        if isinstance(source.file, _Texture):  # made, not stored
+            row["megapixels"] += source.file.values[0].numel() / 1e6
+        else:
+            row["megapixels"] += math.prod(size(source.file)) / 1e6
+            row["mb"] += archive.size(source.file) / 1e6
+    return list(rows.values())
+
+
+def pack_sets(
+    out: str | os.PathLike,
+    sets: str | os.PathLike | Sequence[str | os.PathLike],
+    max_mb: float | None = None,
+    split: Literal["train", "validation", "all"] = "all",
+    overwrite: bool = False,
+) -> dict[str, tuple[int, int]]:
+    """Pack sets into one file (`qsr.archive`) that can be named wherever a set can.
+
+    max_mb: the largest size of that file, in 10^6 bytes; whole pictures are left out for it, evenly
+    over each set and always the same. Each picture is decoded once, so that a file that packs also
+    trains. Returns {set: (pictures taken, of how many)}. Raises ValueError (one line) for a set
+    that is missing, empty or "embedded", a picture that can't be trained on, an `out` that is there
+    already (unless `overwrite`) or is no .zip, or a `max_mb` that is too small for one picture.
+
+    Patches of the file of whole sets are those of the sets, bit for bit.
+    """
+    sets = [sets] if isinstance(sets, (str, os.PathLike)) else sets
+    _check_split(split)
+    if Path(out).suffix != ".zip":
+        raise ValueError(f"{out} has the suffix {Path(out).suffix!r}; packed sets end in .zip.")
+    if EMBEDDED in map(str, sets):
+        raise ValueError(
+            "'embedded' comes with qsr and is not packed; name it beside the packed file."
+        )
+    if max_mb is not None and not max_mb > 0:
+        raise ValueError(f"`max_mb` is {max_mb}; it is above 0.")
+    sources = _split(sets, split)
+    if not sources:
+        raise ValueError(_nothing(sets, split))
+    taken = sources if max_mb is None else archive.select(sources, 1e6 * max_mb)
+    archive.write(out, taken, _load, overwrite=overwrite)
+    counts = {}
+    for name in dict.fromkeys(source.set for source in sources):
+        counts[name] = tuple(sum(s.set == name for s in of) for of in (taken, sources))
+    return counts
+
+
+def _place(name: str | os.PathLike) -> Path:
+    """The folder of a set, or a file."""
     if str(name) == EMBEDDED:
         return PICTURES
     root = os.environ.get("QSR_DATA")
@@ -64,14 +139,15 @@ def _set_folder(name: str | os.PathLike) -> Path:
         for folder in (Path(root, "eval", name, "HR"), Path(root, "train", name)):
             if folder.is_dir():
                 return folder
-    if str(name) and Path(name).is_dir():
+    if str(name) and (Path(name).is_dir() or Path(name).is_file()):
         return Path(name)
     where = (
         f"under QSR_DATA ({root})" if root else "because the environment variable QSR_DATA is unset"
     )
     raise ValueError(
         f"no set or folder is called {str(name)!r} {where}; put its pictures into "
-        "$QSR_DATA/eval/NAME/HR or $QSR_DATA/train/NAME, name a folder, or use 'embedded'."
+        "$QSR_DATA/eval/NAME/HR or $QSR_DATA/train/NAME, name a folder or packed file, or use "
+        "'embedded'."
     )
 
 
@@ -150,23 +226,25 @@ def held_out(
     """Pairs to choose a network by while it trains: from pictures that `Patches` holds back.
 
     The middle of at most `most` validation pictures of the sets, evenly chosen, lr at most `side`
-    pixels high and wide, so that scoring them takes as long as a few steps.
+    pixels high and wide, so that scoring them takes as long as a few steps. None, if the sets are
+    packed files that hold none.
     """
     _check_scale(scale)
     sets = [sets] if isinstance(sets, (str, os.PathLike)) else sets
     sources = _split(sets, "validation")
-    chosen = [sources[i * len(sources) // most] for i in range(most)]
+    if len(sources) > most:
+        sources = [sources[i * len(sources) // most] for i in range(most)]
     pairs = []
-    for source in chosen if len(sources) > most else sources:
-        hr = source.load()
+    for source in sources:
+        hr = _load(source)
         top, left = (max(0, n - scale * side) // 2 for n in hr.shape[1:])
         hr = hr[:, top : top + scale * side, left : left + scale * side]
-        pairs.append(make_pair(source.name, hr, scale))
+        pairs.append(make_pair(source.file.stem, hr, scale))
     return pairs
 
 
 class Pairs(Sequence[Pair]):
-    """The pairs of a named set or a folder; each is read and shrunk when it is asked for.
+    """The pairs of a set, a folder or a packed file; each is read and shrunk when it is asked for.
 
     Raises ValueError (one line) if there is no such set; asking for a pair whose file is damaged
     raises ValueError too.
@@ -182,11 +260,11 @@ class Pairs(Sequence[Pair]):
 
     def __getitem__(self, index: int) -> Pair:
         source = self._sources[index]
-        return make_pair(source.name, source.load(), self.scale)
+        return make_pair(source.file.stem, _load(source), self.scale)
 
 
 def pairs(name: str | os.PathLike, scale: int) -> Pairs:
-    """The pairs of a named set or a folder: a sequence of Pair, sorted by name.
+    """The pairs of a named set, a folder or a packed file: a sequence of Pair, sorted by name.
 
     Grey pictures are repeated to RGB (Set14's `bridge` is one; taking it as luma directly would
     lower its score by 20 log10(255 / 219) = 1.32 dB). "embedded" adds the synthetic textures.
@@ -196,22 +274,42 @@ def pairs(name: str | os.PathLike, scale: int) -> Pairs:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A picture that is not loaded yet."""
+class _Texture:
+    """In the place of a file: a picture that is made."""
 
-    name: str
-    load: Callable[[], Tensor]  # -> uint8 [3, H, W]
-
-
-def _sources(name: str | os.PathLike) -> list[_Source]:
-    files = [_Source(p.stem, lambda p=p: _read_uint8(p)) for p in find_set(name)]
-    if str(name) != EMBEDDED:
-        return files
-    made = [_Source(texture, lambda p=p: p) for texture, p in textures().items()]
-    return made + files
+    stem: str
+    values: Tensor  # uint8 [3, H, W]
 
 
-def _read_uint8(path: Path) -> Tensor:
+def _sources(name: str | os.PathLike) -> list[Source]:
+    """The pictures of a set, each with its split. Of "embedded" also the synthetic textures."""
+    place = _place(name)
+    if place.is_file():
+        return archive.read(place)  # which knows how each set was split
+    files, label = find_set(name), _label(place)
+    if str(name) == EMBEDDED:
+        label = EMBEDDED
+        files = [_Texture(stem, values) for stem, values in textures().items()] + files
+    sources = []
+    for i, file in enumerate(files):
+        held_back = i % 10 == 9 or i == len(files) - 1 < 9
+        sources.append(Source(file, label, "validation" if held_back else "train"))
+    return sources
+
+
+def _label(folder: Path) -> str:
+    """What a folder of pictures is called: .../Set5/HR is Set5."""
+    path = Path(os.path.abspath(folder))
+    return path.parent.name if path.name == "HR" else path.name
+
+
+def _load(source: Source) -> Tensor:
+    """uint8 [3, H, W]."""
+    file = source.file
+    return file.values if isinstance(file, _Texture) else _read_uint8(file)
+
+
+def _read_uint8(path: Path | Member) -> Tensor:
     """uint8 [3, H, W], transparency ignored."""
     picture = read(path)
     if picture.levels > 255:
@@ -229,16 +327,29 @@ def _check_scale(scale: int) -> None:
         raise ValueError(f"`scale` is {scale!r}; pictures are shrunk by a whole factor, 1 or more.")
 
 
+def _nothing(sets: Sequence[str | os.PathLike], split: str) -> str:
+    return (
+        f"no picture of {', '.join(map(str, sets))} is in the split {split!r}; add a set, or "
+        "choose another split."
+    )
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"`split` is {split!r}; it is one of {', '.join(SPLITS)}.")
+
+
 # Training patches ---------------------------------------------------------------------------------
 
 
 class Patches:
     """Random training patches of one or several sets.
 
-    sets: names or folders. patch: side of the lr patch in pixels. batch: patches per step.
-    split: "validation" is every tenth picture of each set (of fewer than ten, the last), "train"
-    are the others, "all" is everything. device: where pictures are kept (as uint8: 3 bytes per
-    pixel, and as much again over scale^2 for lr) and patches are cut.
+    sets: names, folders or packed files. patch: side of the lr patch in pixels. batch: patches per
+    step. split: "validation" is every tenth picture of each set (of fewer than ten, the last),
+    "train" are the others, "all" is everything; in a packed file each picture has the split that it
+    had in its set. device: where pictures are kept (as uint8: 3 bytes per pixel, and as much again
+    over scale^2 for lr) and patches are cut.
 
     Every position in every picture is equally likely; each patch is flipped and turned at random
     (8 ways). The lr patch is cut from the shrunken picture, not shrunk from the hr patch, so it
@@ -265,8 +376,7 @@ class Patches:
             raise ValueError(f"`patch` is {patch} and `batch` {batch}; both are 1 or more.")
         if seed < 0:
             raise ValueError(f"`seed` is {seed}; seeds are 0 or more.")
-        if split not in SPLITS:
-            raise ValueError(f"`split` is {split!r}; it is one of {', '.join(SPLITS)}.")
+        _check_split(split)
         self.scale, self.patch, self.batch_size, self.seed = scale, patch, batch, seed
         self.sets = [str(s) for s in ([sets] if isinstance(sets, (str, os.PathLike)) else sets)]
         self.hr: list[Tensor] = []  # uint8 [3, scale h, scale w]
@@ -279,6 +389,8 @@ class Patches:
             hr = _cut_to_multiple(hr, scale).contiguous().to(device)
             self.hr.append(hr)
             self.lr.append(imresize(hr, 1 / scale))
+        if not self.hr and not small:
+            raise ValueError(_nothing(self.sets, split))
         if not self.hr:
             raise ValueError(
                 f"no picture of {', '.join(self.sets)} ({split}) has {scale * patch} pixels a "
@@ -324,22 +436,16 @@ class Patches:
         return torch.stack(lrs).float().div_(255), torch.stack(hrs).float().div_(255)
 
 
-def _split(sets: Sequence[str | os.PathLike], split: str) -> list[_Source]:
-    chosen = []
-    for name in sets:
-        sources = _sources(name)
-        for i, source in enumerate(sources):
-            held_back = i % 10 == 9 or i == len(sources) - 1 < 9
-            if split == "all" or held_back == (split == "validation"):
-                chosen.append(source)
-    return chosen
+def _split(sets: Sequence[str | os.PathLike], split: str) -> list[Source]:
+    sources = [source for name in sets for source in _sources(name)]
+    return [source for source in sources if split in ("all", source.split)]
 
 
 def _pictures(sets: Sequence[str], split: str) -> Iterator[Tensor]:
     """The pictures of a split, uint8 [3, H, W], with a progress bar when there are many."""
     chosen = _split(sets, split)
     for source in tqdm(chosen, desc="reading", unit="picture", disable=len(chosen) < 50):
-        yield source.load()
+        yield _load(source)
 
 
 def _cut(x: Tensor, top: int, left: int, side: int) -> Tensor:

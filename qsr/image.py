@@ -12,14 +12,17 @@ treatment of the borders, moves the scores of every method.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -94,7 +97,13 @@ class Picture:
         return Picture(colour.clamp(0, 1).cpu(), alpha, self.levels, self.icc)
 
 
-def read(path: str | os.PathLike) -> Picture:
+class PictureFile(Protocol):
+    """What else can be read: anything that opens as a Path does, and whose str() names it."""
+
+    def open(self, mode: str) -> IO[bytes]: ...
+
+
+def read(path: str | os.PathLike | PictureFile) -> Picture:
     """Read a PNG, JPEG or WebP file.
 
     Grey PNG keeps 16 bits. EXIF rotation is applied; other EXIF fields are not kept. Of the several
@@ -103,38 +112,7 @@ def read(path: str | os.PathLike) -> Picture:
     MAX_PIXELS pixels or is animated, and for PNG that has 16 bits and colour or transparency:
     Pillow would silently cut it to 8.
     """
-    path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            header = file.read(26)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; name a PNG, JPEG or WebP picture.") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder; name a picture in it.") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; check the file.") from error
-    if _is_16_bit_colour(header):
-        raise ValueError(
-            f"{path} is a 16-bit PNG with colour or transparency, which would be cut to 8 bits; "
-            "convert it to 8 bits, or to 16-bit grey, first."
-        )
-    with warnings.catch_warnings():
-        # Pillow warns from 89 megapixels on and refuses from twice that on; our limit is between.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(path, formats=["PNG", "JPEG", "WEBP"])
-        except Image.DecompressionBombError:
-            raise ValueError(f"{path} {_TOO_LARGE}") from None
-        except _DAMAGE as error:
-            raise _unreadable(path, error) from error
-    with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{path} ({image.width} x {image.height}) {_TOO_LARGE}")
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            raise ValueError(
-                f"{path} is animated ({image.n_frames} frames); qsr takes still pictures. "
-                "Extract the frames first."
-            )
+    with _opened(path) as image:
         try:
             upright = ImageOps.exif_transpose(image)
         except _DAMAGE as error:
@@ -143,6 +121,52 @@ def read(path: str | os.PathLike) -> Picture:
         return from_pil(upright)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def size(path: str | os.PathLike | PictureFile) -> tuple[int, int]:
+    """(height, width) as stored, from the header: nothing is decoded. Errors as `read`."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike | PictureFile) -> Iterator[Image.Image]:
+    """The picture before it is decoded. Errors as `read`."""
+    path = Path(path) if isinstance(path, (str, os.PathLike)) else path
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb"))
+            header = file.read(26)
+            file.seek(0)
+        except FileNotFoundError:
+            raise ValueError(f"{path} does not exist; name a PNG, JPEG or WebP picture.") from None
+        except IsADirectoryError:
+            raise ValueError(f"{path} is a folder; name a picture in it.") from None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}; check the file.") from error
+        if _is_16_bit_colour(header):
+            raise ValueError(
+                f"{path} is a 16-bit PNG with colour or transparency, which would be cut to 8 "
+                "bits; convert it to 8 bits, or to 16-bit grey, first."
+            )
+        with warnings.catch_warnings():
+            # Pillow warns from 89 megapixels on and refuses from twice that on; our limit is
+            # between.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            try:
+                image = Image.open(file, formats=["PNG", "JPEG", "WEBP"])
+            except Image.DecompressionBombError:
+                raise ValueError(f"{path} {_TOO_LARGE}") from None
+            except _DAMAGE as error:
+                raise _unreadable(path, error) from error
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{path} ({image.width} x {image.height}) {_TOO_LARGE}")
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise ValueError(
+                f"{path} is animated ({image.n_frames} frames); qsr takes still pictures. "
+                "Extract the frames first."
+            )
+        yield image
 
 
 def write(picture: Picture, path: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -289,7 +313,7 @@ def _decoded(image: Image.Image) -> Image.Image:
     return image
 
 
-def _unreadable(what: str | Path, error: Exception) -> ValueError:
+def _unreadable(what: object, error: Exception) -> ValueError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "its content is none of these formats"

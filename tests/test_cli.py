@@ -22,7 +22,9 @@ from qsr.data import textures
 
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 
-COMMANDS = ["upscale", "demo", "evaluate", "train", "pack", "bench", "reproduce", "models", "info"]
+COMMANDS = ["upscale", "demo", "evaluate", "train", "pack", "data", "bench", "reproduce"]
+COMMANDS += ["models", "info"]
+NESTED = [["data", "list"], ["data", "pack"]]
 TINY = ["--network-blocks", 2, "--features", 4, "--patch", 8, "--batch", 2]
 TINY += ["--steps", 4, "--checkpoint-every", 2]
 TRAIN = ["--preset", "quantsr-c-x2-w4a4", *TINY]
@@ -111,7 +113,7 @@ def files(folder):
 # Every command ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), *NESTED])
 def test_every_command_has_help_that_fits_a_terminal(qsr_command, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = qsr_command(*command, "--help")
@@ -136,6 +138,9 @@ def test_the_version_is_that_of_the_package(qsr_command):
         ["upscale", "a.png", "b.png", "--overwrite", "--skip-existing"],
         ["train", "--out", "run", "--schedule", "linear"],
         ["reproduce", "table9"],
+        ["data"],
+        ["data", "pack", "out.zip"],
+        ["data", "pack", "out.zip", "in", "--split", "test"],
     ],
 )
 def test_arguments_that_do_not_exist_exit_with_2(qsr_command, args):
@@ -508,6 +513,7 @@ for args in (
     ["upscale", "a.png", "b.png", "--model", model],
     ["pack", trained, "b.qsr"],
     ["train", "--out", "run", "--data", "photos", *train],
+    ["data", "pack", "b.zip", "photos"],
 ):
     code = main(args)
     print("exit", code, flush=True)
@@ -519,12 +525,74 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing(here, models):
     before = files(here)
     args = [str(models / "packed.qsr"), str(models / "trained.qsr"), *TRAIN]
     done = run(sys.executable, "-c", FULL_DISK, *args)
-    assert done.stdout.count("exit 2\n") == 3, done.stderr
+    assert done.stdout.count("exit 2\n") == 4, done.stderr
     said = [line[line.index("qsr: ") :] for line in done.stderr.splitlines() if "qsr: " in line]
-    for line, name in zip(said, ("b.png", "b.qsr", "run/step-00000002"), strict=True):
+    for line, name in zip(said, ("b.png", "b.qsr", "run/step-00000002", "b.zip"), strict=True):
         assert name in line and "File too large" in line
     assert "Traceback" not in done.stderr
     assert files(here) == before
+
+
+# data ---------------------------------------------------------------------------------------------
+
+
+def test_sets_that_cannot_be_packed_give_one_line(refused):
+    picture("in/a.png"), picture("in/b.png")
+    Path("empty").mkdir()
+    Path("there.zip").write_text("mine")
+    for args, words in (
+        (["out.zip", "Set99"], "'Set99'"),
+        (["out.zip", "empty"], "empty has no pictures"),
+        (["out.zip", "in", "in/a.png"], "in/a.png is no file made by `qsr data pack`"),
+        (["out.zip", "in", "embedded"], "'embedded' comes with qsr"),
+        (["out.tar", "in"], "'.tar'"),
+        (["there.zip", "in"], "there.zip exists"),
+        (["new/out.zip", "in"], "cannot write new/out.zip"),
+        (["out.zip", "in", "--max-mb", 0.0005], "in/a.png alone takes"),
+        (["out.zip", "in", "--max-mb", 0], "`max_mb` is 0"),
+        (["out.zip", "in", "--max-mb", "nan"], "`max_mb` is nan"),
+    ):
+        assert words in refused("data", "pack", *args)
+    assert "there.zip is no file made by" in refused("data", "list", "there.zip")
+    picture("one/a.png")  # which is held out
+    assert "'train'" in refused("data", "pack", "out.zip", "one", "--split", "train")
+    Path("in/c.png").write_text("no picture")
+    assert "in/c.png" in refused("data", "pack", "out.zip", "in")
+
+
+def test_packing_says_how_many_of_how_many_it_took(qsr_command):
+    for i in range(6):
+        picture(f"in/{i}.png", 20, 20), picture(f"more/{i}.png", 20, 20)
+    code, out, err = qsr_command("data", "pack", "out.zip", "in", "more", "--max-mb", 0.01)
+    bytes = Path("out.zip").stat().st_size
+    assert code == 0 and err == "" and bytes <= 10_000
+    assert out.splitlines() == [
+        "in  3 of 6 pictures",
+        "more  3 of 6 pictures",
+        f"out.zip  6 of 12 pictures  {bytes / 1e6:.3f} MB",
+    ]
+    args = ["data", "pack", "out.zip", "in", "more", "--overwrite", "--json"]
+    report = json.loads(qsr_command(*args)[1])
+    assert report["bytes"] == Path("out.zip").stat().st_size > bytes
+    assert report["sets"]["more"] == {"pictures": 6, "of": 6}
+    assert files(".") == sorted([*(f"{a}/{i}.png" for a in ("in", "more") for i in range(6))]) + [
+        "out.zip"
+    ]
+
+
+def test_sets_are_listed_and_a_bad_one_does_not_hide_the_others(qsr_command, here, monkeypatch):
+    monkeypatch.setenv("QSR_DATA", str(here))
+    picture("train/T91/a.png", 1000, 500), picture("train/T91/b.png", 1000, 500)
+    code, out, err = qsr_command("data", "list")
+    assert code == 0 and err == ""
+    assert [line.split()[:4] for line in out.splitlines()[1:]][1] == ["T91", "2", "1", "1.0"]
+    rows = json.loads(qsr_command("data", "list", "--json")[1])
+    assert [row["set"] for row in rows] == ["embedded", "T91"] and rows[1]["megapixels"] == 1
+    Path("train/Bad").mkdir()
+    Path("train/Bad/a.png").write_text("no picture")
+    code, out, err = qsr_command("data", "list")
+    assert code == 2 and one_line(err) and "Bad/a.png" in err and "T91" in out
+    assert qsr_command("data", "list", "T91")[0] == 0
 
 
 # Real processes -----------------------------------------------------------------------------------
@@ -614,6 +682,18 @@ def test_a_run_refuses_another_configuration_and_keeps_its_checkpoints(qsr_comma
     (list_checkpoints("run")[-1] / "weights.safetensors").write_bytes(b"damaged")
     code, _, err = qsr_command(*args)
     assert code == 2 and one_line(err) and "step-00000004" in err
+
+
+def test_a_packed_file_trains_and_scores_as_its_set_does(qsr_command, photos):
+    assert qsr_command("data", "pack", "photos.zip", photos)[0] == 0
+    for name in (photos, "photos.zip"):
+        assert qsr_command("train", "--out", f"run-{name}", *TRAIN, "--data", name)[0] == 0
+    models = [qsr.load(f"run-{name}/model.qsr").state_dict() for name in (photos, "photos.zip")]
+    assert all(torch.equal(a, b) for a, b in zip(*(m.values() for m in models), strict=True))
+    args = ["--model", "bicubic", "--scale", 2, "--json"]
+    report = json.loads(qsr_command("evaluate", photos, "photos.zip", *args)[1])
+    here, there = (report["sets"][name] for name in (photos, "photos.zip"))
+    assert here["names"] == there["names"] and here["psnr_each"] == there["psnr_each"]
 
 
 def test_training_starts_from_the_weights_of_another_network(qsr_command, photos):

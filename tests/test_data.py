@@ -1,4 +1,8 @@
 import copy
+import io
+import json
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +13,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from qsr.data import PICTURES, Patches, find_set, make_pair, pairs, photo, textures
-from qsr.image import imresize, read, rgb_to_y, to_array, to_uint8
+from qsr.data import (
+    PICTURES,
+    Patches,
+    contents,
+    find_set,
+    held_out,
+    list_sets,
+    make_pair,
+    pack_sets,
+    pairs,
+    photo,
+    textures,
+)
+from qsr.image import imresize, read, rgb_to_y, size, to_array, to_uint8
 from qsr.metrics import psnr_plane, psnr_y, ssim_plane, ssim_y
 
 
@@ -89,8 +105,8 @@ def test_textures_are_deterministic_and_what_they_say() -> None:
     x, y = radius.log().flatten(), spectrum.log().flatten().float()
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
     assert slope == pytest.approx(-1, abs=0.1)
-    for size in (1, 25, 50):
-        assert all(t.shape == (3, size, size) for t in textures(size).values())
+    for side in (1, 25, 50):
+        assert all(t.shape == (3, side, side) for t in textures(side).values())
 
 
 # Pairs --------------------------------------------------------------------------------------------
@@ -340,3 +356,310 @@ def test_patches_on_a_gpu_are_those_of_the_cpu() -> None:
     for a, b in zip(there.batch(5), SHARED.batch(5), strict=True):
         assert a.device.type == "cuda"
         assert torch.equal(a.cpu(), b)
+
+
+# Packed files -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two training sets under QSR_DATA, of 23 and 12 pictures, and a folder with two."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QSR_DATA", str(tmp_path))
+    for i in range(23):
+        save(tmp_path / f"train/Small/{i:02}.png", 8 + i, 20 - i // 2, seed=i)
+    for i in range(12):
+        save(
+            tmp_path / f"train/Other/{i:02}.{('jpg', 'PNG', 'webp')[i % 3]}", 9, 9 + i, seed=50 + i
+        )
+    for i in range(2):
+        save(tmp_path / f"own/HR/{i}.png", 10, 9, seed=90 + i)
+    return ["Small", "Other", "own/HR"]
+
+
+def index(path: str | Path) -> list[dict]:
+    with zipfile.ZipFile(path) as file:
+        return json.loads(file.read("index.json"))["pictures"]
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "all"])
+def test_patches_of_a_packed_file_are_those_of_its_sets_bit_for_bit(
+    sets: list[str], split: str
+) -> None:
+    pack_sets("all.zip", sets)
+    options = {"scale": 2, "patch": 3, "batch": 7, "seed": 5, "split": split}
+    there, here = Patches("all.zip", **options), Patches(sets, **options)
+    assert len(there.hr) == len(here.hr)
+    for a, b in zip(there.hr + there.lr, here.hr + here.lr, strict=True):
+        assert torch.equal(a, b)
+    for step in range(3):
+        for a, b in zip(there.batch(step), here.batch(step), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_pairs_of_a_packed_file_are_those_of_its_sets(sets: list[str]) -> None:
+    pack_sets("all.zip", sets)
+    here = [pair for name in sets for pair in pairs(name, 2)]
+    for a, b in (
+        *zip(pairs("all.zip", 2), here, strict=True),
+        *zip(held_out("all.zip", 2, side=2), held_out(sets, 2, side=2), strict=True),
+    ):
+        assert a.name == b.name and torch.equal(a.lr, b.lr) and torch.equal(a.hr, b.hr)
+
+
+def test_a_packed_file_holds_the_bytes_of_the_pictures_and_says_what_they_are(
+    sets: list[str],
+) -> None:
+    counts = pack_sets("all.zip", sets)
+    assert counts == {"Small": (23, 23), "Other": (12, 12), "own": (2, 2)}
+    files = [file for name in sets for file in find_set(name)]
+    with zipfile.ZipFile("all.zip") as packed:
+        assert packed.testzip() is None
+        for row, file in zip(index("all.zip"), files, strict=True):
+            assert row["name"] == file.name and packed.read(row["file"]) == file.read_bytes()
+    members = find_set("all.zip")
+    assert [m.name for m in members] == [f.name for f in files]
+    for member, file in zip(members, files, strict=True):
+        assert torch.equal(read(member).colour, read(file).colour) and size(member) == size(file)
+
+
+def test_what_was_held_out_stays_held_out_when_pictures_are_left_out(sets: list[str]) -> None:
+    pack_sets("all.zip", sets)
+    unseen = {(r["set"], r["name"]) for r in index("all.zip") if r["split"] == "validation"}
+    assert unseen == {
+        ("Small", "09.png"),
+        ("Small", "19.png"),
+        ("Other", "09.jpg"),
+        ("own", "1.png"),
+    }
+    pack_sets("less.zip", sets, max_mb=0.012)
+    pack_sets("again.zip", ["less.zip"])  # the sets are known through two files
+    assert index("again.zip") == index("less.zip") != index("all.zip")
+    for row in index("less.zip"):
+        assert (row["split"] == "validation") == ((row["set"], row["name"]) in unseen)
+    for split in ("train", "validation"):
+        counts = pack_sets(f"{split}.zip", sets, split=split)
+        rows = index(f"{split}.zip")
+        assert {row["split"] for row in rows} == {split}
+        assert sum(of for _, of in counts.values()) == len(rows)
+    assert len(index("validation.zip")) == 4 and len(index("train.zip")) == 33
+
+
+def test_the_same_pictures_give_the_same_bytes(sets: list[str]) -> None:
+    for name in ("a.zip", "b.zip"):
+        pack_sets(name, sets, max_mb=0.02)
+    assert Path("a.zip").read_bytes() == Path("b.zip").read_bytes()
+
+
+def test_a_packed_file_never_exceeds_its_limit_and_grows_evenly(sets: list[str]) -> None:
+    taken, fractions = set(), []
+    for kilobytes in range(2, 45):
+        counts = pack_sets("less.zip", sets[:2], max_mb=kilobytes / 1000, overwrite=True)
+        assert Path("less.zip").stat().st_size <= 1000 * kilobytes
+        now = {(row["set"], row["name"]) for row in index("less.zip")}
+        assert now >= taken  # more room keeps what was there
+        taken = now
+        fractions.append([n / of for n, of in counts.values()])
+    assert fractions[-1] == [1, 1] and fractions[0] < [0.1, 0.1]
+    # Of 23 and of 12 pictures the same share, to within a picture or two.
+    assert max(abs(a - b) for a, b in fractions) < 0.17
+    # And from all over a set: no gap is much longer than the mean one.
+    pack_sets("less.zip", "Small", max_mb=0.009, overwrite=True)
+    at = [-1, *(int(row["name"][:2]) for row in index("less.zip")), 23]
+    assert 6 <= len(at) <= 12 and max(np.diff(at)) <= 2 * 23 / (len(at) - 2)
+
+
+def test_a_set_is_packed_only_if_it_can_be_trained_on(sets: list[str], tmp_path: Path) -> None:
+    save(tmp_path / "train/Bad/a.png", 9, 9)
+    for content, words in (
+        (b"no picture", "not a readable"),
+        ((tmp_path / "train/Bad/a.png").read_bytes()[:-40], "truncated"),
+    ):
+        (tmp_path / "train/Bad/b.png").write_bytes(content)
+        with pytest.raises(ValueError, match=words) as error:
+            pack_sets("bad.zip", [*sets, "Bad"])
+        assert "b.png" in str(error.value) and not list(tmp_path.glob("*.zip*"))
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "train/Bad/b.png")
+    with pytest.raises(ValueError, match="16 bits"):
+        pack_sets("bad.zip", "Bad")
+
+
+def test_names_that_no_terminal_should_see_are_packed_under_other_names(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a\x1b[31m\n.png", 4, 4)
+    pack_sets(tmp_path / "a.zip", tmp_path / "in")
+    assert pairs(tmp_path / "a.zip", 2)[0].name == "a_[31m_"
+
+
+def test_a_file_without_a_split_is_refused_where_that_split_is_needed(sets: list[str]) -> None:
+    pack_sets("train.zip", sets, split="train")
+    assert held_out("train.zip", 2) == []
+    with pytest.raises(ValueError, match="'validation'") as error:
+        Patches("train.zip", scale=2, patch=2, split="validation")
+    assert "train.zip" in str(error.value)
+
+
+def altered(path: Path, change) -> bytes:
+    """A zip whose entries {name: bytes} were changed by a function."""
+    with zipfile.ZipFile(path) as file:
+        entries = {name: file.read(name) for name in file.namelist()}
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, content in change(entries).items():
+            file.writestr(zipfile.ZipInfo(name), content)
+    return out.getvalue()
+
+
+def with_index(**changes):
+    """Another value in the first row of the index, or (format, version, pictures) in the index."""
+
+    def change(entries: dict[str, bytes]) -> dict[str, bytes]:
+        table = json.loads(entries["index.json"])
+        for key, value in changes.items():
+            (table if key in table else table["pictures"][0])[key] = value
+        return entries | {"index.json": json.dumps(table).encode()}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda entries: {},
+        lambda entries: entries | {"index.json": b"[]"},
+        lambda entries: entries | {"index.json": b"{"},
+        lambda entries: entries | {"index.json": b"[" * 100_000},
+        lambda entries: entries | {"more.png": b""},
+        lambda entries: {k: v for k, v in entries.items() if k != "1.png"},
+        lambda entries: {k: v for k, v in entries.items() if k != "index.json"},
+        with_index(format="others"),
+        with_index(version=2),
+        with_index(pictures=[]),
+        with_index(pictures=[[]]),
+        with_index(pictures={"a": 1}),
+        with_index(file="2.png"),
+        with_index(file=["1.png"]),
+        with_index(file="index.json"),
+        with_index(split="test"),
+        with_index(split=None),
+        with_index(set=3),
+        with_index(set="\x1b[31m"),
+        with_index(name="a.exe"),
+        with_index(name="a\n.png"),
+        with_index(name=None),
+    ],
+)
+def test_a_foreign_zip_is_refused_in_one_line(tmp_path: Path, change) -> None:
+    pack_sets(tmp_path / "a.zip", save_two(tmp_path / "in"))
+    (tmp_path / "b.zip").write_bytes(altered(tmp_path / "a.zip", change))
+    assert_refused(tmp_path / "b.zip")
+
+
+def save_two(folder: Path) -> Path:
+    save(folder / "a.png", 4, 4)
+    save(folder / "b.png", 4, 4)
+    return folder
+
+
+def assert_refused(path: Path) -> None:
+    uses = (find_set, contents, lambda name: pairs(name, 2), lambda name: Patches(name, 2, 2))
+    for use in uses:
+        with pytest.raises(ValueError, match="qsr data pack") as error:
+            use(path)
+        assert str(path) in str(error.value) and str(error.value).isprintable()
+
+
+def test_what_is_no_zip_or_is_compressed_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    for content in (b"", b"hello", b"PK\x05\x06", encoded_picture()):
+        path.write_bytes(content)
+        assert_refused(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("index.json", " " * 10**6)  # a bomb would begin like this
+    assert_refused(path)
+
+
+def encoded_picture() -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_names_inside_a_zip_are_never_places_on_the_disk(tmp_path: Path) -> None:
+    # The index is true to a zip whose entry climbs out of its folder: it is read into memory.
+    pack_sets(tmp_path / "a.zip", save_two(tmp_path / "in"))
+    evil = "../../evil.png"
+
+    def change(entries: dict[str, bytes]) -> dict[str, bytes]:
+        entries = with_index(file=evil, name=evil, set="../..")(entries)
+        entries[evil] = entries.pop("1.png")
+        return entries
+
+    inside = tmp_path / "deep/er/folder"
+    inside.mkdir(parents=True)
+    (inside / "b.zip").write_bytes(altered(tmp_path / "a.zip", change))
+    before = sorted(tmp_path.rglob("*"))
+    assert [pair.name for pair in pairs(inside / "b.zip", 2)] == ["evil", "b"]
+    Patches(inside / "b.zip", scale=2, patch=2, split="all")
+    assert sorted(tmp_path.rglob("*")) == before
+    pack_sets(inside / "c.zip", inside / "b.zip")
+    assert [row["file"] for row in index(inside / "c.zip")] == ["1.png", "2.png"]
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=3),
+    end=st.one_of(st.none(), st.integers(0, 2000)),
+)
+@settings(deadline=None, max_examples=150)
+def test_a_damaged_packed_file_is_refused_in_one_line_or_reads_the_same(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], end: int | None
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damaged-zip"
+    good, bad = folder / "good.zip", folder / "bad.zip"
+    if not good.exists():
+        pack_sets(good, save_two(folder / "in"))
+    content = bytearray(good.read_bytes()[:end])
+    for at, value in changes:
+        if at < len(content):
+            content[at] = value
+    bad.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            found = Patches(bad, scale=2, patch=2, split="all").hr
+        except ValueError as error:
+            assert "\n" not in str(error) and str(bad) in str(error)
+        else:
+            expected = Patches(good, scale=2, patch=2, split="all").hr
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_sets_are_listed_with_their_pictures_megapixels_and_bytes(
+    sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "eval/Set5/HR/a.png", 30, 50)
+    (tmp_path / "train/empty").mkdir()
+    assert list_sets() == ["embedded", "Set5", "Other", "Small"]
+    (row,) = contents("Set5")
+    bytes = (tmp_path / "eval/Set5/HR/a.png").stat().st_size
+    assert row == {
+        "set": "Set5",
+        "pictures": 1,
+        "held_out": 1,
+        "megapixels": 0.0015,
+        "mb": bytes / 1e6,
+    }
+    pack_sets("all.zip", sets)
+    assert contents("all.zip") == [row for name in sets for row in contents(name)]
+    (row,) = contents("embedded")
+    assert row["pictures"] == len(pairs("embedded", 2)) and row["megapixels"] > 0.5
+    monkeypatch.delenv("QSR_DATA")
+    assert list_sets() == ["embedded"]
+
+
+def test_listing_reads_headers_and_decodes_nothing(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 30, 50)
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[:200])
+    assert contents(tmp_path)[0]["megapixels"] == 0.0015
+    with pytest.raises(ValueError, match="a.png"):
+        pairs(tmp_path, 2)[0]
