@@ -40,7 +40,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import __version__, _native, kernels, peers, zoo
 from .backbone import NetworkConfig, QuantSR, SwinConfig, quantsr_c
@@ -126,9 +126,12 @@ class Row:
 def take_turns(
     runs: Sequence[Callable[[], float]], rounds: int, what: str
 ) -> list[tuple[float, float]]:
-    """Call each of `runs`, which return seconds, `rounds` times -> [(best, median)] in ms."""
+    """Call each of `runs`, which return seconds, `rounds` times -> [(best, median)] in ms.
+
+    what: stands before the progress bar, which only a terminal gets.
+    """
     times: list[list[float]] = [[] for _ in runs]
-    with tqdm(total=rounds * len(runs), desc=what, leave=False) as bar:
+    with tqdm(total=rounds * len(runs), desc=what, leave=False, disable=None) as bar:
         for _ in range(rounds):
             for run, seconds in zip(runs, times, strict=True):
                 seconds.append(run())
@@ -309,7 +312,7 @@ def network_rows(
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         ready: list[tuple[Contender, Row, Worker]] = []
-        for contender in tqdm(contenders, "opening", leave=False):
+        for contender in tqdm(contenders, "opening", leave=False, disable=None):
             row = Row(contender.name, contender.column, threads, contender.blocks)
             try:
                 if contender.write is not None:

@@ -152,6 +152,19 @@ def test_a_ceiling_of_codes_counts_bit_planes():
 # Reports ------------------------------------------------------------------------------------------
 
 
+def test_taking_turns_gives_best_and_median_and_prints_nothing_into_a_file(capfd):
+    slow, fast = iter([3.0, 5.0, 4.0]), iter([0.2, 0.1, 0.3])
+    order = []
+
+    def taking(name, seconds):
+        return lambda: (order.append(name), next(seconds))[1]
+
+    times = bench.take_turns([taking("slow", slow), taking("fast", fast)], 3, "runs")
+    assert times == [(3000, 4000), (100, 200)]
+    assert order == ["slow", "fast"] * 3
+    assert capfd.readouterr() == ("", "")
+
+
 def test_ratios_are_to_the_fastest_peer_of_each_column():
     def row(name, column, ms, threads=1):
         return bench.Row(name, column, threads, 16, ms, ms, 1.0)
