@@ -8,6 +8,9 @@ quantizer, and RLQ once more with a part taken away:
     no phi     the surrogate has slope 1 (sharpness 0)
     DQA        twice the blocks, trained at three depths, scored at the depth of the others
 
+CADyQ chooses its own widths of activations, among 4, 6 and 8, patch by patch; its row says which it
+chose on average. Teachers are left out: all learn from pictures alone.
+
 Each run writes one JSON record, so a stopped ablation goes on where it was, and more seeds can be
 added later. Scores are those of the last step; nothing is chosen by a test set.
 """
@@ -25,14 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .backbone import NetworkConfig, QuantSR, quantsr_c, srresnet
+from .cadyq import enlarge_patchwise
 from .data import Patches
 from .evaluate import evaluate
 from .files import replacing
 from .runs import fit
-from .train import TrainConfig
+from .train import RECIPES, TrainConfig
 
 SCALE, BLOCKS, FEATURES = 2, 4, 32
 SETS = ("Set5", "Set14", "B100")
@@ -40,12 +45,14 @@ SETS = ("Set5", "Set14", "B100")
 
 @dataclass(frozen=True)
 class Variant:
-    """One method at one width. tau: whether the shift of activations is trained."""
+    """One method at one width. tau: whether the shift of activations is trained. bit_weight: price
+    of the bits that CADyQ chooses."""
 
     method: str
     bits: int
     config: NetworkConfig
     tau: bool = True
+    bit_weight: float = 0.0
 
     @property
     def name(self) -> str:
@@ -69,7 +76,9 @@ def variants() -> list[Variant]:
             Variant("RLQ no phi", bits, quantsr_c(SCALE, bits, sharpness=0.0, **small)),
             Variant("RLQ DQA", bits, quantsr_c(SCALE, bits, **deep)),
         ]
-    return rows
+    chooses = quantsr_c(SCALE, 8, quantizer="cadyq", **small)
+    price = RECIPES["cadyq"]["bit_weight"]
+    return [*rows, Variant("CADyQ", 8, chooses, bit_weight=price)]
 
 
 def network(variant: Variant, seed: int) -> QuantSR:
@@ -88,12 +97,23 @@ def run(variant: Variant, patches: Patches, steps: int, sets: Sequence[str] = SE
     net = network(variant, patches.seed)
     config = TrainConfig(
         steps=steps, learning_rate=5e-4, schedule="cosine", warmup=min(100, steps), keep=1,
-        checkpoint_every=steps,
+        checkpoint_every=steps, bit_weight=variant.bit_weight,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         fit(net, patches, config, folder)
-    scores = {name: evaluate(net.eval(), name, blocks=BLOCKS) for name in sets}
+    bits: list[float] = []  # that CADyQ chose for each picture
+
+    def by_patches(lr: Tensor) -> Tensor:
+        sr, mean = enlarge_patchwise(net, lr, SCALE)
+        bits.append(mean)
+        return sr
+
+    if variant.config.quantizer == "cadyq":
+        scores = {name: evaluate(by_patches, name, SCALE) for name in sets}
+    else:
+        scores = {name: evaluate(net.eval(), name, blocks=BLOCKS) for name in sets}
     return {
+        **({"mean_bits": statistics.fmean(bits)} if bits else {}),
         "method": variant.method,
         "bits": variant.bits,
         "seed": patches.seed,
@@ -149,28 +169,36 @@ def ablation(
 
 
 def table(records: Sequence[dict]) -> str:
-    """Markdown: mean and spread (largest - smallest) of PSNR-Y over seeds, and the gap of the mean
-    of the sets to full precision."""
-    groups: dict[tuple[str, int], list[dict]] = {}
+    """Markdown: mean and spread (largest - smallest) over seeds of PSNR-Y on each set, and of the
+    difference from RLQ of the same width (else of 4 bits) and seed, mean of the sets. Differences
+    are paired because a seed is the start and the patches of all methods: what it gives or takes,
+    it gives to all.
+    """
+    groups: dict[tuple[str, int], dict[int, dict]] = {}
     for record in records:
-        groups.setdefault((record["method"], record["bits"]), []).append(record)
-    full = groups.get(("full precision", 32))
+        groups.setdefault((record["method"], record["bits"]), {})[record["seed"]] = record
     sets = list(records[0]["psnr_y"])
     lines = [
-        f"| method | bits | {' | '.join(sets)} | below full precision | seeds |",
+        f"| method | bits | {' | '.join(sets)} | minus RLQ | seeds |",
         f"|---|---:|{'---:|' * len(sets)}---:|---:|",
     ]
     for (method, bits), runs in groups.items():
-        cells = []
-        for name in sets:
-            values = [record["psnr_y"][name] for record in runs]
-            spread = f" ({max(values) - min(values):.2f})" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.2f}{spread}")
-        gap = f"{_mean(full) - _mean(runs):.2f}" if full and runs is not full else "-"
-        lines.append(f"| {method} | {bits} | {' | '.join(cells)} | {gap} | {len(runs)} |")
+        cells = [_spread([run["psnr_y"][name] for run in runs.values()]) for name in sets]
+        base = groups.get(("RLQ", bits), groups.get(("RLQ", 4), {}))
+        differences = [_mean(run) - _mean(base[seed]) for seed, run in runs.items() if seed in base]
+        gap = _spread(differences, "+.3f") if differences and base is not runs else "-"
+        chosen = [run["mean_bits"] for run in runs.values() if "mean_bits" in run]
+        width = f"8, {_spread(chosen)}" if chosen else bits
+        lines.append(f"| {method} | {width} | {' | '.join(cells)} | {gap} | {len(runs)} |")
     return "\n".join(lines)
 
 
-def _mean(runs: Sequence[dict]) -> float:
-    """dB, over seeds and sets."""
-    return statistics.fmean(value for record in runs for value in record["psnr_y"].values())
+def _spread(values: Sequence[float], style: str = ".2f") -> str:
+    """The mean, and in brackets largest - smallest."""
+    several = f" ({max(values) - min(values):{style.lstrip('+')}})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{style}}{several}"
+
+
+def _mean(run: dict) -> float:
+    """dB, over sets."""
+    return statistics.fmean(run["psnr_y"].values())
