@@ -8,8 +8,9 @@ namespace qsr {
 
 struct FakeQuantize {
   const float* x;
-  const float* g;     // backward: dL/dy
-  float* y;           // forward: the values; backward: dL/dx
+  const void* g;      // backward: dL/dy, float or bfloat16
+  void* y;            // forward: the values, or in bfloat16 the codes; backward: dL/dx, float
+  bool codes;         // y is codes in bfloat16, and so is g
   const float* step;  // [steps], any sign: taken as at least min_step
   const float* tau;   // [channels] or null
   int64_t steps, channels;

@@ -73,13 +73,24 @@ void run(void (*kernel)(const qsr::FakeQuantize&, int64_t, int64_t), const qsr::
                               [&](int64_t first, int64_t last) { kernel(job, first, last); });
 }
 
-Tensor fake_quantize(const Tensor& x, const Tensor& step, std::optional<Tensor> tau,
-                     int64_t channel, double qmin, double qmax) {
+// Whether t is on the CPU, float32 or bfloat16, with the sizes and strides of x.
+bool alike(const Tensor& t, const Tensor& x) {
+  const auto type = t.scalar_type();
+  bool same = t.is_cpu() && (type == ScalarType::Float || type == ScalarType::BFloat16);
+  same = same && t.dim() == x.dim();
+  for (int64_t dim = 0; same && dim < x.dim(); ++dim)
+    same = t.size(dim) == x.size(dim) && (t.size(dim) == 1 || t.stride(dim) == x.stride(dim));
+  return same;
+}
+
+void fake_quantize(const Tensor& x, const Tensor& step, std::optional<Tensor> tau, int64_t channel,
+                   double qmin, double qmax, Tensor y) {
   qsr::FakeQuantize job = make_job(x, step, tau, channel, qmin, qmax);
-  Tensor y = torch::stable::empty_like(x);
-  job.y = static_cast<float*>(y.mutable_data_ptr());
+  STD_TORCH_CHECK(alike(y, x), "y must be float32 or bfloat16 on the CPU, with x's strides");
+  job.codes = y.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK(!job.codes || (-256 <= qmin && qmax <= 256), "bfloat16 holds codes up to 256");
+  job.y = y.mutable_data_ptr();
   run(&qsr::fake_quantize, job);
-  return y;
 }
 
 std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(const Tensor& g, const Tensor& x,
@@ -88,11 +99,9 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(const Tensor& g, const
                                                           int64_t channel, double qmin, double qmax,
                                                           double sharpness) {
   qsr::FakeQuantize job = make_job(x, step, tau, channel, qmin, qmax);
-  bool alike = g.is_cpu() && g.scalar_type() == ScalarType::Float && g.dim() == x.dim();
-  for (int64_t dim = 0; alike && dim < x.dim(); ++dim)
-    alike = g.size(dim) == x.size(dim) && (g.size(dim) == 1 || g.stride(dim) == x.stride(dim));
-  STD_TORCH_CHECK(alike, "g must be float32 on the CPU with the sizes and strides of x");
-  job.g = static_cast<const float*>(g.const_data_ptr());
+  STD_TORCH_CHECK(alike(g, x), "g must be float32 or bfloat16 on the CPU, with x's strides");
+  job.codes = g.scalar_type() == ScalarType::BFloat16;
+  job.g = g.const_data_ptr();
   STD_TORCH_CHECK(sharpness >= 0 && std::isfinite(sharpness), "sharpness must be 0 or more");
   job.sharpness = static_cast<float>(sharpness);
   job.slope_scale =
@@ -101,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(const Tensor& g, const
   job.step_sums = step_sums.data(), job.tau_sums = tau_sums.data();
   Tensor dx = torch::stable::empty_like(x), dstep = torch::stable::empty_like(step);
   Tensor dtau = torch::stable::empty_like(tau.has_value() ? *tau : step);
-  job.y = static_cast<float*>(dx.mutable_data_ptr());
+  job.y = dx.mutable_data_ptr();
   run(&qsr::fake_quantize_backward, job);
   qsr::sum_chunks(job, static_cast<float*>(dstep.mutable_data_ptr()),
                   tau.has_value() ? static_cast<float*>(dtau.mutable_data_ptr()) : nullptr);
@@ -112,8 +121,8 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(const Tensor& g, const
 
 STABLE_TORCH_LIBRARY_FRAGMENT(qsr_native, m) {
   m.def(
-      "fake_quantize(Tensor x, Tensor step, Tensor? tau, int channel, float qmin, float qmax) -> "
-      "Tensor");
+      "fake_quantize(Tensor x, Tensor step, Tensor? tau, int channel, float qmin, float qmax, "
+      "Tensor(a!) y) -> ()");
   m.def(
       "fake_quantize_backward(Tensor g, Tensor x, Tensor step, Tensor? tau, int channel, float "
       "qmin, "

@@ -23,6 +23,7 @@ Sources: DoReFa-Net (Zhou et al., 2016); PAMS (Li et al., ECCV 2020) and its rel
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .fake_quantize import MIN_STEP_SIZE
@@ -82,6 +83,10 @@ class LargestValue(Quantizer):
         step, spec = self.step(x), self.spec
         z = self.squash(x) / step
         return step * straight_through(z if self.weights else z.clamp(spec.qmin, spec.qmax))
+
+    def float_codes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """forward(x) / step(x), whose quotient is a code up to a rounding that dtype takes away."""
+        return (self(x) / self.step(x).detach()).to(dtype)
 
 
 class PAMS(LargestValue):

@@ -119,6 +119,8 @@ class CADyQ(PAMS):
     [8.0, 8.0]
     """
 
+    one_grid = False  # pictures of a batch are on grids of their own
+
     def __init__(
         self,
         bits: int = 8,

@@ -25,6 +25,10 @@ The passes are kernels of the device: in C++ on the CPU (csrc/fake_quantize.cpp)
 runs. The Triton kernels have been run in Triton's interpreter and compiled for an H100, and not yet
 run on a GPU.
 
+In 16 bits a value of the grid would be rounded off it, but a code is exact: asked for bfloat16, all
+this returns codes, x_hat / step_size, for a layer that multiplies codes and scales the sums. The
+gradients are those of x_hat then, G = dL/dcodes / step_size.
+
 Both versions give the same values, and gradients that differ by float32 rounding. Under
 torch.compile the definition is used: the compiler fuses it by itself.
 
@@ -104,18 +108,22 @@ class FakeQuantize(torch.autograd.Function):
         qmin: int,
         qmax: int,
         slope: Callable[[Tensor], Tensor],
+        codes: torch.dtype | None = None,
     ) -> Tensor:
         step = step_size.clamp(min=MIN_STEP_SIZE)
         z = x / step if tau is None else (x + tau) / step
-        ctx.save_for_backward(z)
+        ctx.save_for_backward(z, None if codes is None else step)
         ctx.range, ctx.slope = (qmin, qmax), slope
         ctx.step_shape = step_size.shape
         ctx.tau_shape = None if tau is None else tau.shape
-        return z.round().clamp_(qmin, qmax).mul_(step)
+        rounded = z.round().clamp_(qmin, qmax)
+        return rounded.mul_(step) if codes is None else rounded.to(codes)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (z,) = ctx.saved_tensors
+        z, step = ctx.saved_tensors
+        if step is not None:
+            grad = grad.to(z.dtype) / step
         (qmin, qmax), wants = ctx.range, ctx.needs_input_grad
         inside = (z >= qmin) & (z <= qmax)
         slope = ctx.slope(z - z.floor()).mul_(inside)
@@ -128,7 +136,7 @@ class FakeQuantize(torch.autograd.Function):
             grad_step = (d * grad).sum_to_size(ctx.step_shape) / math.sqrt(shared * qmax)
         if wants[2]:
             grad_tau = grad_x.sum_to_size(ctx.tau_shape)
-        return (grad_x if wants[0] else None), grad_step, grad_tau, None, None, None
+        return (grad_x if wants[0] else None), grad_step, grad_tau, None, None, None, None
 
 
 class FusedForPhi(torch.autograd.Function):
@@ -136,7 +144,14 @@ class FusedForPhi(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, step_size: Tensor, tau: Tensor | None, qmin: int, qmax: int, slope: PhiSlope
+        ctx,
+        x: Tensor,
+        step_size: Tensor,
+        tau: Tensor | None,
+        qmin: int,
+        qmax: int,
+        slope: PhiSlope,
+        codes: torch.dtype | None = None,
     ) -> Tensor:
         channel = None if tau is None else _channel(tau)
         if not x.is_contiguous() and (
@@ -146,18 +161,20 @@ class FusedForPhi(torch.autograd.Function):
         ctx.save_for_backward(x, step_size, tau)
         ctx.settings = channel or 0, qmin, qmax
         ctx.slope = slope
-        return _kernels(x.device).fake_quantize(x, step_size, tau, *ctx.settings)
+        y = torch.empty_like(x, dtype=codes)
+        _kernels(x.device).fake_quantize(x, step_size, tau, *ctx.settings, y)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, step_size, tau = ctx.saved_tensors
         if grad.stride() != x.stride():
-            grad = torch.empty_like(x).copy_(grad)
+            grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad)
         grad_x, grad_step, grad_tau = _kernels(x.device).fake_quantize_backward(
             grad, x, step_size, tau, *ctx.settings, ctx.slope.sharpness
         )
-        return grad_x, grad_step, None if tau is None else grad_tau, None, None, None
+        return grad_x, grad_step, None if tau is None else grad_tau, None, None, None, None
 
 
 def _channel(tau: Tensor) -> int:
@@ -189,12 +206,14 @@ def fake_quantize(
     qmin: int,
     qmax: int,
     slope: Callable[[Tensor], Tensor],
+    codes: torch.dtype | None = None,
 ) -> Tensor:
     """x_hat, the shape of x, with the surrogate's gradients for x, step_size and tau.
 
     x: float, any shape. step_size: units of x, a scalar or one value along dimension 0, shaped to
     be broadcast. tau: units of x, one value along one dimension, shaped to be broadcast, or None.
-    qmin <= 0 < qmax: the codes. slope: u in [0, 1) -> slope, the shape of u.
+    qmin <= 0 < qmax: the codes. slope: u in [0, 1) -> slope, the shape of u. codes: bfloat16, to
+    have x_hat / step_size in that dtype instead, the gradients still those of x_hat.
     """
     fused = (
         isinstance(slope, PhiSlope)
@@ -204,4 +223,4 @@ def fake_quantize(
         and _kernels(x.device) is not None
     )
     version = FusedForPhi if fused else FakeQuantize
-    return version.apply(x, step_size, tau, qmin, qmax, slope)
+    return version.apply(x, step_size, tau, qmin, qmax, slope, codes)

@@ -78,26 +78,29 @@ def _round_even(z):
 @triton.jit
 def _forward(
     x, step, tau, y, lanes, length, lane_stride, stride, steps, channels, qmin, qmax,
-    LANES: tl.constexpr, LENGTH: tl.constexpr,
+    CODES: tl.constexpr, LANES: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
     lane, _, offsets, exist, _ = _tile(lanes, length, lane_stride, stride, LANES, LENGTH)
     values = tl.load(x + offsets, mask=exist, other=0.0)
     z, size = _divide(values, step, tau, lane, steps, channels)
-    tl.store(y + offsets, _round_even(_clamp(z, qmin, qmax)) * size, mask=exist)
+    code = _round_even(_clamp(z, qmin, qmax))
+    tl.store(y + offsets, code.to(tl.bfloat16) if CODES else code * size, mask=exist)
 
 
 @triton.jit
 def _backward(
     g, x, step, tau, dx, step_sums, tau_sums, lanes, length, lane_stride, stride, steps, channels,
     qmin, qmax, sharpness, slope_scale,
-    STRAIGHT: tl.constexpr, LANES: tl.constexpr, LENGTH: tl.constexpr,
+    CODES: tl.constexpr, STRAIGHT: tl.constexpr, LANES: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
     lane, lane_exists, offsets, exist, place = _tile(
         lanes, length, lane_stride, stride, LANES, LENGTH
     )
     grad = tl.load(g + offsets, mask=exist, other=0.0)
     values = tl.load(x + offsets, mask=exist, other=0.0)
-    z, _ = _divide(values, step, tau, lane, steps, channels)
+    z, size = _divide(values, step, tau, lane, steps, channels)
+    if CODES:
+        grad = grad.to(tl.float32) / size
     clamped = _clamp(z, qmin, qmax)
     code = _round_even(clamped)
     slope = (z == clamped).to(tl.float32)  # 1 inside, 0 outside
@@ -180,25 +183,33 @@ def _plan(x: Tensor, step: Tensor, tau: Tensor | None, channel: int, qmin: int, 
     )
 
 
+def _require_like(t: Tensor, x: Tensor, name: str) -> None:
+    alike = (t.device, t.shape, t.stride()) == (x.device, x.shape, x.stride())
+    if not alike or t.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"{name} must be float32 or bfloat16 with the device, sizes and strides of x."
+        )
+
+
 def _power(n: int) -> int:
     return triton.next_power_of_2(max(1, n))
 
 
 def fake_quantize(
-    x: Tensor, step: Tensor, tau: Tensor | None, channel: int, qmin: int, qmax: int
-) -> Tensor:
-    """x_hat, the shape and strides of x. Arguments: `FusedForPhi`, in fake_quantize.py.
+    x: Tensor, step: Tensor, tau: Tensor | None, channel: int, qmin: int, qmax: int, y: Tensor
+) -> None:
+    """Write x_hat to y, or if y is bfloat16 the codes. Arguments: `FusedForPhi`, fake_quantize.py.
 
     Raises ValueError for layouts, types and numbers of steps and taus that the kernel cannot take.
     """
     plan = _plan(x, step, tau, channel, qmin, qmax)
-    y = torch.empty_like(x)
+    _require_like(y, x, "y")
     if plan.programs:
         with torch.cuda.device_of(x):
             _forward[(plan.programs,)](
-                x, step, tau, y, *plan.sizes, float(qmin), float(qmax), **plan.tile, **OPTIONS
-            )
-    return y
+                x, step, tau, y, *plan.sizes, float(qmin), float(qmax),
+                CODES=y.dtype == torch.bfloat16, **plan.tile, **OPTIONS,
+            )  # fmt: skip
 
 
 def fake_quantize_backward(
@@ -213,13 +224,11 @@ def fake_quantize_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradients of x, step and tau (None where tau is), each the shape of its own.
 
-    grad: dL/dx_hat, with the sizes and strides of x. sharpness: phi's k, 0 or more.
+    grad: dL/dx_hat, or in bfloat16 dL/dcodes, with the sizes and strides of x. sharpness: phi's k,
+    0 or more.
     """
     plan = _plan(x, step, tau, channel, qmin, qmax)
-    if (grad.device, grad.dtype, grad.shape, grad.stride()) != (
-        x.device, x.dtype, x.shape, x.stride()
-    ):  # fmt: skip
-        raise ValueError("grad must be float32 with the device, sizes and strides of x.")
+    _require_like(grad, x, "grad")
     lanes, *_, steps, channels = plan.sizes
     grad_x = torch.empty_like(x)
     sums = x.new_empty((1 if tau is None else 2, plan.parts, lanes))
@@ -228,8 +237,8 @@ def fake_quantize_backward(
         with torch.cuda.device_of(x):
             _backward[(plan.programs,)](
                 grad, x, step, tau, grad_x, sums[0], sums[-1], *plan.sizes, float(qmin),
-                float(qmax), float(sharpness), scale, STRAIGHT=sharpness == 0, **plan.tile,
-                **OPTIONS,
+                float(qmax), float(sharpness), scale, CODES=grad.dtype == torch.bfloat16,
+                STRAIGHT=sharpness == 0, **plan.tile, **OPTIONS,
             )  # fmt: skip
     by_lane = sums.sum(1, dtype=torch.float64)
     shared = max(1, x.numel() // max(1, steps))

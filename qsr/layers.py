@@ -4,12 +4,14 @@
 
 That is all there is. Padding zeros are inserted after quantisation, so a padded pixel has code 0;
 the bias stays full precision; `tau` of the input quantizer is not subtracted again (QuantSR,
-released code). Autocast does not reach inside: in 16 bits step_size * codes would leave the grid.
-Because both factors are a step size times integers,
+released code). Because both factors are a step size times integers,
 
     y = (step_a * step_w) * (codes_a conv codes_w) + bias,
 
-and the bracket on the right is the integer convolution that `qsr.pack` hands to the kernels.
+and the bracket on the right is the integer convolution that `qsr.pack` hands to the kernels. It is
+also what runs under autocast: step_size * codes would leave the grid in 16 bits, but codes are
+exact, and so are their products and sums, which are added up in 32 bits; only the sum that comes
+out is rounded. That is how training in bfloat16 multiplies in 16 bits without changing a code.
 
 `quantize` puts such layers into a copy of any network.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -43,11 +46,42 @@ def split_bits(bits: Bits) -> tuple[int, int]:
     return weight_bits, activation_bits
 
 
+def _in_16_bits(x: Tensor, *quantizers: Quantizer) -> bool:
+    """Whether autocast asks for bfloat16 on the device of x, and the quantizers can give codes."""
+    kind = x.device.type
+    asked = (
+        torch.amp.is_autocast_available(kind)
+        and torch.is_autocast_enabled(kind)
+        and torch.get_autocast_dtype(kind) == torch.bfloat16
+    )
+    return asked and all(q.one_grid for q in quantizers)
+
+
 def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """Autocast switched off on the device of x, where there is such a thing (meta has none)."""
     kind = x.device.type
     there = torch.amp.is_autocast_available(kind)
     return torch.autocast(kind, enabled=False) if there else contextlib.nullcontext()
+
+
+def _multiply_codes(
+    product: Callable[[Tensor, Tensor], Tensor],
+    a: tuple[Quantizer, Tensor],
+    b: tuple[Quantizer, Tensor],
+    channel_dim: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """product(a, b) of two factors, (quantizer, values) each, by their codes in bfloat16.
+
+    channel_dim: that of the result along which b may have several steps.
+    """
+    (first, x), (second, y) = a, b
+    sums = product(first.float_codes(x, torch.bfloat16), second.float_codes(y, torch.bfloat16))
+    shape = [1] * sums.ndim
+    shape[channel_dim] = -1
+    scale = (first.step(x) * second.step(y).flatten()).detach().view(shape)
+    scaled = sums.float() * scale
+    return scaled if bias is None else scaled + bias.view(shape)
 
 
 class QConv2d(nn.Conv2d):
@@ -83,10 +117,14 @@ class QConv2d(nn.Conv2d):
         self.input_quantizer = quantizer(activation_bits, channels=in_channels, channel_dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        inputs, weights = self.input_quantizer, self.weight_quantizer
+        in_16_bits = _in_16_bits(x, inputs, weights)
         with _no_autocast(x):
-            weight = self.weight_quantizer(self.weight)
-            x = self.input_quantizer(x.to(weight.dtype))
-            return self._conv_forward(x, weight, self.bias)
+            x = x.to(self.weight.dtype)
+            if in_16_bits:
+                conv = functools.partial(self._conv_forward, bias=None)
+                return _multiply_codes(conv, (inputs, x), (weights, self.weight), 1, self.bias)
+            return self._conv_forward(inputs(x), weights(self.weight), self.bias)
 
 
 class QLinear(nn.Linear):
@@ -113,9 +151,13 @@ class QLinear(nn.Linear):
         self.input_quantizer = quantizer(activation_bits, channels=in_features, channel_dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
+        inputs, weights = self.input_quantizer, self.weight_quantizer
+        in_16_bits = _in_16_bits(x, inputs, weights)
         with _no_autocast(x):
-            weight = self.weight_quantizer(self.weight)
-            return F.linear(self.input_quantizer(x.to(weight.dtype)), weight, self.bias)
+            x = x.to(self.weight.dtype)
+            if in_16_bits:
+                return _multiply_codes(F.linear, (inputs, x), (weights, self.weight), -1, self.bias)
+            return F.linear(inputs(x), weights(self.weight), self.bias)
 
 
 class QMatmul(nn.Module):
@@ -131,9 +173,13 @@ class QMatmul(nn.Module):
         self.right_quantizer = quantizer(right)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        dtype = self.left_quantizer.step_size.dtype
+        left, right = self.left_quantizer, self.right_quantizer
+        in_16_bits = _in_16_bits(a, left, right)
         with _no_autocast(a):
-            return self.left_quantizer(a.to(dtype)) @ self.right_quantizer(b.to(dtype))
+            a, b = a.to(left.step_size.dtype), b.to(right.step_size.dtype)
+            if in_16_bits:
+                return _multiply_codes(torch.matmul, (left, a), (right, b), -1)
+            return left(a) @ right(b)
 
 
 def set_bits(layer: QConv2d | QLinear | QMatmul, bits: Bits) -> None:

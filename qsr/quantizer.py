@@ -114,6 +114,7 @@ class Quantizer(nn.Module):
     """
 
     narrow = False  # whether signed codes leave out the lowest, see QuantSpec
+    one_grid = True  # whether forward(x) lies on one grid of step(x), as float_codes needs
 
     def __init__(
         self,
@@ -210,12 +211,21 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantised values step() * codes(x), float, with the surrogate's gradient."""
+        return self._fake_quantize(x)
+
+    def float_codes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """forward(x) / step(x): codes in a float dtype that holds them (bfloat16 does), with the
+        surrogate's gradient as if the division were by a constant.
+        """
+        return self._fake_quantize(x, dtype)
+
+    def _fake_quantize(self, x: Tensor, codes: torch.dtype | None = None) -> Tensor:
         self._require_calibration()
         step = self.step_size
         if step.ndim:
             step = step.view(-1, *[1] * (x.ndim - 1))
         spec = self.spec
-        return fake_quantize(x, step, self.shift(x), spec.qmin, spec.qmax, self.slope)
+        return fake_quantize(x, step, self.shift(x), spec.qmin, spec.qmax, self.slope, codes)
 
     def merge_pieces(self, pieces: int) -> None:
         """Make the step size's gradient that of one batch, after a batch that came in `pieces`.

@@ -66,7 +66,7 @@ class TrainConfig:
     transfer_blocks: float = _option(0.0, "weight of those after each block (CADyQ: 100)")
     bit_weight: float = _option(0.0, "weight of the bits that CADyQ chooses (CADyQ: 1e-4)")
     precision: Literal["float32", "bfloat16"] = _option(
-        "float32", "of layers that are not quantised"
+        "float32", "of products in layers; bfloat16 where the machine has it"
     )
     accumulate: int = _option(1, "pieces in which a batch is worked off, to save memory")
     ema: float = _option(0.0, "decay of the moving average of weights; 0: none")
@@ -217,8 +217,8 @@ def train_step(
     RGB) of the deepest and the norm of the gradient. Raises ValueError if loss or gradient are not
     finite, with the layer where that began; the weights are then as before the step.
 
-    With precision "bfloat16" the full-precision layers run in 16 bits (weights stay float32), the
-    quantised ones in float32: on processors that have bfloat16, SRResNet trains in half the time.
+    With precision "bfloat16" layers multiply in 16 bits, quantised ones their codes, which are
+    exact there (`layers`); weights, quantizers and the optimiser stay in float32.
     """
     if objective is None:
         objective = Objective(net, config)

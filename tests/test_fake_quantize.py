@@ -69,26 +69,27 @@ def random_case(device, shape, channel, signed, seed, with_tau=True):
     return (*tensors, spec.qmin, spec.qmax)
 
 
-def run(version, x, step, tau, grad, qmin, qmax, slope):
+def run(version, x, step, tau, grad, qmin, qmax, slope, codes=None):
     """(values, dx, dstep, dtau or None)."""
     leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_()
               for t in (x, step, tau) if t is not None]  # fmt: skip
     y = version.apply(
-        leaves[0], leaves[1], leaves[2] if tau is not None else None, qmin, qmax, slope
+        leaves[0], leaves[1], leaves[2] if tau is not None else None, qmin, qmax, slope, codes
     )
-    y.backward(grad)
+    y.backward(grad.to(y.dtype))
     return (y.detach(), *(leaf.grad for leaf in leaves))
 
 
-def assert_agree(case, slope):
-    values, *gradients = run(FusedForPhi, *case, slope)
-    expected, *wanted = run(FakeQuantize, *case, slope)
-    assert torch.equal(values, expected)
+def assert_agree(case, slope, codes=None):
+    values, *gradients = run(FusedForPhi, *case, slope, codes)
+    expected, *wanted = run(FakeQuantize, *case, slope, codes)
+    assert torch.equal(values, expected) and values.dtype == expected.dtype
     # float64 sums of the same float32 terms: what the sums would be without rounding.
-    grad = case[3].double()
+    grad = case[3].double() / (1 if codes is None else case[1].double())
     size = grad.abs().sum().item() + 1e-6
     for name, ours, theirs in zip(("x", "step", "tau"), gradients, wanted, strict=False):
-        limit = 2e-6 if name == "x" else 3e-6 * size
+        limit = 2e-6 * max(1.0, grad.abs().amax().item() if codes and grad.numel() else 1.0)
+        limit = limit if name == "x" else 3e-6 * size
         scale = 8 * phi_slope(torch.tensor(0.5), slope.sharpness).item()
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=limit * scale, msg=name)
 
@@ -100,10 +101,11 @@ def assert_agree(case, slope):
     signed=st.booleans(),
     with_tau=st.booleans(),
     sharpness=SHARPNESS,
+    codes=st.sampled_from([None, torch.bfloat16]),
     seed=st.integers(0, 2**20),
 )
 def test_the_fused_kernels_give_the_definitions_values_and_gradients(
-    device, case, layout, signed, with_tau, sharpness, seed
+    device, case, layout, signed, with_tau, sharpness, codes, seed
 ):
     shape, channel = case
     x, step, tau, grad, qmin, qmax = random_case(device, shape, channel, signed, seed, with_tau)
@@ -111,16 +113,44 @@ def test_the_fused_kernels_give_the_definitions_values_and_gradients(
         x = x.to(memory_format=torch.channels_last)
     elif layout == "strided":
         x = torch.stack([x, x], -1)[..., 0]
-    assert_agree((x, step, tau, grad, qmin, qmax), PhiSlope(sharpness))
+    assert_agree((x, step, tau, grad, qmin, qmax), PhiSlope(sharpness), codes)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    quantizer=st.sampled_from([qsr.RLQ, qsr.PAMS, qsr.DoReFa]),
+    bits=st.integers(2, 8),
+    weights=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_codes_in_16_bits_are_the_codes_and_have_the_gradients_of_the_values(
+    device, quantizer, bits, weights, seed
+):
+    x = 3 * torch.randn(4, 6, 5, 5, generator=torch.Generator().manual_seed(seed)).to(device)
+    options = {"weights": True} if weights else {"channels": 6}
+    q = quantizer(bits, **options).to(device)
+    q.calibrate(x)
+    parameters = [p for p in q.parameters() if p.requires_grad]
+    codes = q.float_codes(x.requires_grad_(), torch.bfloat16)
+    assert codes.dtype == torch.bfloat16 and torch.equal(codes, q.codes(x).to(torch.bfloat16))
+    grad = torch.randn(x.shape, device=device).to(torch.bfloat16)
+    ours = torch.autograd.grad(codes, [x, *parameters], grad)
+    step = q.step(x).detach()
+    theirs = torch.autograd.grad(q(x), [x, *parameters], grad.float() / step)
+    size = (grad.float() / step).abs().sum().item()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-5 * size)
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.booleans(), SHARPNESS, st.integers(0, 2**20))
-def test_each_output_channel_of_weights_may_have_its_own_step_size(device, last, sharpness, seed):
+@given(st.booleans(), SHARPNESS, st.sampled_from([None, torch.bfloat16]), st.integers(0, 2**20))
+def test_each_output_channel_of_weights_may_have_its_own_step_size(
+    device, last, sharpness, codes, seed
+):
     x, _, _, grad, qmin, qmax = random_case(device, (7, 5, 3, 3), 0, True, seed, False)
     step = torch.rand(7, 1, 1, 1, device=device) + 0.05
     x = x.to(memory_format=torch.channels_last) if last else x
-    assert_agree((x, step, None, grad, qmin, qmax), PhiSlope(sharpness))
+    assert_agree((x, step, None, grad, qmin, qmax), PhiSlope(sharpness), codes)
 
 
 @pytest.mark.parametrize("size", [0.1, 0.3, 1 / 3, 0.7])
@@ -240,7 +270,7 @@ def test_a_compiled_layer_learns_as_one_that_is_not():
 def test_the_kernels_refuse_what_could_read_outside(device, arguments, words):
     kernels = FAKE_QUANTIZE._kernels(torch.device(device))
     with torch.device(device), pytest.raises((RuntimeError, ValueError), match=words):
-        kernels.fake_quantize(*arguments(torch.zeros(2, 4)))
+        kernels.fake_quantize(*arguments(torch.zeros(2, 4)), torch.zeros(2, 4))
 
 
 def test_an_empty_tensor_has_an_empty_result_and_zero_gradients(device):

@@ -126,14 +126,52 @@ def test_a_loss_that_is_not_finite_is_refused_and_touches_no_weight():
     assert not optimizer.state
 
 
-def test_autocast_does_not_reach_into_quantised_layers():
-    # bfloat16 keeps 8 bits: step_size * codes would leave its grid, and so would the sums.
-    layer = calibrated().blocks[0].conv1
-    x = torch.randn(1, 8, 4, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
-    assert y.dtype == torch.float32
-    assert torch.equal(y, layer(x))
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_in_16_bits_layers_multiply_codes_and_only_their_sums_are_rounded(per_channel):
+    conv = qsr.QConv2d(8, 6, 3, padding=1, bits=4, per_channel=per_channel)
+    linear = qsr.QLinear(8, 6, bits=(2, 8), per_channel=per_channel)
+    product = qsr.QMatmul(bits=4)
+    x, rows = 5 * torch.randn(2, 8, 7, 7), torch.randn(3, 5, 8)
+    qsr.calibrate(conv, x), qsr.calibrate(linear, rows)
+    product.left_quantizer.calibrate(rows), product.right_quantizer.calibrate(rows)
+    for layer, inputs, (a, b), sums in (
+        (conv, (x,), (conv.input_quantizer, conv.weight_quantizer), _conv_sums),
+        (linear, (rows,), (linear.input_quantizer, linear.weight_quantizer), _linear_sums),
+        (product, (rows, rows.mT), (product.left_quantizer, product.right_quantizer), _products),
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(*inputs)
+        right = inputs[1] if layer is product else layer.weight
+        exact = sums(a.codes(inputs[0]).double(), b.codes(right).double())
+        scale = a.step(inputs[0]) * b.step(right)
+        if per_channel and layer is not product:
+            scale = scale.view(-1, 1, 1) if layer is conv else scale.view(-1)
+        bias = 0 if layer is product else layer.bias
+        bias = bias.view(-1, 1, 1) if layer is conv else bias
+        assert y.dtype == torch.float32
+        torch.testing.assert_close(y, exact.bfloat16().float() * scale + bias)
+
+
+def _conv_sums(x, weight):
+    return F.conv2d(x, weight, padding=1)
+
+
+def _linear_sums(x, weight):
+    return F.linear(x, weight)
+
+
+def _products(a, b):
+    return a @ b
+
+
+def test_a_step_in_16_bits_has_nearly_the_gradient_of_one_in_32():
+    grads = []
+    for precision in ("float32", "bfloat16"):
+        net = calibrated()
+        config = qsr.TrainConfig(precision=precision)
+        qsr.train_step(net, torch.optim.SGD(net.parameters(), 0.0), *Noise().batch(1), config)
+        grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert F.cosine_similarity(*grads, dim=0) > 0.995
 
 
 def test_depth_weights_must_match_the_depths():
