@@ -679,6 +679,9 @@ def _add_bench(command) -> None:
     sub.add_argument("--size", type=int, metavar="N", help="side of the input (128; train 24)")
     sub.add_argument("--batch", type=int, default=8, metavar="N", help="patches a step (train: 8)")
     sub.add_argument(
+        "--precision", choices=["float32", "bfloat16"], default="float32", help="of training"
+    )
+    sub.add_argument(
         "--rounds", type=int, metavar="N", help="turns of each (network and train 5, else 20)"
     )
     sub.add_argument(
@@ -741,7 +744,8 @@ def _bench_train(args: argparse.Namespace, size: int, rounds: int) -> None:
     reports = []
     for name in args.preset[:1] if args.preset is BENCH_PRESETS else args.preset:
         config = preset(name) if args.blocks is None else preset(name, blocks=args.blocks)
-        reports.append(bench_train.bench_train(config, size, args.batch, args.counts, rounds))
+        options = (size, args.batch, args.counts, rounds, args.precision)
+        reports.append(bench_train.bench_train(config, *options))
         print(bench_train.table(reports[-1]))
     if args.json is not None:
         with replacing(args.json) as temporary:

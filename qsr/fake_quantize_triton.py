@@ -100,7 +100,7 @@ def _backward(
     values = tl.load(x + offsets, mask=exist, other=0.0)
     z, size = _divide(values, step, tau, lane, steps, channels)
     if CODES:
-        grad = grad.to(tl.float32) / size
+        grad = grad.to(tl.float32) * tl.div_rn(tl.full(size.shape, 1.0, tl.float32), size)
     clamped = _clamp(z, qmin, qmax)
     code = _round_even(clamped)
     slope = (z == clamped).to(tl.float32)  # 1 inside, 0 outside

@@ -73,6 +73,8 @@ def compiled(kernel, x, step, tau, **constants):
     for place, name in enumerate(kernel.arg_names):
         pointer = name not in (*FLOATS, *SIZES)
         signature[name] = "fp32" if name in FLOATS else "*fp32" if pointer else "i32"
+        if constants["CODES"] and name == ("g" if "g" in kernel.arg_names else "y"):
+            signature[name] = "*bf16"
         if name in constants:
             signature[name] = "constexpr"
         elif pointer or sizes.get(name, 1) % 16 == 0:
@@ -86,7 +88,8 @@ def compiled(kernel, x, step, tau, **constants):
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled then")
 @pytest.mark.parametrize("layout", ["in order", "channels last", "weights", "odd"])
 @pytest.mark.parametrize("which", ["forward", "backward of LSQ", "backward of RLQ"])
-def test_the_kernels_compile_for_an_h100(layout, which, tmp_path, monkeypatch):
+@pytest.mark.parametrize("codes", [False, True], ids=["values", "codes in 16 bits"])
+def test_the_kernels_compile_for_an_h100(layout, which, codes, tmp_path, monkeypatch):
     from triton import knobs
 
     from qsr import fake_quantize_triton
@@ -100,10 +103,12 @@ def test_the_kernels_compile_for_an_h100(layout, which, tmp_path, monkeypatch):
     elif layout == "odd":
         x, tau = torch.zeros(2, 3, 17, 19), torch.zeros(1, 3, 1, 1)
     if which == "forward":
-        kernel = compiled(fake_quantize_triton._forward, x, step, tau)
+        kernel = compiled(fake_quantize_triton._forward, x, step, tau, CODES=codes)
     else:
         straight = which == "backward of LSQ"
-        kernel = compiled(fake_quantize_triton._backward, x, step, tau, STRAIGHT=straight)
+        kernel = compiled(
+            fake_quantize_triton._backward, x, step, tau, STRAIGHT=straight, CODES=codes
+        )
 
     ptx = kernel.asm["ptx"]
     assert "div.rn.f32" in ptx  # IEEE's, as PyTorch's
