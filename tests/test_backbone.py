@@ -352,3 +352,83 @@ def test_the_tail_is_copied_only_at_the_same_scale():
 def test_a_network_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="as many, or a whole multiple"):
         load_weights(small("srresnet"), qsr.QuantSR(qsr.srresnet(2, blocks=5, features=4)))
+
+
+@pytest.mark.parametrize("family", ["srresnet", "swinir_s"])
+def test_a_deeper_network_starts_as_the_shallower_one_it_was_made_from(family):
+    """Its new blocks, between the old ones, change nothing yet: their last convolution is zero."""
+    changes = {"features": 6} if family == "srresnet" else {"features": 6, "layers": 2, "heads": 2}
+    config = getattr(qsr, family)(2, blocks=2, **changes)
+    deep = dataclasses.replace(config, blocks=4, depths=(4,))
+    source, net = qsr.QuantSR(config), qsr.QuantSR(deep)
+    load_weights(net, source)
+    lr = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(net(lr), source(lr))
+    kept = dict(net.blocks[2].named_parameters())
+    for name, value in source.blocks[1].named_parameters():
+        assert torch.equal(kept[name], value)
+
+
+def test_the_tail_alone_is_copied_as_the_released_code_does():
+    source, net = small("srresnet", scale=2), qsr.QuantSR(NETWORKS["quantsr_c"](2))
+    head = net.head.weight.detach().clone()
+    load_weights(net, source, tail_only=True)
+    assert torch.equal(net.head.weight, head)
+    assert torch.equal(net.tail[0].weight, source.tail[0].weight)
+    assert torch.equal(net.body_conv.weight, source.body_conv.weight)
+
+
+def test_fewer_bits_start_from_more_with_their_shortcuts_and_their_order_of_blocks():
+    four, two = (qsr.QuantSR(qsr.quantsr_c(2, b, blocks=4, features=4)) for b in (4, 2))
+    with torch.no_grad():
+        four.blocks[1].shortcut.scale.fill_(0.5)
+    four.block_order.copy_(torch.tensor([2, 0, 3, 1]))
+    load_weights(two, four)
+    assert two.blocks[1].shortcut.scale == 0.5 and two.order == (2, 0, 3, 1)
+    assert not two.body_conv.input_quantizer.calibrated
+
+
+def test_an_equal_network_is_copied_with_all_its_quantizers():
+    source = qsr.QuantSR(qsr.quantsr_c(2, 4, blocks=2, features=4))
+    qsr.calibrate(source, torch.rand(1, 3, 8, 8))
+    net = qsr.QuantSR(source.config)
+    load_weights(net, source)
+    lr = torch.rand(1, 3, 6, 6)
+    assert torch.equal(net(lr), source(lr))
+
+
+# Widths by layer ----------------------------------------------------------------------------------
+
+
+def test_layers_that_are_named_have_widths_of_their_own(tmp_path):
+    config = qsr.quantsr_c(
+        2, 2, blocks=2, features=8, layer_bits=[("blocks.0.*", 8), ("body_conv", (4, 3))]
+    )
+    net, lr = qsr.QuantSR(config), torch.rand(1, 3, 9, 9)
+    qsr.calibrate(net, lr)
+    widths = {
+        name: (layer.weight_quantizer.bits, layer.input_quantizer.bits)
+        for name, layer in net.named_modules()
+        if isinstance(layer, qsr.QConv2d)
+    }
+    assert widths == {
+        "blocks.0.conv1": (8, 8), "blocks.0.conv2": (8, 8), "blocks.1.conv1": (2, 2),
+        "blocks.1.conv2": (2, 2), "body_conv": (4, 3),
+    }  # fmt: skip
+    packed = qsr.pack(net.eval())  # layer by layer: its program has one width
+    qsr.save(tmp_path / "m.qsr", packed)
+    assert torch.equal(qsr.load(tmp_path / "m.qsr")(lr), packed(lr))
+    assert (packed(lr) - net(lr)).abs().mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"layer_bits": [("head", 4)]}, "'head', which no quantised layer is called"),
+        ({"layer_bits": [("body_conv", 9)]}, "`bits` is 9; it has widths from 2"),
+        ({"bits": None, "layer_bits": [("body_conv", 4)]}, "is empty in full precision"),
+    ],
+)
+def test_widths_of_layers_that_make_no_sense_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words.replace("(", "[(]")):
+        qsr.QuantSR(qsr.quantsr_c(2, **{"bits": 4, "blocks": 1, "features": 4, **changes}))

@@ -156,6 +156,18 @@ def test_skipping_a_layer_that_is_not_there_is_an_error():
         qsr.quantize(Net(), skip=["first", "tail"])
 
 
+def test_widths_may_be_given_by_the_names_of_layers():
+    net = qsr.quantize(Net(), bits={"first": 8, "*": (2, 4)})
+    assert (net.first.weight_quantizer.bits, net.first.input_quantizer.bits) == (8, 8)
+    others = [m for n, m in net.named_modules() if isinstance(m, qsr.QConv2d) and n != "first"]
+    assert others and all(m.weight_quantizer.bits == 2 for m in others)
+    assert all(m.input_quantizer.bits == 4 for m in others)
+    with pytest.raises(ValueError, match="`bits` names no width for the layer"):
+        qsr.quantize(Net(), bits={"first": 8})
+    with pytest.raises(ValueError, match="'frist', which no layer is called"):
+        qsr.quantize(Net(), bits={"frist": 8, "*": 4})
+
+
 def test_a_lone_layer_is_quantised_too():
     assert isinstance(qsr.quantize(nn.Linear(3, 2), bits=2), qsr.QLinear)
 
