@@ -29,6 +29,7 @@ from .data import Patches as Patches
 from .depth import DepthPlan as DepthPlan
 from .evaluate import Scores as Scores
 from .evaluate import evaluate as evaluate
+from .export import export_onnx as export_onnx
 from .image import imresize as imresize
 from .infer import upscale as upscale
 from .layers import QConv2d as QConv2d

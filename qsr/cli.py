@@ -1,4 +1,4 @@
-"""The command line: `qsr upscale | demo | train | evaluate | pack | data | bench | ...`.
+"""The command line: `qsr upscale | demo | train | evaluate | pack | export | data | bench | ...`.
 
 Bad input gives one line on stderr and exit code 2; Ctrl-C exits with 130. Numbers go to stdout, as
 text or with `--json`; progress and remarks go to stderr.
@@ -42,6 +42,7 @@ from .checkpoint import (
 )
 from .data import SPLITS, Patches, contents, held_out, list_sets, pack_sets
 from .evaluate import agreement, evaluate
+from .export import export_onnx
 from .files import replacing
 from .image import FORMATS, check_format, read, write
 from .infer import DEFAULT_MEMORY, upscale_picture
@@ -114,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(command)
     _add_train(command)
     _add_pack(command)
+    _add_export(command)
     _add_data(command)
     _add_bench(command)
     _add_reproduce(command)
@@ -588,6 +590,43 @@ def _pack(args: argparse.Namespace) -> None:
         }
         agreed = {name: agreement(net, packed, name) for name in args.sets}
         print(zoo.write_card(output, packed, args.card, scores, agreed))
+
+
+def _add_export(command) -> None:
+    sub = command(
+        "export", _export, "Write a model as ONNX, for pictures of any size.", numbers=True
+    )
+    sub.add_argument("--onnx", action="store_true", required=True, help="the format of OUT")
+    sub.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a name from `qsr models`, a .qsr file, or the folder of a run",
+    )
+    sub.add_argument("output", metavar="OUT", help="the .onnx file")
+    sub.add_argument("--blocks", type=int, metavar="N", help="depth: how many blocks (all)")
+    sub.add_argument(
+        "--no-check", action="store_true", help="do not compare the file with qsr in onnxruntime"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _export(args: argparse.Namespace) -> None:
+    output = Path(args.output)
+    if output.suffix != ".onnx":
+        raise ValueError(f"{output} has the suffix {output.suffix!r}; ONNX files end in .onnx.")
+    model = _network(args.model).eval() if Path(args.model).is_dir() else zoo.load(args.model)
+    _check_blocks(model, args.blocks)
+    matches = export_onnx(
+        model, output, args.blocks, check=not args.no_check, overwrite=args.overwrite
+    )
+    size = output.stat().st_size
+    if args.json:
+        rows = [vars(match) for match in matches]
+        print(json.dumps({"file": str(output), "bytes": size, "onnxruntime": rows}, indent=1))
+        return
+    print(f"{output}  {size:,} bytes")
+    for match in matches:
+        print(f"  {match}")
 
 
 # data ---------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ convolution and a pixel shuffle, at x4 a tenth of the products. That is a favour
 by itself. It ignores that the zero padding between the stages makes other weights within one pixel
 (of the small picture) of the border, so this graph is for its time, not for its border.
 
-A residual network is written down once as a list of `Node`s, a dozen lines that the ONNX and ncnn
-writers loop over; PyTorch runs the network itself, and OpenVINO reads that. A Swin network runs in
-these two only. Weights are random: the time of a convolution does not depend on them.
+ONNX files are those of `qsr export`, for pictures of one size. For ncnn a residual network is
+written down as a list of `Node`s; PyTorch runs the network itself, and OpenVINO reads that. A Swin
+network is timed in these two only. Weights are random: the time of a convolution does not depend on
+them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backbone import NetworkConfig, QuantSR, SwinConfig
+from .export import onnx_model, walk
 
 Runner = Callable[[np.ndarray], np.ndarray]  # float32 [1, 3, H, W] -> [1, 3, scale H, scale W]
 
@@ -77,39 +79,34 @@ class Node:
     factor: int = 1
 
 
+class _NodeSteps:
+    """The steps of `export.walk` as nodes; values are their numbers."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+
+    def _append(self, *node, **options) -> int:
+        self.nodes.append(Node(*node, **options))
+        return len(self.nodes) - 1
+
+    def scale(self, x: int, weight: Tensor, bias: Tensor) -> int:
+        return self._append("scale", (x,), weight.expand(len(bias)), bias)
+
+    def conv(self, x: int, weight: Tensor, bias: Tensor, relu: bool = False) -> int:
+        return self._append("conv", (x,), weight, bias, relu=relu)
+
+    def add(self, a: int, b: int) -> int:
+        return self._append("add", (a, b))
+
+    def shuffle(self, x: int, factor: int) -> int:
+        return self._append("shuffle", (x,), factor=factor)
+
+
 def graph(net: QuantSR) -> list[Node]:
-    """A full-precision residual network as nodes in the order of execution, the result last.
-
-    The division by the pixel range and the mean that `QuantSR.reconstruct` adds are folded into
-    the last convolution.
-    """
-    mean, pixel_range = net.mean.flatten(), net.config.pixel_range
-    nodes = [Node("scale", (-1,), torch.full((3,), pixel_range), -mean * pixel_range)]
-
-    def conv(layer: nn.Conv2d, source: int, relu: bool = False) -> int:
-        weight, bias = layer.weight.detach(), layer.bias.detach()
-        nodes.append(Node("conv", (source,), weight, bias, relu=relu))
-        return len(nodes) - 1
-
-    def add(*sources: int) -> int:
-        nodes.append(Node("add", sources))
-        return len(nodes) - 1
-
-    shallow = deep = conv(net.head, 0)
-    for block in net.blocks:
-        deep = add(conv(block.conv2, conv(block.conv1, deep, relu=True)), deep)
-    last = add(conv(net.body_conv, deep), shallow)
-    for layer in net.tail:
-        if isinstance(layer, nn.PixelShuffle):
-            nodes.append(Node("shuffle", (last,), factor=layer.upscale_factor))
-            last = len(nodes) - 1
-        else:
-            last = conv(layer, last)
-    at = max(i for i, node in enumerate(nodes) if node.kind == "conv")
-    offset = mean.repeat_interleave(len(nodes[at].bias) // 3)  # the shuffle gathers c * s^2 + i
-    weight, bias = nodes[at].weight / pixel_range, nodes[at].bias / pixel_range + offset
-    nodes[at] = Node("conv", nodes[at].inputs, weight, bias)
-    return nodes
+    """A full-precision residual network as nodes in the order of execution, the result last."""
+    steps = _NodeSteps()
+    walk(net, -1, steps)
+    return steps.nodes
 
 
 @torch.inference_mode()
@@ -129,57 +126,12 @@ def run_graph(nodes: Sequence[Node], x: Tensor) -> list[Tensor]:
     return out
 
 
+# ncnn ---------------------------------------------------------------------------------------------
+
+
 def _name(nodes: Sequence[Node], number: int) -> str:
     """What files call the output of a node: "lr" goes in, "sr" comes out."""
     return "lr" if number < 0 else "sr" if number == len(nodes) - 1 else f"n{number}"
-
-
-# ONNX ---------------------------------------------------------------------------------------------
-
-
-def write_onnx(nodes: Sequence[Node], size: tuple[int, int], path: Path) -> None:
-    """Write the graph for pictures of one size (height, width) as an ONNX file."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    constants, steps = [], []
-
-    def constant(name: str, value: Tensor) -> str:
-        constants.append(numpy_helper.from_array(value.contiguous().numpy(), name))
-        return name
-
-    for i, node in enumerate(nodes):
-        sources, out = [_name(nodes, j) for j in node.inputs], _name(nodes, i)
-        if node.kind == "scale":
-            weight = constant(f"w{i}", node.weight.view(1, -1, 1, 1))
-            bias = constant(f"b{i}", node.bias.view(1, -1, 1, 1))
-            steps.append(helper.make_node("Mul", [*sources, weight], [f"m{i}"]))
-            steps.append(helper.make_node("Add", [f"m{i}", bias], [out]))
-        elif node.kind == "conv":
-            weight, bias = constant(f"w{i}", node.weight), constant(f"b{i}", node.bias)
-            taps = node.weight.shape[-1]
-            options = {"kernel_shape": [taps, taps], "pads": [taps // 2] * 4}
-            raw = f"c{i}" if node.relu else out
-            steps.append(helper.make_node("Conv", [*sources, weight, bias], [raw], **options))
-            if node.relu:
-                steps.append(helper.make_node("Relu", [raw], [out]))
-        elif node.kind == "add":
-            steps.append(helper.make_node("Add", sources, [out]))
-        else:
-            options = {"blocksize": node.factor, "mode": "CRD"}
-            steps.append(helper.make_node("DepthToSpace", sources, [out], **options))
-    factor = int(np.prod([node.factor for node in nodes]))
-    inside = helper.make_tensor_value_info("lr", TensorProto.FLOAT, [1, 3, *size])
-    outside = helper.make_tensor_value_info(
-        "sr", TensorProto.FLOAT, [1, 3, *(factor * n for n in size)]
-    )
-    body = helper.make_graph(steps, "sr", [inside], [outside], constants)
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
-
-
-# ncnn ---------------------------------------------------------------------------------------------
 
 
 def write_ncnn(nodes: Sequence[Node], path: Path, ranges: Sequence[Tensor] | None = None) -> None:
@@ -307,8 +259,10 @@ def _torch_runner(net, threads: int, memory_format=torch.contiguous_format) -> R
     return run
 
 
-def _write_onnx_float(task: Task) -> None:
-    write_onnx(graph(task.network()), task.picture.shape[2:], task.file("fp32.onnx"))
+def _write_onnx_float(task: Task, name: str = "fp32.onnx") -> Path:
+    made = onnx_model(task.network(), size=task.picture.shape[2:])
+    task.file(name).write_bytes(made.SerializeToString())
+    return task.file(name)
 
 
 def _write_onnx_int8(task: Task) -> None:
@@ -322,10 +276,8 @@ def _write_onnx_int8(task: Task) -> None:
         def get_next(self):
             return next(self.pictures, None)
 
-    source = task.file("source.onnx")
-    write_onnx(graph(task.network()), task.picture.shape[2:], source)
     quantize_static(
-        str(source),
+        str(_write_onnx_float(task, "source.onnx")),
         str(task.file("int8.onnx")),
         Once(),
         per_channel=True,
@@ -451,7 +403,7 @@ class Peer:
     name: str
     needs: tuple[str, ...]
     exact: bool
-    write: Callable[[Task], None]
+    write: Callable[[Task], object]
     open: Callable[[Task, int], Runner]
     swin: bool = False  # also runs Swin networks
 

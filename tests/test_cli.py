@@ -22,8 +22,8 @@ from qsr.data import textures
 
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 
-COMMANDS = ["upscale", "demo", "evaluate", "train", "pack", "data", "bench", "reproduce"]
-COMMANDS += ["models", "info"]
+COMMANDS = ["upscale", "demo", "evaluate", "train", "pack", "export", "data", "bench"]
+COMMANDS += ["reproduce", "models", "info"]
 NESTED = [["data", "list"], ["data", "pack"]]
 TINY = ["--network-blocks", 2, "--features", 4, "--patch", 8, "--batch", 2]
 TINY += ["--steps", 4, "--checkpoint-every", 2]
