@@ -39,6 +39,7 @@ from .layers import calibrate as calibrate
 from .layers import quantize as quantize
 from .metrics import psnr_y as psnr_y
 from .metrics import ssim_y as ssim_y
+from .official import load_official as load_official
 from .pack import PackedModel as PackedModel
 from .pack import pack as pack
 from .quantizer import LSQ as LSQ
