@@ -16,12 +16,13 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: help lab demo test test-sanitize build lint notebooks student clean
+.PHONY: help lab demo docs docs-serve test test-sanitize build lint notebooks student clean
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
 	@echo "make demo   enlarge the bundled photograph with every model, without a browser"
-	@echo "make test   lint, all tests, all notebooks"
+	@echo "make docs   build the site into site/     make docs-serve  serve it while you write"
+	@echo "make test   lint, all tests, all notebooks, the site"
 	@echo "make test-sanitize  the tests of the native code under AddressSanitizer and UBSan"
 	@echo "make build  compile the native core     make lint   check style only"
 	@echo "make notebooks  run all tutorials afresh and keep their outputs"
@@ -72,9 +73,20 @@ demo: $(VENV)/lab-$(WANTED)
 	@$(call build_core)
 	$(BIN)/qsr demo $(ARGS)
 
+# The site shows what the models make of a picture. The banner is about a version that is not used.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
+docs: $(VENV)/docs-$(WANTED)
+	@$(call build_core)
+	$(MKDOCS) build --strict $(ARGS)
+
+docs-serve: $(VENV)/docs-$(WANTED)
+	@$(call build_core)
+	$(MKDOCS) serve $(ARGS)
+
 lint: $(VENV)/test-$(WANTED)
-	$(BIN)/ruff check qsr tests benchmarks tutorials setup.py
-	$(BIN)/ruff format --check qsr tests benchmarks setup.py
+	$(BIN)/ruff check qsr tests benchmarks tutorials docs setup.py
+	$(BIN)/ruff format --check qsr tests benchmarks docs setup.py
 
 # A run on the slow reference must not pass for a test of the kernels: QSR_NATIVE=require.
 test: lint
