@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 
 import qsr
 from qsr import reproduce, zoo
@@ -30,7 +30,7 @@ from qsr.viz import Compare
 ROOT = Path(__file__).parent.parent
 TUTORIALS = Path(__file__).parent / "tutorials"
 MODEL = "quantsr-c-x4-w4a4"  # on the home page
-GOAL = re.compile(r"^\d\. (.*(?:\n +.*)*)", re.MULTILINE)  # in the first cell of a notebook
+GOAL = re.compile(r"^\d\. .*(?:\n +.*)*", re.MULTILINE)  # in the first cell of a notebook
 TAKES = re.compile(r"\*\*Takes\*\* about (\d+) seconds")
 
 
@@ -122,7 +122,7 @@ def _syllabus() -> str:
     rows = []
     for path in sorted(TUTORIALS.glob("*.ipynb")):
         text = _first_cell(path)
-        goals = (" ".join(goal.split()) for goal in GOAL.findall(text))
+        goals = (" ".join(goal.split()) for goal in GOAL.findall(text))  # "1. say how ..."
         seconds = TAKES.search(text)
         title = f"[{_numbered_title(path)}](tutorials/{path.name})"
         time = f"<br>runs in {seconds[1]} s" if seconds else ""
@@ -187,20 +187,28 @@ def tutorial(html: str, name: str, repository: str) -> str:
     page. repository: "owner/name" on GitHub, or "".
     """
     page = BeautifulSoup(html, "html.parser")
-    for part in page.select(
-        # cells for Colab, and cells that need a kernel (their twin for the site follows them)
-        ".celltag_install, .celltag_live, "
-        # the tags above cells; MathJax from a server, since KaTeX renders the formulas here
-        ".celltoolbar, script[src], script[type='text/x-mathjax-config']"
-    ):
-        part.decompose()
-    for cell in page.select(".celltag_solution"):
+    # Cells for Colab, and cells that need a kernel: their twin for the site follows them.
+    for cell in _cells(page, "install") + _cells(page, "live"):
+        cell.decompose()
+    for cell in _cells(page, "solution"):
         details = page.new_tag("details", attrs={"class": "solution"})
         summary = page.new_tag("summary")
         summary.string = "Show a solution"
         cell.wrap(details).insert(0, summary)
+    # The tags above cells; MathJax from a server, since KaTeX renders the formulas here.
+    for part in page.select(".celltoolbar, script[src], script[type='text/x-mathjax-config']"):
+        part.decompose()
     page.h1.insert_after(BeautifulSoup(_links(name, repository), "html.parser"))
     return str(page)
+
+
+def _cells(page: BeautifulSoup, tag: str) -> list[Tag]:
+    """The cells with a tag; mkdocs-jupyter puts a code cell into two elements: the outer ones."""
+    found = {}
+    for part in page.select(f".celltag_{tag}"):
+        around = [e for e in (part, *part.parents) if "jp-Notebook-cell" in e.get("class", ())]
+        found[id(around[-1])] = around[-1]
+    return list(found.values())
 
 
 def _links(name: str, repository: str) -> str:

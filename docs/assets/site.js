@@ -12,7 +12,7 @@ document$.subscribe(() => {
   }
 
   // The keyboard reaches what scrolls, and screen readers hear what the search box is.
-  for (const part of document.querySelectorAll(".md-typeset__scrollwrap, .highlight-ipynb pre")) {
+  for (const part of document.querySelectorAll(".md-typeset__scrollwrap, .highlight-ipynb")) {
     part.tabIndex = 0
   }
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search")
