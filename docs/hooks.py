@@ -2,22 +2,25 @@
 
 - `*` in the navigation, and a tutorial's number before its title;
 - what is made while building, so that it cannot be out of date: the slider of the home page, the
-  table of notebooks, the scores of the models, Table 2;
+  table of notebooks, the scores of the models, Table 2, a page of the API for each module;
 - tutorials: no cells that need a kernel, solutions folded, links to open or keep the notebook;
 - the versions in each page's footer.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
+from mkdocs.structure.files import File
 
 import qsr
 from qsr import reproduce, zoo
@@ -30,17 +33,41 @@ from qsr.viz import Compare
 ROOT = Path(__file__).parent.parent
 TUTORIALS = Path(__file__).parent / "tutorials"
 MODEL = "quantsr-c-x4-w4a4"  # on the home page
+# The public modules in their order (tests/test_layering.py), and what the pages call their groups.
+ORDER = re.search(r'NAMES = """(.*?)"""', (ROOT / "tests" / "test_layering.py").read_text(), re.S)
+PACKAGE = Path(qsr.__file__).parent
+MODULES = [n for n in ORDER[1].split() if n[0] != "_" and (PACKAGE / f"{n}.py").exists()]
+GROUPS = {  # first module of a group: its heading
+    "files": "Pictures, data, numbers",
+    "layers": "Layers and kernels",
+    "blocks": "Networks",
+    "tail": "Packed networks",
+    "evaluate": "Measuring and training",
+    "viewers": "The course, tables, the command line",
+}
 GOAL = re.compile(r"^\d\. .*(?:\n +.*)*", re.MULTILINE)  # in the first cell of a notebook
 TAKES = re.compile(r"\*\*Takes\*\* about (\d+) seconds")
 
 
 def on_config(config):
-    config.nav = _expanded(config.nav, Path(config.docs_dir))
+    docs = Path(config.docs_dir)
+    pages = sorted([*docs.rglob("*.md"), *docs.glob("tutorials/*.ipynb")])
+    names = [page.relative_to(docs).as_posix() for page in pages]
+    config.nav = _expanded(config.nav, [*names, *map(_page_of, sorted(MODULES))])
     config.copyright = _built_from()
     return config
 
 
-def on_page_markdown(markdown, **_):
+def on_files(files, config):
+    for name in MODULES:
+        text = f"# qsr.{name}\n\n::: qsr.{name}\n"
+        files.append(File.generated(config, _page_of(name), content=text))
+    return files
+
+
+def on_page_markdown(markdown, page, **_):
+    if page.file.src_uri == "log.md":  # parts of an entry, which stand on lines without gaps
+        markdown = re.sub(r"\n(?=(?:Result|Verdict|Also tried)\b)", "\n\n", markdown)
     for mark, make in MADE.items():
         if mark in markdown:
             markdown = markdown.replace(mark, make())
@@ -56,25 +83,26 @@ def on_page_content(html, page, config, **_):
 # Navigation and footer ----------------------------------------------------------------------------
 
 
-def _expanded(nav, docs: Path):
-    """The navigation with each pattern replaced by the files it stands for that are not named."""
+def _expanded(nav, pages: list[str]):
+    """The navigation with each pattern replaced by the pages it stands for that are not named."""
     if isinstance(nav, dict):
-        return {title: _expanded(part, docs) for title, part in nav.items()}
+        return {title: _expanded(part, pages) for title, part in nav.items()}
     if not isinstance(nav, list):
         return nav
     entries = []
     for entry in nav:
         if isinstance(entry, str) and "*" in entry:
-            found = (path.relative_to(docs).as_posix() for path in sorted(docs.glob(entry)))
-            entries += [_titled(path, docs) for path in found if path not in nav]
+            entries += [_titled(p) for p in pages if fnmatch(p, entry) and p not in nav]
         else:
-            entries.append(_expanded(entry, docs))
+            entries.append(_expanded(entry, pages))
     return entries
 
 
-def _titled(path: str, docs: Path):
+def _titled(page: str):
     """A tutorial with its number and title; other pages have their title in themselves."""
-    return {_numbered_title(docs / path): path} if path.endswith(".ipynb") else path
+    if not page.endswith(".ipynb"):
+        return page
+    return {_numbered_title(TUTORIALS / Path(page).name): page}
 
 
 def _numbered_title(notebook: Path) -> str:
@@ -115,6 +143,21 @@ def _slider() -> str:
         f"{scores[1]:.2f} dB. The network is the file `{MODEL}.qsr` of {size / 1e6:.1f} MB, which "
         "comes with qsr. Photograph: NASA.*"
     )
+
+
+def _page_of(module: str) -> str:
+    return f"api/{module}.md"
+
+
+def _api() -> str:
+    """The public modules in groups, each with the first sentence of its docstring."""
+    lines = []
+    for name in MODULES:
+        if name in GROUPS:
+            lines.append(f"\n## {GROUPS[name]}\n")
+        docstring = ast.get_docstring(ast.parse((PACKAGE / f"{name}.py").read_text()))
+        lines.append(f"- [qsr.{name}]({name}.md): {docstring.splitlines()[0]}")
+    return "\n".join(lines)
 
 
 def _syllabus() -> str:
@@ -174,6 +217,7 @@ MADE = {
     "<!-- syllabus -->": _syllabus,
     "<!-- models -->": _models,
     "<!-- table 2 -->": _table2,
+    "<!-- api -->": _api,
 }
 
 
