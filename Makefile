@@ -60,11 +60,15 @@ lab: $(VENV)/lab-$(WANTED)
 	@mkdir -p $(LAB_SETTINGS) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json
 	$(BIN)/jupyter lab --ServerApp.root_dir=tutorials $(LAB_FLAGS) $(ARGS)
 
-# From fresh kernels, in place. Times of day would change every file on every run.
+# From fresh kernels, in place. Times of day would change every file on every run. Widgets lose
+# their outputs: without a kernel JupyterLab shows "model not found" in their place.
 notebooks: $(VENV)/lab-$(WANTED)
 	@$(call build_core)
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+	    --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
+	    --NotebookExporter.preprocessors=nbconvert.preprocessors.TagRemovePreprocessor \
+	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=live \
+	    $(NOTEBOOKS)
 
 student: $(VENV)/lab-$(WANTED)
 	$(BIN)/python -m qsr.student build/student $(NOTEBOOKS)
