@@ -16,12 +16,13 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: help lab demo test test-sanitize build lint notebooks student clean
+.PHONY: help lab demo docs docs-serve test test-sanitize build lint notebooks student clean
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
 	@echo "make demo   enlarge the bundled photograph with every model, without a browser"
-	@echo "make test   lint, all tests, all notebooks"
+	@echo "make docs   build the site into site/     make docs-serve  serve it while you write"
+	@echo "make test   lint, all tests, all notebooks, the site"
 	@echo "make test-sanitize  the tests of the native code under AddressSanitizer and UBSan"
 	@echo "make build  compile the native core     make lint   check style only"
 	@echo "make notebooks  run all tutorials afresh and keep their outputs"
@@ -59,11 +60,15 @@ lab: $(VENV)/lab-$(WANTED)
 	@mkdir -p $(LAB_SETTINGS) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json
 	$(BIN)/jupyter lab --ServerApp.root_dir=tutorials $(LAB_FLAGS) $(ARGS)
 
-# From fresh kernels, in place. Times of day would change every file on every run.
+# From fresh kernels, in place. Times of day would change every file on every run. Widgets lose
+# their outputs: without a kernel JupyterLab shows "model not found" in their place.
 notebooks: $(VENV)/lab-$(WANTED)
 	@$(call build_core)
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+	    --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
+	    --NotebookExporter.preprocessors=nbconvert.preprocessors.TagRemovePreprocessor \
+	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=live \
+	    $(NOTEBOOKS)
 
 student: $(VENV)/lab-$(WANTED)
 	$(BIN)/python -m qsr.student build/student $(NOTEBOOKS)
@@ -72,9 +77,20 @@ demo: $(VENV)/lab-$(WANTED)
 	@$(call build_core)
 	$(BIN)/qsr demo $(ARGS)
 
+# The site shows what the models make of a picture. The banner is about a version that is not used.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
+docs: $(VENV)/docs-$(WANTED)
+	@$(call build_core)
+	$(MKDOCS) build --strict $(ARGS)
+
+docs-serve: $(VENV)/docs-$(WANTED)
+	@$(call build_core)
+	$(MKDOCS) serve $(ARGS)
+
 lint: $(VENV)/test-$(WANTED)
-	$(BIN)/ruff check qsr tests benchmarks tutorials setup.py
-	$(BIN)/ruff format --check qsr tests benchmarks setup.py
+	$(BIN)/ruff check qsr tests benchmarks tutorials docs setup.py
+	$(BIN)/ruff format --check qsr tests benchmarks docs setup.py
 
 # A run on the slow reference must not pass for a test of the kernels: QSR_NATIVE=require.
 test: lint

@@ -1,6 +1,8 @@
 """What all tests share: a fixed seed, and the real pictures where there are any."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,19 @@ def qsr_data() -> Path:
     if not root:
         pytest.skip("needs the real test sets: set QSR_DATA")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    """The site, built as `make docs` builds it: any warning is an error."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    root = Path(__file__).parent.parent
+    build = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        cwd=root,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert build.returncode == 0, build.stdout + build.stderr
+    return folder

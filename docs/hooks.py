@@ -1,0 +1,264 @@
+"""What the site needs beyond its plugins; mkdocs calls the functions `on_...` while it builds.
+
+- `*` in the navigation, and a tutorial's number before its title;
+- what is made while building, so that it cannot be out of date: the slider of the home page, the
+  table of notebooks, the scores of the models, Table 2, a page of the API for each module;
+- tutorials: no cells that need a kernel, solutions folded, links to open or keep the notebook;
+- the versions in each page's footer.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+
+from bs4 import BeautifulSoup, Tag
+from mkdocs.structure.files import File
+
+import qsr
+from qsr import reproduce, zoo
+from qsr.complexity import RULES
+from qsr.data import make_pair, photo
+from qsr.evaluate import bicubic
+from qsr.image import to_uint8
+from qsr.viz import Compare
+
+ROOT = Path(__file__).parent.parent
+TUTORIALS = Path(__file__).parent / "tutorials"
+MODEL = "quantsr-c-x4-w4a4"  # on the home page
+# The public modules in their order (tests/test_layering.py), and what the pages call their groups.
+ORDER = re.search(r'NAMES = """(.*?)"""', (ROOT / "tests" / "test_layering.py").read_text(), re.S)
+PACKAGE = Path(qsr.__file__).parent
+MODULES = [n for n in ORDER[1].split() if n[0] != "_" and (PACKAGE / f"{n}.py").exists()]
+GROUPS = {  # first module of a group: its heading
+    "files": "Pictures, data, numbers",
+    "layers": "Layers and kernels",
+    "blocks": "Networks",
+    "tail": "Packed networks",
+    "evaluate": "Measuring and training",
+    "viewers": "The course, tables, the command line",
+}
+GOAL = re.compile(r"^\d\. .*(?:\n +.*)*", re.MULTILINE)  # in the first cell of a notebook
+TAKES = re.compile(r"\*\*Takes\*\* about (\d+) seconds")
+
+
+def on_config(config):
+    docs = Path(config.docs_dir)
+    pages = sorted([*docs.rglob("*.md"), *docs.glob("tutorials/*.ipynb")])
+    names = [page.relative_to(docs).as_posix() for page in pages]
+    config.nav = _expanded(config.nav, [*names, *map(_page_of, sorted(MODULES))])
+    config.copyright = _built_from()
+    return config
+
+
+def on_files(files, config):
+    for name in MODULES:
+        text = f"# qsr.{name}\n\n::: qsr.{name}\n"
+        files.append(File.generated(config, _page_of(name), content=text))
+    return files
+
+
+def on_page_markdown(markdown, page, **_):
+    if page.file.src_uri == "log.md":  # parts of an entry, which stand on lines without gaps
+        markdown = re.sub(r"\n(?=(?:Result|Verdict|Also tried)\b)", "\n\n", markdown)
+    for mark, make in MADE.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, make())
+    return markdown
+
+
+def on_page_content(html, page, config, **_):
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    return tutorial(html, Path(page.file.src_uri).name, config.extra["repository"])
+
+
+# Navigation and footer ----------------------------------------------------------------------------
+
+
+def _expanded(nav, pages: list[str]):
+    """The navigation with each pattern replaced by the pages it stands for that are not named."""
+    if isinstance(nav, dict):
+        return {title: _expanded(part, pages) for title, part in nav.items()}
+    if not isinstance(nav, list):
+        return nav
+    entries = []
+    for entry in nav:
+        if isinstance(entry, str) and "*" in entry:
+            entries += [_titled(p) for p in pages if fnmatch(p, entry) and p not in nav]
+        else:
+            entries.append(_expanded(entry, pages))
+    return entries
+
+
+def _titled(page: str):
+    """A tutorial with its number and title; other pages have their title in themselves."""
+    if not page.endswith(".ipynb"):
+        return page
+    return {_numbered_title(TUTORIALS / Path(page).name): page}
+
+
+def _numbered_title(notebook: Path) -> str:
+    number = notebook.name.partition("_")[0]
+    return f"{number} {_first_cell(notebook).splitlines()[0].removeprefix('# ')}"
+
+
+def _first_cell(notebook: Path) -> str:
+    return "".join(json.loads(notebook.read_text())["cells"][0]["source"])
+
+
+def _built_from() -> str:
+    """The versions for the footer, and the commit where there is one."""
+    built = f"qsr {qsr.__version__}, built with torch {version('torch')}"
+    git = ["git", "-C", str(ROOT), "log", "-1", "--format=commit %h of %cs"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or a copy without its history
+        return built
+    return f"{built}, {commit}"
+
+
+# Made while building ------------------------------------------------------------------------------
+
+
+@functools.cache
+def _slider() -> str:
+    """Bicubic beside the network, on the photograph that comes with qsr; its scores below."""
+    pair = make_pair("photo", to_uint8(photo().rgb[0]), scale=4)
+    plain, sr = bicubic(pair.lr, scale=4), qsr.upscale(pair.lr, qsr.load(MODEL))
+    scores = [qsr.psnr_y(x, pair.hr, crop=4).item() for x in (plain, sr)]
+    size = zoo.path_of(MODEL).stat().st_size
+    slider = Compare(plain, sr, ("bicubic ×4", "4-bit network ×4"), quality=85)
+    return (
+        slider._repr_html_().strip()
+        + "\n\n*Drag on the picture, or move the slider with the arrow keys. A photograph of "
+        f"128 × 96 pixels, enlarged four times. PSNR-Y: bicubic {scores[0]:.2f} dB, network "
+        f"{scores[1]:.2f} dB. The network is the file `{MODEL}.qsr` of {size / 1e6:.1f} MB, which "
+        "comes with qsr. Photograph: NASA.*"
+    )
+
+
+def _page_of(module: str) -> str:
+    return f"api/{module}.md"
+
+
+def _api() -> str:
+    """The public modules in groups, each with the first sentence of its docstring."""
+    lines = []
+    for name in MODULES:
+        if name in GROUPS:
+            lines.append(f"\n## {GROUPS[name]}\n")
+        docstring = ast.get_docstring(ast.parse((PACKAGE / f"{name}.py").read_text()))
+        lines.append(f"- [qsr.{name}]({name}.md): {docstring.splitlines()[0]}")
+    return "\n".join(lines)
+
+
+def _syllabus() -> str:
+    """The notebooks, with what their first cells promise."""
+    rows = []
+    for path in sorted(TUTORIALS.glob("*.ipynb")):
+        text = _first_cell(path)
+        goals = (" ".join(goal.split()) for goal in GOAL.findall(text))  # "1. say how ..."
+        seconds = TAKES.search(text)
+        title = f"[{_numbered_title(path)}](tutorials/{path.name})"
+        time = f"<br>runs in {seconds[1]} s" if seconds else ""
+        rows.append((title + time, "<br>".join(goals)))
+    return _table(("notebook", "after it you can"), rows)
+
+
+def _models() -> str:
+    """PSNR-Y and SSIM-Y of the models that come with qsr, by their cards."""
+    rows, remarks = [], []
+    for card in map(zoo.card, zoo.names()):
+        for blocks, scores in card["scores"].items():
+            cells = (f"{psnr:.2f} / {ssim:.4f}" for psnr, ssim in scores.values())
+            rows.append((f"`{card['name']}`", blocks, *cells))
+        remarks.append(f"`{card['name']}`, {card['bytes']:,} bytes: {card['training']}")
+    table = _table(("model", "blocks", *scores), rows, right=2)
+    return "\n\n".join([table, *remarks])
+
+
+@functools.cache
+def _table2() -> str:
+    """Parameters and operations of Table 2 as printed, and as counted by each rule."""
+    tables = []
+    for name, unit, title in (
+        ("parameters", 1e3, "Parameters, thousands of 32 bit"),
+        ("ops", 1e9, "Operations, 10⁹ multiply-accumulates of 32 bit"),
+    ):
+        rows = []
+        for row in reproduce.table2_rows():
+            printed, cell = row.printed, row.cells[name]
+            counted = (f"{getattr(row.costs[rule], name) / unit:,.2f}" for rule in RULES)
+            bits = f"{printed.bits}/{printed.bits}"
+            paper = f"{cell.printed} {cell.verdict}"
+            rows.append((printed.method, bits, printed.blocks, paper, *counted))
+        heads = ("network", "bits", "blocks", "paper", *RULES)
+        tables.append(f"**{title}**\n\n" + _table(heads, rows, right=2))
+    return "\n\n".join(tables)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence], right: int | None = None) -> str:
+    """A table in Markdown; columns from number `right` on are flush right."""
+    rules = ["---:" if right is not None and i >= right else "---" for i in range(len(heads))]
+    lines = (heads, rules, *rows)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+MADE = {
+    "<!-- slider -->": _slider,
+    "<!-- syllabus -->": _syllabus,
+    "<!-- models -->": _models,
+    "<!-- table 2 -->": _table2,
+    "<!-- api -->": _api,
+}
+
+
+# Tutorials ----------------------------------------------------------------------------------------
+
+
+def tutorial(html: str, name: str, repository: str) -> str:
+    """The page of a notebook as it goes into the site.
+
+    html: the cells as mkdocs-jupyter renders them. name: the notebook's file, which lies beside the
+    page. repository: "owner/name" on GitHub, or "".
+    """
+    page = BeautifulSoup(html, "html.parser")
+    # Cells for Colab, and cells that need a kernel: their twin for the site follows them.
+    for cell in _cells(page, "install") + _cells(page, "live"):
+        cell.decompose()
+    for cell in _cells(page, "solution"):
+        details = page.new_tag("details", attrs={"class": "solution"})
+        summary = page.new_tag("summary")
+        summary.string = "Show a solution"
+        cell.wrap(details).insert(0, summary)
+    # The tags above cells; MathJax from a server, since KaTeX renders the formulas here.
+    for part in page.select(".celltoolbar, script[src], script[type='text/x-mathjax-config']"):
+        part.decompose()
+    page.h1.insert_after(BeautifulSoup(_links(name, repository), "html.parser"))
+    return str(page)
+
+
+def _cells(page: BeautifulSoup, tag: str) -> list[Tag]:
+    """The cells with a tag; mkdocs-jupyter puts a code cell into two elements: the outer ones."""
+    found = {}
+    for part in page.select(f".celltag_{tag}"):
+        around = [e for e in (part, *part.parents) if "jp-Notebook-cell" in e.get("class", ())]
+        found[id(around[-1])] = around[-1]
+    return list(found.values())
+
+
+def _links(name: str, repository: str) -> str:
+    links = [f'<a href="{name}" download>Download this notebook</a>']
+    if repository:
+        colab = "https://colab.research.google.com/github"
+        address = f"{colab}/{repository}/blob/main/tutorials/{name}"
+        links.insert(0, f'<a href="{address}">Open in Colab</a>')
+    return f'<p class="notebook-links">{" · ".join(links)}</p>'
