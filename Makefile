@@ -63,7 +63,8 @@ lab: $(VENV)/lab-$(WANTED)
 notebooks: $(VENV)/lab-$(WANTED)
 	@$(call build_core)
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+	    --ExecutePreprocessor.record_timing=False \
+	    --ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
 
 student: $(VENV)/lab-$(WANTED)
 	$(BIN)/python -m qsr.student build/student $(NOTEBOOKS)
