@@ -232,7 +232,8 @@ class SwinProgram:
             return self._allocate(height, width)
         if self._size != (height, width):
             self._buffers = ()  # free the old ones first
-            self._buffers = self._allocate(height, width)
+            with torch.inference_mode(False):  # the next call may come without that mode
+                self._buffers = self._allocate(height, width)
             self._size = (height, width)
         return self._buffers
 

@@ -88,6 +88,14 @@ def test_a_picture_does_not_depend_on_batch_threads_or_the_pictures_before_it():
     assert torch.equal(packed(lr[1:2]), together[1:2])
 
 
+def test_a_packed_network_runs_in_and_out_of_inference_mode():
+    """qsr.evaluate runs it in that mode; the buffers that it keeps must serve a plain call too."""
+    packed, lr = qsr.pack(trained("attention")), torch.rand(1, 3, 8, 12)
+    with torch.inference_mode():
+        expected = packed(lr)
+    assert torch.equal(packed(lr), expected)
+
+
 def test_a_block_that_was_sliced_away_leaves_its_shortcut():
     net = trained("attention")
     plan = net.plan(1)
