@@ -104,9 +104,10 @@ def test_all_of_qsr_names_all_of_qsr():
     assert promised <= shown, f"not on the page: {', '.join(sorted(promised - shown))}"
 
 
-def test_the_examples_of_all_of_qsr_run_from_top_to_bottom(tmp_path, monkeypatch):
-    snippets = re.findall(r"```python\n(.*?)```", (DOCS / "all-of-qsr.md").read_text(), re.S)
-    assert len(snippets) > 10
+@pytest.mark.parametrize(("page", "least"), [("all-of-qsr.md", 10), ("training.md", 1)])
+def test_the_examples_of_a_page_run_from_top_to_bottom(page, least, tmp_path, monkeypatch):
+    snippets = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S)
+    assert len(snippets) >= least
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (12, 8), "teal").save("photo.jpg")
     (tmp_path / "page.py").write_text("\n".join(snippets))
