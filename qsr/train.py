@@ -62,6 +62,9 @@ class TrainConfig:
     quantizer_rate: float = _option(
         1.0, "learning rate of step sizes and tau over that of weights (PAMS: 100)"
     )
+    distill: float = _option(
+        0.0, "share of the L1 loss that compares with the teacher's picture, not the truth"
+    )
     transfer: float = _option(0.0, "weight of the teacher's attention map at the end (PAMS: 1000)")
     transfer_blocks: float = _option(0.0, "weight of those after each block (CADyQ: 100)")
     bit_weight: float = _option(0.0, "weight of the bits that CADyQ chooses (CADyQ: 1e-4)")
@@ -91,6 +94,7 @@ class TrainConfig:
             ),
             "joint_from": (0 <= self.joint_from < 1, "is 0 or more and below 1"),
             "ema": (0 <= self.ema < 1, "is 0 or more and below 1"),
+            "distill": (0 <= self.distill <= 1, "is 0 to 1"),
             "quantizer_rate": (0 < self.quantizer_rate < math.inf, "is above 0"),
             "clip_gradient": (self.clip_gradient is None or self.clip_gradient > 0, "is above 0"),
         }
@@ -130,10 +134,22 @@ RECIPES = {
 # One step -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher says about a batch: its picture sr, its features after each block and the last
+    ones, [N, C, H, W]; only what counts.
+    """
+
+    picture: Tensor | None = None
+    blocks: tuple[Tensor, ...] = ()
+    features: Tensor | None = None
+
+
 class Objective(nn.Module):
     """The loss of one pass through `net`:
 
-        L1 + transfer A(last features) + transfer_blocks sum A(blocks) + bit_weight cost of bits
+        (1 - distill) L1(truth) + distill L1(teacher's picture)
+        + transfer A(last features) + transfer_blocks sum A(blocks) + bit_weight cost of bits
 
     A compares attention maps with those of a teacher (`distill`), the last term is CADyQ's, whose
     weight grows by a hundredth every 1000 steps. What has weight 0 is not computed. teacher: a
@@ -145,11 +161,17 @@ class Objective(nn.Module):
 
     def __init__(self, net: QuantSR, config: TrainConfig, teacher: QuantSR | None = None) -> None:
         super().__init__()
-        needs = config.transfer > 0 or config.transfer_blocks > 0
-        if needs and teacher is None:
+        weights = {n: getattr(config, n) for n in ("distill", "transfer", "transfer_blocks")}
+        needed = [name for name, weight in weights.items() if weight > 0]
+        if needed and teacher is None:
             raise ValueError(
-                f"`transfer` is {config.transfer} and `transfer_blocks` {config.transfer_blocks}; "
-                "they compare with a teacher, and there is none. Pass one, or set both to 0."
+                f"`{needed[0]}` is {weights[needed[0]]}, which compares with a teacher, and there "
+                "is none. Pass one, or set it to 0."
+            )
+        if needed and teacher.config.scale != net.config.scale:
+            raise ValueError(
+                f"the teacher has scale {teacher.config.scale} and the network {net.config.scale}; "
+                "choose a teacher of the same scale."
             )
         if config.transfer_blocks > 0 and len(teacher.blocks) != len(net.blocks):
             raise ValueError(
@@ -163,37 +185,54 @@ class Objective(nn.Module):
             )
         self.net, self.config = net, config
         # In a tuple: a teacher is no part of what is trained, saved or averaged.
-        self.teacher = (teacher.eval().requires_grad_(False),) if needs else ()
+        self.teacher = (teacher.eval().requires_grad_(False),) if needed else ()
 
     @torch.no_grad()
-    def lesson(self, lr: Tensor) -> list[Tensor]:
-        """The teacher's features for lr: after each block (if they count), and the last ones."""
+    def lesson(self, lr: Tensor) -> Lesson:
+        """What the teacher says about lr; nothing without one."""
+        if not self.teacher:
+            return Lesson()
+        (teacher,), config = self.teacher, self.config
         seen: list[Tensor] = []
-        for teacher in self.teacher:
-            watch = seen.append if self.config.transfer_blocks > 0 else None
-            seen.append(teacher.features(lr, watch=watch))
-        return seen
+        with self._autocast(lr):
+            features = teacher.features(
+                lr, watch=seen.append if config.transfer_blocks > 0 else None
+            )
+            picture = _reconstructed(teacher, features, lr) if config.distill > 0 else None
+        return Lesson(picture, tuple(seen), features if config.transfer > 0 else None)
 
     def forward(
-        self, lr: Tensor, hr: Tensor, depth: int, lesson: Sequence[Tensor], step: int
+        self, lr: Tensor, hr: Tensor, depth: int, lesson: Lesson, step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, its L1 part, mean squared error) of one depth; `lesson` is that of lr."""
+        """(loss, L1 from the truth, mean squared error) of one depth; `lesson` is that of lr."""
         net, config = self.net, self.config
         seen: list[Tensor] = []
-        autocast = torch.autocast(lr.device.type, torch.bfloat16, config.precision == "bfloat16")
-        with autocast, looking_at(lr) as scene:
+        with self._autocast(lr), looking_at(lr) as scene:
             watch = seen.append if config.transfer_blocks > 0 else None
             features = net.features(lr, net.plan(depth), watch)
-            sr = net.reconstruct(features)[:, :, : hr.shape[2], : hr.shape[3]]
-        l1 = F.l1_loss(sr.float(), hr)
+            sr = _reconstructed(net, features, lr).float()
+        l1 = F.l1_loss(sr, hr)
         loss = l1
+        if config.distill > 0:
+            loss = (1 - config.distill) * l1 + config.distill * F.l1_loss(
+                sr, lesson.picture.float()
+            )
         if config.transfer > 0:
-            loss = loss + config.transfer * transfer_loss(features, lesson[-1])
-        for mine, theirs in zip(seen, lesson[:-1], strict=True) if seen else ():
+            loss = loss + config.transfer * transfer_loss(features, lesson.features)
+        for mine, theirs in zip(seen, lesson.blocks, strict=True):
             loss = loss + config.transfer_blocks * transfer_loss(mine, theirs)
         if config.bit_weight > 0 and scene.bits:
             loss = loss + config.bit_weight * (1 + step // 1000 / 100) * scene.cost()
-        return loss, l1.detach(), F.mse_loss(sr.detach().float(), hr)
+        return loss, l1.detach(), F.mse_loss(sr.detach(), hr)
+
+    def _autocast(self, lr: Tensor) -> torch.autocast:
+        return torch.autocast(lr.device.type, torch.bfloat16, self.config.precision == "bfloat16")
+
+
+def _reconstructed(net: QuantSR, features: Tensor, lr: Tensor) -> Tensor:
+    """The picture of features, without the padding of windows."""
+    height, width = (net.config.scale * n for n in lr.shape[2:])
+    return net.reconstruct(features)[:, :, :height, :width]
 
 
 def train_step(

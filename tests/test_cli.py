@@ -470,7 +470,7 @@ def test_evaluating_what_cannot_be_scored_gives_one_line(refused, models, model)
         (["--layer-bits", "body_conv=x"], "'body_conv=x'; it is LAYER=BITS"),
         (["--layer-bits", "head=8"], "'head', which no quantised layer is called"),
         (["--quantizer", "cadyq"], "`bits` is 4; it has widths from 2 (weights) and 6 (inputs)"),
-        (["--quantizer", "pams"], "`transfer` is 1000.0 and `transfer_blocks` 0.0; they compare"),
+        (["--quantizer", "pams"], "`transfer` is 1000.0, which compares with a teacher"),
         (["--joint-from", 0], "`rank_by` is 'shortcut'; it is"),
         (["--accumulate", 3], "the batch is 16, and 1 processes with `accumulate` 3"),
         (["--depth-weights", 1, 2], "`depth_weights` is (1.0, 2.0); this run trains"),

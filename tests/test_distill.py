@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import qsr
 from qsr.distill import attention_map, transfer_loss
-from qsr.train import Objective
+from qsr.train import Lesson, Objective
 
 STUDENT = qsr.quantsr_c(2, 4, blocks=2, depths=(2, 1), features=8)
 
@@ -49,7 +49,7 @@ def test_the_loss_is_the_formula_of_pams():
 def test_the_objective_adds_the_maps_at_the_end_and_after_each_block():
     student, teacher = net(), net(qsr.srresnet(2, blocks=2, features=8), seed=1)
     lr, hr = batch()
-    plain, _, _ = Objective(student, qsr.TrainConfig())(lr, hr, 2, [], 0)
+    plain, _, _ = Objective(student, qsr.TrainConfig())(lr, hr, 2, Lesson(), 0)
     config = qsr.TrainConfig(transfer=10.0, transfer_blocks=3.0)
     objective = Objective(student, config, teacher)
     loss, l1, _ = objective(lr, hr, 2, objective.lesson(lr), 0)
@@ -59,6 +59,18 @@ def test_the_objective_adds_the_maps_at_the_end_and_after_each_block():
     expected += 3 * sum(transfer_loss(a, b) for a, b in zip(mine, theirs, strict=True))
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(l1, plain.detach())
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_share_of_the_loss_compares_with_the_picture_of_the_teacher(share):
+    student, teacher = net(), net(qsr.srresnet(2, blocks=2, features=8), seed=1)
+    lr, hr = batch()
+    objective = Objective(student, qsr.TrainConfig(distill=share), teacher)
+    loss, l1, _ = objective(lr, hr, 1, objective.lesson(lr), 0)
+    sr = student(lr, student.plan(1))
+    expected = (1 - share) * F.l1_loss(sr, hr) + share * F.l1_loss(sr, teacher(lr))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(l1, F.l1_loss(sr, hr).detach())
 
 
 def test_the_teacher_does_not_learn_and_is_no_part_of_what_does():
@@ -73,7 +85,7 @@ def test_the_bits_of_cadyq_cost_more_from_thousand_to_thousand_steps():
     config = qsr.quantsr_c(2, 8, blocks=2, depths=(2,), features=8, quantizer="cadyq")
     student, (lr, hr) = net(config), batch()
     at = [
-        Objective(student, qsr.TrainConfig(bit_weight=w))(lr, hr, 2, [], step)[0].item()
+        Objective(student, qsr.TrainConfig(bit_weight=w))(lr, hr, 2, Lesson(), step)[0].item()
         for w, step in ((0.0, 0), (0.1, 999), (0.1, 1000))
     ]
     with qsr.cadyq.looking_at(lr) as scene:
@@ -89,6 +101,8 @@ def test_a_teacher_that_is_missing_or_does_not_fit_is_refused():
     other = net(qsr.srresnet(2, blocks=3, features=8))
     with pytest.raises(ValueError, match="the teacher has 3 blocks and the network 2"):
         Objective(net(), qsr.TrainConfig(transfer_blocks=1.0), other)
+    with pytest.raises(ValueError, match="the teacher has scale 4 and the network 2"):
+        Objective(net(), qsr.TrainConfig(distill=0.5), net(qsr.srresnet(4, blocks=2, features=8)))
 
 
 def test_a_run_with_a_teacher_brings_the_features_closer(tmp_path):
