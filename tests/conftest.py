@@ -31,8 +31,8 @@ def site(tmp_path_factory) -> Path:
     """The site, built as `make docs` builds it: any warning is an error."""
     folder = tmp_path_factory.mktemp("docs") / "site"
     root = Path(__file__).parent.parent
-    build = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+    build = subprocess.run(  # with --quiet, --strict would not hear of warnings either
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
         cwd=root,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(root)},
         capture_output=True,
