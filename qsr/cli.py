@@ -7,6 +7,7 @@ text or with `--json`; progress and remarks go to stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,7 +29,10 @@ from . import (
     bench_train,
     distributed,
     kernels,
+    records,
     reproduce,
+    table1,
+    table1_report,
     zoo,
 )
 from .backbone import QUANTIZERS, NetworkConfig, QuantSR, load_weights, preset
@@ -336,39 +340,112 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _add_reproduce(command) -> None:
-    sub = command("reproduce", _reproduce, "Print a table of the paper, computed.", numbers=True)
-    sub.add_argument(
-        "what",
-        choices=["table2", "ablation"],
-        help="table2: parameters and operations; ablation: quantizers on equal terms, trained here",
+    help = "Compute a table of the paper."
+    actions = command("reproduce", None, help, threads=False).add_subparsers(
+        title="commands", metavar="COMMAND", required=True
     )
-    group = sub.add_argument_group("ablation")
-    group.add_argument(
+
+    def action(name: str, run, help: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+        sub.add_argument("--json", action="store_true", help="print numbers as JSON")
+        return sub
+
+    _add_table1(action)
+    action("table2", _reproduce_table2, "Parameters and operations, under four counting rules.")
+    _add_ablation(action)
+
+
+def _reproduce_table2(args: argparse.Namespace) -> None:
+    print(reproduce.table2(json=args.json))
+
+
+def _add_ablation(action) -> None:
+    sub = action("ablation", _ablation, "Quantizers on equal terms, trained here.")
+    sub.add_argument(
         "--out", metavar="FOLDER", default="runs/ablation", help="records (%(default)s)"
     )
-    group.add_argument(
+    sub.add_argument(
         "--data", nargs="+", metavar="SET", default=["T91", "General100"], help="training sets"
     )
-    group.add_argument("--steps", type=int, default=1500, help="of each run (%(default)s)")
-    group.add_argument("--seeds", type=int, default=3, help="runs of each method (%(default)s)")
-    group.add_argument(
+    sub.add_argument("--steps", type=int, default=1500, help="of each run (%(default)s)")
+    sub.add_argument("--seeds", type=int, default=3, help="runs of each method (%(default)s)")
+    sub.add_argument(
         "--sets", nargs="+", metavar="SET", default=list(ablation.SETS), help="test sets"
     )
-    group.add_argument("--methods", nargs="+", metavar="NAME", default=[], help="fewer of them")
+    sub.add_argument("--methods", nargs="+", metavar="NAME", default=[], help="fewer of them")
 
 
-def _reproduce(args: argparse.Namespace) -> None:
-    if args.what == "table2":
-        print(reproduce.table2(json=args.json))
-        return
+def _ablation(args: argparse.Namespace) -> None:
     for name in ("steps", "seeds"):
         if getattr(args, name) < 1:
             raise ValueError(f"`--{name}` is {getattr(args, name)}; it is 1 or more.")
     _check_writable(Path(args.out))
-    records = ablation.ablation(
-        args.out, args.data, args.steps, args.seeds, args.methods, args.sets
+    runs = ablation.ablation(args.out, args.data, args.steps, args.seeds, args.methods, args.sets)
+    print(json.dumps(runs, indent=1) if args.json else ablation.table(runs))
+
+
+def _add_table1(action) -> None:
+    sub = action("table1", _reproduce_table1, "PSNR and SSIM of all networks, printed and ours.")
+    sub.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    sub.add_argument(
+        "--rows", nargs="+", default=[], metavar="NAME", help="rows, or patterns: '*-x4*' (all)"
     )
-    print(json.dumps(records, indent=1) if args.json else ablation.table(records))
+    sub.add_argument(
+        "--results", metavar="FOLDER", help="records of trained networks (docs/results)"
+    )
+    sub.add_argument(
+        "--train",
+        action="store_true",
+        help="first train these rows, as `qsr train` in OUT/ROW, and write their records",
+    )
+    sub.add_argument("--out", metavar="FOLDER", help="where --train keeps its runs")
+    _add_training(sub, sub.add_argument_group("network (--train)"))
+
+
+def _reproduce_table1(args: argparse.Namespace) -> None:
+    if args.train:
+        with contextlib.redirect_stdout(sys.stderr):
+            _train_rows(args)
+        if distributed.rank() > 0:
+            return
+    lines = table1.table1(args.rows, args.results)
+    style = "as_json" if args.json else "markdown" if args.markdown else "text"
+    print(getattr(table1_report, style)(lines))
+
+
+def _train_rows(args: argparse.Namespace) -> None:
+    """Train and score each row that is named, and write its record; what is done is not repeated
+    but for the scores."""
+    if args.out is None or not args.rows:
+        raise ValueError("--train needs --rows, and a folder for runs: --out.")
+    if args.quantizer == "cadyq":
+        raise ValueError(
+            "CADyQ chooses its widths, so it is no row here; see `reproduce ablation`."
+        )
+    _check_device(args.device)
+    _check_writable(Path(args.out))
+    _check_writable(Path(args.results or records.RESULTS))
+    runs, train_config = args.out, _train_config(args)
+    for name in table1.networks(args.rows):
+        if name.startswith(records.BICUBIC):
+            print(records.write_record(records.make_record(name), args.results))
+            continue
+        args.preset = name
+        config = _network_config(args)
+        args.out = str(Path(runs) / records.record_name(name, config))
+        with distributed.started(args.device) as device:
+            _train_here(args, config, train_config, device)
+            if distributed.rank() > 0:
+                continue
+        _, state = load_checkpoint(list_checkpoints(args.out)[-1])
+        if state["step"] < train_config.steps:  # --max-seconds; the run has said how to go on
+            continue
+        call = {key: getattr(args, key) for key in ("patch", "batch", "seed", "init", "teacher")}
+        call |= {"data": [Path(name).name for name in args.data], "device": args.device}
+        record = records.make_record(name, args.out, call)
+        print(records.write_record(record, args.results))
 
 
 # train, pack --------------------------------------------------------------------------------------
@@ -384,6 +461,11 @@ def _add_train(command) -> None:
     network.add_argument(
         "--preset", default=DEFAULT_MODEL, metavar="NAME", help=f"network ({DEFAULT_MODEL})"
     )
+    _add_training(sub, network)
+
+
+def _add_training(sub: argparse.ArgumentParser, network) -> None:
+    """What is trained how on what, but for the preset. network: a group of sub's arguments."""
     network.add_argument("--quantizer", choices=list(QUANTIZERS), help="other than rlq")
     network.add_argument("--network-blocks", type=int, metavar="N", help="blocks of the network")
     network.add_argument("--depths", type=int, nargs="+", metavar="N", help="deepest first")
