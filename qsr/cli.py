@@ -28,6 +28,7 @@ from . import (
     bench_report,
     bench_train,
     distributed,
+    figures,
     kernels,
     records,
     reproduce,
@@ -340,7 +341,7 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _add_reproduce(command) -> None:
-    help = "Compute a table of the paper."
+    help = "Compute a table or a figure of the paper."
     actions = command("reproduce", None, help, threads=False).add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )
@@ -355,6 +356,19 @@ def _add_reproduce(command) -> None:
     _add_table1(action)
     action("table2", _reproduce_table2, "Parameters and operations, under four counting rules.")
     _add_ablation(action)
+    for number, what in FIGURES.items():
+        sub = action(f"figure{number}", _reproduce_figure, what)
+        sub.set_defaults(number=number)
+        sub.add_argument(
+            "--out", metavar="FOLDER", default="figures", help="for the PNG file (%(default)s)"
+        )
+        sub.add_argument("--dark", action="store_true", help="also a file for dark pages")
+        if number <= 2:
+            help = "of `qsr train`, with its log.jsonl (a short run in docs/results)"
+            sub.add_argument("--run", metavar="FOLDER", dest="folder", help=help)
+        if number >= 5:
+            help = "zoo models or .qsr files (all of the zoo)"
+            sub.add_argument("--model", nargs="+", metavar="NAME", help=help)
 
 
 def _reproduce_table2(args: argparse.Namespace) -> None:
@@ -446,6 +460,39 @@ def _train_rows(args: argparse.Namespace) -> None:
         call |= {"data": [Path(name).name for name in args.data], "device": args.device}
         record = records.make_record(name, args.out, call)
         print(records.write_record(record, args.results))
+
+
+FIGURES = {
+    1: "Step sizes of weights while a network trains.",
+    2: "tau of inputs while a network trains.",
+    3: "What phi does to gradients (trains a small network).",
+    4: "Features of DoReFa and QuantSR (trains small networks).",
+    5: "Crops at 4 bits, side by side.",
+    6: "More crops at 4 bits.",
+    7: "Crops at 2 bits, side by side.",
+    8: "More crops at 2 bits.",
+}
+
+
+def _reproduce_figure(args: argparse.Namespace) -> None:
+    _check_writable(Path(args.out))
+    paths = []
+    for page in ("light", "dark") if args.dark else ("light",):
+        if args.number <= 2:
+            drawn = (figures.figure1, figures.figure2)[args.number - 1](args.folder, page)
+        elif args.number == 3:
+            drawn = figures.figure3(args.out, page)
+        elif args.number == 4:
+            drawn = figures.figure4(args.out, page, progress=True)
+        else:
+            drawn = figures.comparison(args.number, args.model, page)
+        suffix = "_dark" if page == "dark" else ""
+        paths.append(figures.write(drawn, Path(args.out) / f"figure{args.number}{suffix}.png"))
+    if args.json:
+        report = {"files": [str(path) for path in paths], "caption": drawn.caption}
+        print(json.dumps({**report, "alt": drawn.alt, "numbers": drawn.numbers}, indent=1))
+    else:
+        print(*paths, drawn.caption, sep="\n")
 
 
 # train, pack --------------------------------------------------------------------------------------
