@@ -362,7 +362,11 @@ def _add_reproduce(command) -> None:
         sub.add_argument(
             "--out", metavar="FOLDER", default="figures", help="for the PNG file (%(default)s)"
         )
-        sub.add_argument("--dark", action="store_true", help="also a file for dark pages")
+        page = sub.add_mutually_exclusive_group()
+        page.add_argument("--dark", action="store_true", help="also a file for dark pages")
+        page.add_argument(
+            "--transparent", action="store_true", help="one file that can be read on both"
+        )
         if number <= 2:
             help = "of `qsr train`, with its log.jsonl (a short run in docs/results)"
             sub.add_argument("--run", metavar="FOLDER", dest="folder", help=help)
@@ -477,7 +481,7 @@ FIGURES = {
 def _reproduce_figure(args: argparse.Namespace) -> None:
     _check_writable(Path(args.out))
     paths = []
-    for page in ("light", "dark") if args.dark else ("light",):
+    for page in (None,) if args.transparent else ("light", "dark")[: 1 + args.dark]:
         if args.number <= 2:
             drawn = (figures.figure1, figures.figure2)[args.number - 1](args.folder, page)
         elif args.number == 3:

@@ -84,12 +84,13 @@ def misprints(table: Sequence[Line]) -> list[str]:
 
 
 def empty_cells(table: Sequence[Line]) -> list[str]:
-    """Why cells of ours are empty: one sentence for each reason, with the rows that it is about."""
-    reasons: dict[str, list[str]] = {}
+    """Why cells of ours are empty: one line for each reason, with the networks it is about."""
+    reasons: dict[str, dict[str, None]] = {}
     for line in table:
         if line.ours is None:
-            reasons.setdefault(line.why, []).append(f"{line.label} x{line.scale}")
-    found = [f"{why.replace(':', ',')}: {'; '.join(rows)}" for why, rows in reasons.items()]
+            network = f"{' '.join(method_and_bits(line.name))} x{line.scale}"
+            reasons.setdefault(line.why, {})[network] = None
+    found = [f"{why.replace(':', ',')}: {', '.join(rows)}" for why, rows in reasons.items()]
     missing = [s for s in TEST_SETS if all(s not in x.ours.cells for x in table if x.ours)]
     if missing and any(line.ours for line in table):
         found.append(f"no data, the pictures were not at hand: {', '.join(missing)}")

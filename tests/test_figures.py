@@ -136,6 +136,8 @@ def test_all_small_networks_of_a_family_start_from_one_and_are_kept(small, monke
     monkeypatch.setattr(figures, "_train", None)  # would raise
     drawn = figure4(small, budget=LITTLE)
     assert drawn.numbers["SRResNet, full precision"]["correlation"] == pytest.approx(1)
+    two, four = (drawn.numbers[f"DoReFa, {bits} bits"]["zero_weights"] for bits in (2, 4))
+    assert four < 0.2 < 0.4 < two, "a grid up to the largest weight leaves many others at 0"
     assert len(drawn.numbers) == 7 and len(drawn.figure.axes) == 8
     with pytest.raises(TypeError):
         figures.small_network("DoReFa", 4, Budget(2, 2), small)  # another budget: train again
@@ -215,5 +217,7 @@ def test_the_command_writes_a_figure_and_prints_its_caption(tmp_path, capsys):
     assert main(["reproduce", "figure1", "--run", str(run), *out, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert set(report) == {"files", "caption", "alt", "numbers"}
+    assert main(["reproduce", "figure1", "--run", str(run), *out, "--transparent"]) == 0
+    assert corner(capsys.readouterr().out.splitlines()[0])[3] == 0
     assert main(["reproduce", "figure1", "--run", str(tmp_path), *out]) == 2
     assert capsys.readouterr().err.count("\n") == 1
