@@ -16,11 +16,12 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: help lab demo docs docs-serve test test-sanitize build lint notebooks student clean
+.PHONY: help lab demo figures docs docs-serve test test-sanitize build lint notebooks student clean
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
 	@echo "make demo   enlarge the bundled photograph with every model, without a browser"
+	@echo "make figures  draw the paper's figures again, into docs/images"
 	@echo "make docs   build the site into site/     make docs-serve  serve it while you write"
 	@echo "make test   lint, all tests, all notebooks, the site"
 	@echo "make test-sanitize  the tests of the native code under AddressSanitizer and UBSan"
@@ -87,6 +88,13 @@ docs: $(VENV)/docs-$(WANTED)
 docs-serve: $(VENV)/docs-$(WANTED)
 	@$(call build_core)
 	$(MKDOCS) serve $(ARGS)
+
+# The paper's figures for the site. Those at 2 bits need models of 2 bits. Some minutes: it trains.
+figures: $(VENV)/lab-$(WANTED)
+	@$(call build_core)
+	@mkdir -p figures; for n in 1 2 3 4 5 6 7 8; do \
+	    if $(BIN)/qsr reproduce figure$$n --transparent --json > figures/figure$$n.json; then \
+	        cp figures/figure$$n.json figures/figure$$n.png docs/images/; fi; done
 
 lint: $(VENV)/test-$(WANTED)
 	$(BIN)/ruff check qsr tests benchmarks tutorials docs setup.py

@@ -2,7 +2,7 @@
 
 - `*` in the navigation, and a tutorial's number before its title;
 - what is made while building, so that it cannot be out of date: the slider of the home page, the
-  table of notebooks, the scores of the models, Table 2, a page of the API for each module;
+  table of notebooks, the scores of the models, Tables 1 and 2, a page of the API for each module;
 - tutorials: no cells that need a kernel, solutions folded, links to open or keep the notebook;
 - the versions in each page's footer.
 """
@@ -23,7 +23,7 @@ from bs4 import BeautifulSoup, Tag
 from mkdocs.structure.files import File
 
 import qsr
-from qsr import reproduce, zoo
+from qsr import reproduce, table1, table1_report, zoo
 from qsr.complexity import RULES
 from qsr.data import make_pair, photo
 from qsr.evaluate import bicubic
@@ -205,6 +205,21 @@ def _table2() -> str:
     return "\n\n".join(tables)
 
 
+def _table1() -> str:
+    """Table 1 of the paper beside ours, by model cards and records: no test pictures are here."""
+    return table1_report.markdown(table1.table1(here=False))
+
+
+def _figures() -> str:
+    """The figures that `make figures` left in docs/images, each with its caption."""
+    parts = []
+    for path in sorted((ROOT / "docs" / "images").glob("figure[0-9].json")):
+        made = json.loads(path.read_text())
+        parts.append(f"**Figure {path.stem[-1]}**\n\n![{made['alt']}](images/{path.stem}.png)")
+        parts.append(f"*{made['caption']}*")
+    return "\n\n".join(parts)
+
+
 def _table(heads: Sequence[str], rows: Iterable[Sequence], right: int | None = None) -> str:
     """A table in Markdown; columns from number `right` on are flush right."""
     rules = ["---:" if right is not None and i >= right else "---" for i in range(len(heads))]
@@ -216,7 +231,9 @@ MADE = {
     "<!-- slider -->": _slider,
     "<!-- syllabus -->": _syllabus,
     "<!-- models -->": _models,
+    "<!-- table 1 -->": _table1,
     "<!-- table 2 -->": _table2,
+    "<!-- figures -->": _figures,
     "<!-- api -->": _api,
 }
 

@@ -15,8 +15,8 @@ NAMES = """
     files image archive _native fake_quantize_triton fake_quantize quantizer bitplanes metrics data
     layers baselines cadyq reference kernels blocks depth backbone official complexity tail
     program_conv program_swin pack checkpoint distill infer zoo evaluate export peers bench
-    bench_report distributed runlog train runs bench_train ablation viewers viz course student
-    reproduce cli
+    bench_report distributed runlog train runs bench_train ablation records table1 table1_report
+    viewers viz figures course student reproduce cli
 """
 ORDER = NAMES.split()
 MODULES = sorted(Path(qsr.__file__).parent.glob("*.py"))

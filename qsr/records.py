@@ -1,0 +1,201 @@
+"""Records of trained networks: what was trained, how, and what it scores; one JSON file each.
+
+Weights are large and age; what a table says about them should outlive them. A record holds the
+network and its training configuration, data, seed, commit, steps, device and seconds, how the score
+on held-out pictures rose, and the scores of every test picture at every depth. Those of a quantised
+network are the scores of its packed form, which is what runs.
+
+    make_record(folder of a run, call)     score the run's best network on held-out pictures
+    make_record("bicubic-x4")              interpolation, which has nothing to train
+    read_records()                         those of this checkout, in docs/results
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from . import __version__, bench
+from .backbone import NetworkConfig, QuantSR, preset
+from .checkpoint import config_to_json, find_best, list_checkpoints, load_checkpoint
+from .data import EMBEDDED, list_sets
+from .evaluate import Scores, evaluate
+from .files import replacing
+from .infer import Model
+from .pack import pack
+from .runlog import read_log
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"  # of a checkout
+TEST_SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")  # the paper's
+BICUBIC = "bicubic-x"
+
+
+def sets_here() -> list[str]:
+    """The paper's test sets that QSR_DATA has, and "embedded"."""
+    there = list_sets()
+    return [name for name in (*TEST_SETS, EMBEDDED) if name in there]
+
+
+def read_records(folder: str | os.PathLike | None = None) -> dict[str, dict]:
+    """{name: record} of a folder (None: docs/results of this checkout; empty if there is none).
+
+    Raises ValueError (one line) for a file that is no record.
+    """
+    records = {}
+    for path in sorted(Path(folder or RESULTS).glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            records[record["name"]] = record
+            _ = [(row["blocks"], row["set"], row["psnr_y"]) for row in record["scores"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no record of a network ({error}). Remove it.") from error
+    return records
+
+
+def record_name(name: str, config: NetworkConfig) -> str:
+    """The name of a record: that of the preset, and in what the network differs from it.
+
+    >>> from qsr import quantsr_c
+    >>> record_name("quantsr-c-x4-w4a4", quantsr_c(4, 4, blocks=16, quantizer="pams"))
+    'quantsr-c-x4-w4a4-16-blocks-pams'
+    """
+    usual = preset(name)
+    for field in ("blocks", "features"):
+        if getattr(config, field) != getattr(usual, field):
+            name += f"-{getattr(config, field)}-{field}"
+    return name if config.quantizer == usual.quantizer else f"{name}-{config.quantizer}"
+
+
+def make_record(
+    name: str,
+    run: str | os.PathLike | None = None,
+    call: Mapping[str, object] | None = None,
+    sets: Sequence[str] | None = None,
+) -> dict:
+    """Score the finished run in the folder `run` and say how it was made, as JSON takes it.
+
+    name: "bicubic-x2" or "bicubic-x4", which have no run, or the preset that was trained. call:
+    what a run does not remember: "data" (names of sets), "patch", "batch", "seed", "init",
+    "teacher", "device". sets: test sets (None: those that are here). The network is the one that
+    did best on held-out pictures, else the last. Raises ValueError if there is no such run, or it
+    is not finished.
+    """
+    made = {
+        "name": name,
+        "qsr": __version__,
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+    sets = sets_here() if sets is None else sets
+    if name.startswith(BICUBIC):
+        scale = int(name.removeprefix(BICUBIC))
+        return {**made, "scores": [_row(None, s, evaluate("bicubic", s, scale)) for s in sets]}
+    checkpoints = list_checkpoints(run)
+    if not checkpoints:
+        raise ValueError(f"{run} holds no checkpoint; name the folder of a run.")
+    net, state = load_checkpoint(checkpoints[-1])
+    training, done = state["training"], state["step"]
+    if done < training["steps"]:
+        raise ValueError(
+            f"{run} has done {done} of {training['steps']} steps; the same call goes on. "
+            "A record is made at the end."
+        )
+    best = find_best(run)
+    chosen = "the last step"
+    if best is not None:
+        net, best_state = load_checkpoint(best)
+        chosen = f"step {best_state['step']}, by held-out pictures"
+    call = dict(call or {})
+    for key in ("init", "teacher"):  # a name, not a place of one machine
+        call[key] = Path(call[key]).name if call.get(key) else None
+    device = str(call.pop("device", "cpu"))
+    return {
+        **made,
+        "name": record_name(name, net.config),
+        **call,
+        "steps": done,
+        "device": _device(device),
+        "seconds": round(state["seconds"]),
+        "weights": chosen,
+        "validation": _validation(read_log(run), net.config.blocks, done),
+        "torch": state["torch"],
+        "network": config_to_json(net.config),
+        "training": training,
+        "scores": _scores(net, training["joint"], sets),
+    }
+
+
+def write_record(record: Mapping[str, object], folder: str | os.PathLike | None = None) -> Path:
+    """Write a record as NAME.json (None: into docs/results of this checkout) and return its path.
+
+    One line for each entry, and for each set of its scores, so that a change is seen in a diff.
+    Raises ValueError for a place that can't be written.
+    """
+    path = Path(folder or RESULTS) / f"{record['name']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for key, value in record.items():
+        text = json.dumps(value)
+        if key == "scores":
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    with replacing(path) as temporary:
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    return path
+
+
+def _scores(net: QuantSR, joint: bool, sets: Sequence[str]) -> list[dict]:
+    """A row for each trained depth and set."""
+    config = net.config
+    model: Model = net.eval() if config.bits is None else pack(net.eval())
+    depths = config.depths if joint else config.depths[:1]
+    return [_row(n, s, evaluate(model, s, blocks=n, progress=True)) for n in depths for s in sets]
+
+
+def _row(blocks: int | None, name: str, scores: Scores) -> dict:
+    return {
+        "blocks": blocks,
+        "set": name,
+        "psnr_y": round(scores.psnr_y, 5),
+        "ssim_y": round(scores.ssim_y, 6),
+        "pictures": list(scores.names),
+        "psnr_each": [round(value, 3) for value in scores.psnr_each],
+        "ssim_each": [round(value, 5) for value in scores.ssim_each],
+    }
+
+
+def _validation(log: Sequence[dict], blocks: int, steps: int) -> dict | None:
+    """PSNR-Y of held-out pictures at the deepest depth: the best, and what the last fifth of the
+    steps added to it; None where nothing was held out."""
+    scores = [(x["step"], x[f"validation_{blocks}"]) for x in log if f"validation_{blocks}" in x]
+    if not scores:
+        return None
+    best = max(score for _, score in scores)
+    before = max((score for step, score in scores if step <= 0.8 * steps), default=None)
+    gained = None if before is None else round(best - before, 4)
+    return {"psnr_y": round(best, 4), "gained_in_last_fifth": gained}
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with -dirty if files differ from it; None outside of one."""
+    root = Path(__file__).parent.parent
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=9"]
+    if not (root / ".git").exists():  # installed, perhaps inside of another project's checkout
+        return None
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _device(name: str) -> str:
+    if name.startswith("cuda"):
+        return torch.cuda.get_device_name(name)
+    threads = torch.get_num_threads()
+    return f"{bench.machine()['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
