@@ -65,7 +65,7 @@ def parallel(module: nn.Module) -> nn.Module:
     for value in state.values():
         dist.broadcast(value, 0)
     module.load_state_dict(state)
-    return DistributedDataParallel(module, broadcast_buffers=False)
+    return DistributedDataParallel(module)
 
 
 def mean(values: Tensor) -> Tensor:
