@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -65,7 +66,9 @@ def parallel(module: nn.Module) -> nn.Module:
     for value in state.values():
         dist.broadcast(value, 0)
     module.load_state_dict(state)
-    return DistributedDataParallel(module)
+    with warnings.catch_warnings():  # torch 2.13 renames the option and keeps the old name
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def mean(values: Tensor) -> Tensor:
