@@ -195,7 +195,8 @@ def before_after(rows: Sequence[Row], zoom: int = 3, dark: bool = False) -> Figu
     columns = max(map(len, panels))
     width = side + columns * cell_width + columns * gap
     height = len(rows) * (head + cell_height) + gap
-    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor=paper)
+    size = (width / dpi, height / dpi)
+    figure = Figure(figsize=size, dpi=dpi, facecolor=paper, layout="none")
 
     def text(x: float, y: float, words: str, size: float, colour: str, **options) -> None:
         figure.text(x / width, 1 - y / height, words, fontsize=size, color=colour, **options)

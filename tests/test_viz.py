@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib import rc_context
 from PIL import Image
 
 from qsr import viz, zoo
@@ -112,6 +113,16 @@ def test_a_figure_gives_the_decibels_of_the_whole_picture():
 def test_a_crop_outside_the_picture_is_refused(crop):
     with pytest.raises(ValueError, match="crop"):
         Row(2, torch.rand(1, 3, 8, 8), {}, crop)
+
+
+def test_the_layout_of_notebooks_does_not_move_crops():
+    row = Row(4, torch.rand(1, 3, 12, 16), {"mine": torch.rand(1, 3, 12, 16)}, (0, 0, 8, 8))
+    plain = before_after([row]).axes[0].get_position()
+    with rc_context(viz.STYLE):
+        figure = before_after([row])
+    figure.savefig(io.BytesIO())  # a layout would act, or warn, here
+    assert figure.axes[0].get_position().bounds == plain.bounds
+    assert figure.get_layout_engine() is None
 
 
 def test_a_figure_needs_rows():
