@@ -12,8 +12,9 @@ document$.subscribe(() => {
   }
 
   // The keyboard reaches what scrolls, and screen readers hear what the search box is.
-  for (const part of document.querySelectorAll(".md-typeset__scrollwrap, .highlight-ipynb")) {
-    part.tabIndex = 0
+  const wide = ".md-typeset__scrollwrap, .highlight-ipynb, .jp-RenderedText pre, .katex-display"
+  for (const part of document.querySelectorAll(wide)) {
+    if (part.scrollWidth > part.clientWidth) part.tabIndex = 0
   }
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search")
 })
