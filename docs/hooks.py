@@ -16,11 +16,13 @@ import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 from mkdocs.structure.files import File
+from mkdocs.structure.toc import get_toc
 
 import qsr
 from qsr import reproduce, table1, table1_report, zoo
@@ -77,6 +79,7 @@ def on_page_markdown(markdown, page, **_):
 def on_page_content(html, page, config, **_):
     if not page.file.src_uri.endswith(".ipynb"):
         return html
+    page.toc = get_toc(headings(html))
     return tutorial(html, Path(page.file.src_uri).name, config.extra["repository"])
 
 
@@ -261,6 +264,25 @@ def tutorial(html: str, name: str, repository: str) -> str:
         part.decompose()
     page.h1.insert_after(BeautifulSoup(_links(name, repository), "html.parser"))
     return str(page)
+
+
+def headings(html: str) -> list[dict]:
+    """The headings of a page as a tree; mkdocs-jupyter's own loses words set as code."""
+    tree: list[dict] = []
+    for tag in BeautifulSoup(html, "html.parser").select(":is(h1, h2, h3)[id]"):
+        if tag.a is not None:
+            tag.a.decompose()  # the mark that links to the heading
+        entry = {
+            "level": int(tag.name[1]),
+            "id": tag["id"],
+            "name": escape(tag.text),
+            "children": [],
+        }
+        siblings = tree
+        while siblings and siblings[-1]["level"] < entry["level"]:
+            siblings = siblings[-1]["children"]
+        siblings.append(entry)
+    return tree
 
 
 def _cells(page: BeautifulSoup, tag: str) -> list[Tag]:

@@ -158,6 +158,15 @@ def test_a_tutorial_links_to_colab_only_where_there_is_a_public_repository(hooks
     assert f'href="{address}"' in hooks.tutorial(CELLS, "01_x.ipynb", "me/qsr")
 
 
+def test_the_contents_of_a_tutorial_keep_words_set_as_code(hooks):
+    html = """<h1 id="a">From <code>round</code><a href="#a">¶</a></h1><h3 id="b">b</h3>
+    <h2 id="c">c</h2><h3 id="d">d</h3><h2 id="e">e</h2><h4 id="f">f</h4>"""
+    (top,) = hooks.headings(html)
+    assert (top["name"], top["id"]) == ("From round", "a")
+    assert [entry["id"] for entry in top["children"]] == ["b", "c", "e"]
+    assert [entry["id"] for entry in top["children"][1]["children"]] == ["d"]
+
+
 def test_each_tutorial_is_on_the_site_with_its_outputs(site):
     notebooks = sorted((ROOT / "tutorials").glob("*.ipynb"))
     assert notebooks
