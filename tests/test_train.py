@@ -295,10 +295,15 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        qsr.fit(network(), Noise(events={4: twice}), CONFIG, tmp_path)
+    # A shell starts what runs in the background with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            qsr.fit(network(), Noise(events={4: twice}), CONFIG, tmp_path)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000003"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class Killed(BaseException):
