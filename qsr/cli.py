@@ -340,19 +340,24 @@ def _info(args: argparse.Namespace) -> None:
             print(f"{name:9} {value}")
 
 
-def _add_reproduce(command) -> None:
-    help = "Compute a table or a figure of the paper."
-    actions = command("reproduce", None, help, threads=False).add_subparsers(
-        title="commands", metavar="COMMAND", required=True
-    )
+def _actions(parent: argparse.ArgumentParser, threads: bool):
+    """A function that adds a command below `parent`, each with --json, and --threads if asked."""
+    actions = parent.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def action(name: str, run, help: str) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=help, description=help)
         sub.set_defaults(run=run)
-        sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+        if threads:
+            sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
         sub.add_argument("--json", action="store_true", help="print numbers as JSON")
         return sub
 
+    return action
+
+
+def _add_reproduce(command) -> None:
+    help = "Compute a table or a figure of the paper."
+    action = _actions(command("reproduce", None, help, threads=False), threads=True)
     _add_table1(action)
     action("table2", _reproduce_table2, "Parameters and operations, under four counting rules.")
     _add_ablation(action)
@@ -767,16 +772,7 @@ def _export(args: argparse.Namespace) -> None:
 
 def _add_data(command) -> None:
     help = "List sets of pictures, or pack some into one file."
-    actions = command("data", None, help, threads=False).add_subparsers(
-        title="commands", metavar="COMMAND", required=True
-    )
-
-    def action(name: str, run, help: str) -> argparse.ArgumentParser:
-        sub = actions.add_parser(name, help=help, description=help)
-        sub.set_defaults(run=run)
-        sub.add_argument("--json", action="store_true", help="print numbers as JSON")
-        return sub
-
+    action = _actions(command("data", None, help, threads=False), threads=False)
     sub = action("list", _data_list, "List sets: those that qsr finds, or those named.")
     sub.add_argument(
         "sets", nargs="*", metavar="SET", help="sets, folders or packed files (all under QSR_DATA)"

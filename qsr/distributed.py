@@ -1,7 +1,7 @@
 """Several processes that train one network, each on its share of every batch.
 
 `torchrun --nproc-per-node 2 -m qsr.cli train ...` starts equal processes (ranks) and tells each its
-number in the environment; `start` joins them. Gradients are averaged by PyTorch's
+number in the environment; `started` joins them. Gradients are averaged by PyTorch's
 DistributedDataParallel, whose result is that of one process with the whole batch. What only one may
 do, writing files above all, rank 0 does while the others wait.
 
