@@ -667,7 +667,7 @@ def bench_network(
         ]
         for zoo_name in zoo.names() if depths else ():
             model = zoo.load(zoo_name)
-            if model.config.scale == config.scale:
+            if isinstance(model, PackedModel) and model.config.scale == config.scale:
                 for depth in model.config.depths:
                     ours.append(packed_contender(zoo_name, model, depth, lr, folder, "depth"))
         theirs = list(peer_contenders(chosen, config, lr.numpy(), folder))

@@ -3,7 +3,8 @@
 A `.qsr` file is a safetensors file whose metadata says what it is:
 
     format, format_version   "qsr", and the version of this layout
-    kind                     "trained" (float weights, steps, tau) or "packed" (bit planes)
+    kind                     "trained" (float weights, steps, tau; full precision perhaps in
+                             float16) or "packed" (bit planes)
     family, config           which network, as JSON of its configuration
     sha256                   of all of this and the tensors, so that a damaged file is noticed
     note                     free text: data, steps, scores
@@ -74,11 +75,17 @@ def config_from_json(data: dict) -> NetworkConfig:
 
 
 def save(
-    path: str | os.PathLike, model: QuantSR | PackedModel, note: str = "", overwrite: bool = True
+    path: str | os.PathLike,
+    model: QuantSR | PackedModel,
+    note: str = "",
+    overwrite: bool = True,
+    half: bool = False,
 ) -> None:
     """Write a trained or packed network to a .qsr file.
 
-    Raises TypeError for any other module, ValueError if the file can't be written.
+    half: weights in float16, half the bytes; for full precision only, since a learned step that is
+    rounded gives other codes. Raises TypeError for any other module, ValueError if the file can't
+    be written, or `half` does not fit: a quantised network, or weights beyond float16's range.
     """
     if isinstance(model, PackedModel):
         kind, network = "packed", model.network
@@ -90,6 +97,8 @@ def save(
             "Save the state_dict() of your own module with safetensors."
         )
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    if half:
+        tensors = _halved(tensors, network.config)
     metadata = {
         "format": "qsr",
         "format_version": str(FILE_VERSION),
@@ -100,6 +109,19 @@ def save(
     metadata["sha256"] = digest(metadata, tensors)
     with replacing(path, overwrite=overwrite) as temporary, _disk_errors():
         save_file(tensors, temporary, metadata)
+
+
+def _halved(tensors: dict[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
+    if config.bits is not None:
+        raise ValueError(
+            "`half` is for full precision; rounding the steps of a quantised network would change "
+            "its codes. Pack it instead, which makes it smaller still."
+        )
+    largest = torch.finfo(torch.float16).max
+    for name, t in tensors.items():
+        if t.is_floating_point() and not (t.abs() <= largest).all():
+            raise ValueError(f"{name!r} has values that float16 has not; save without `half`.")
+    return {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
 def load_model(path: str | os.PathLike) -> QuantSR | PackedModel:

@@ -43,9 +43,10 @@ from .checkpoint import (
     find_best,
     list_checkpoints,
     load_checkpoint,
+    load_model,
     save,
 )
-from .data import SPLITS, Patches, contents, held_out, list_sets, pack_sets
+from .data import SPLITS, Patches, contents, held_out, list_sets, pack_sets, pairs
 from .evaluate import agreement, evaluate
 from .export import export_onnx
 from .files import replacing
@@ -698,14 +699,17 @@ def _network(name: str) -> QuantSR:
 
 
 def _add_pack(command) -> None:
-    sub = command("pack", _pack, "Turn a trained .qsr file into a packed one.")
+    sub = command(
+        "pack", _pack, "Pack a trained network into a small .qsr file; full precision as float16."
+    )
     sub.add_argument("input", metavar="IN", help="a trained .qsr file, or the folder of a run")
     sub.add_argument("output", metavar="OUT", help="the packed .qsr file")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
     sub.add_argument(
         "--card",
         metavar="TEXT",
-        help="also write OUT's model card (.json): how it was trained, and its scores",
+        help="also write OUT's model card (.json): how it was trained, in words or as the record "
+        "of `reproduce table1 --train` (a .json file), and its scores",
     )
     sub.add_argument(
         "--sets", nargs="+", default=["embedded"], metavar="SET", help="sets that the card scores"
@@ -718,16 +722,31 @@ def _pack(args: argparse.Namespace) -> None:
         raise ValueError(f"{output} has the suffix {output.suffix!r}; model files end in .qsr.")
     net = _network(args.input).eval()
     note = "" if Path(args.input).is_dir() else describe(args.input).get("note", "")
-    packed = pack(net)
-    save(output, packed, note=note, overwrite=args.overwrite)
+    card = None
+    if args.card is not None:  # what can't be written or scored is told before anything is
+        card = _words(args.card)
+        for name in args.sets:
+            next(iter(pairs(name, net.config.scale)))
+    full = net.config.bits is None
+    save(output, net if full else pack(net), note=note, overwrite=args.overwrite, half=full)
     print(f"{output}  {output.stat().st_size:,} bytes")
-    if args.card is not None:
+    if card is not None:
+        model = load_model(output)  # what the file holds: in full precision, rounded weights
         scores = {
-            depth: {name: evaluate(packed, name, blocks=depth) for name in args.sets}
-            for depth in packed.config.depths
+            depth: {name: evaluate(model, name, blocks=depth, progress=True) for name in args.sets}
+            for depth in model.config.depths
         }
-        agreed = {name: agreement(net, packed, name) for name in args.sets}
-        print(zoo.write_card(output, packed, args.card, scores, agreed))
+        agreed = {} if full else {name: agreement(net, model, name) for name in args.sets}
+        print(zoo.write_card(output, model, card, scores, agreed))
+
+
+def _words(card: str) -> str:
+    """How a network was trained: as it is said, or from the record in a file."""
+    if Path(card).suffix != ".json":
+        return card
+    return records.in_words(
+        records.read_record(card), records.read_records(Path(card).resolve().parent)
+    )
 
 
 def _add_export(command) -> None:

@@ -8,6 +8,7 @@ network are the scores of its packed form, which is what runs.
     make_record(folder of a run, call)     score the run's best network on held-out pictures
     make_record("bicubic-x4")              interpolation, which has nothing to train
     read_records()                         those of this checkout, in docs/results
+    in_words(record, records)              how a network was made, for its model card
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from .files import replacing
 from .infer import Model
 from .pack import pack
 from .runlog import read_log
+from .train import TrainConfig
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"  # of a checkout
 TEST_SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")  # the paper's
 BICUBIC = "bicubic-x"
+PAPER_STEPS = TrainConfig().steps
 
 
 def sets_here() -> list[str]:
@@ -47,15 +50,18 @@ def read_records(folder: str | os.PathLike | None = None) -> dict[str, dict]:
 
     Raises ValueError (one line) for a file that is no record.
     """
-    records = {}
-    for path in sorted(Path(folder or RESULTS).glob("*.json")):
-        try:
-            record = json.loads(path.read_text())
-            records[record["name"]] = record
-            _ = [(row["blocks"], row["set"], row["psnr_y"]) for row in record["scores"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no record of a network ({error}). Remove it.") from error
-    return records
+    paths = sorted(Path(folder or RESULTS).glob("*.json"))
+    return {record["name"]: record for record in map(read_record, paths)}
+
+
+def read_record(path: str | os.PathLike) -> dict:
+    """The record in one file. Raises ValueError (one line) for a file that is none."""
+    try:
+        record = json.loads(Path(path).read_text())
+        _ = record["name"], [(r["blocks"], r["set"], r["psnr_y"]) for r in record["scores"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no record of a network ({error}). Remove it.") from error
+    return record
 
 
 def record_name(name: str, config: NetworkConfig) -> str:
@@ -148,6 +154,35 @@ def write_record(record: Mapping[str, object], folder: str | os.PathLike | None 
     with replacing(path) as temporary:
         temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     return path
+
+
+def in_words(record: Mapping, others: Mapping[str, Mapping] | None = None) -> str:
+    """How the network of a record was trained, in sentences: data, budget, seed, device.
+
+    others: {name: record}, in which the steps of the network that it started from are looked up.
+    Raises ValueError for a record of something that was not trained.
+    """
+    if "training" not in record:
+        raise ValueError(f"{record.get('name')!r} was not trained; name the record of a network.")
+    network, training, others = record["network"], record["training"], others or {}
+    depths = network["depths"] if training["joint"] else network["depths"][:1]
+    ran = ", ".join(map(str, depths))
+    deep = f", trained at depths {ran}" if len(depths) > 1 else ""
+    source, start = record.get("init"), "from random weights"
+    if source:
+        steps = others.get(source, {}).get("steps")
+        start = f"from {source}" + (f" (itself {steps:,} steps)" if steps else "")
+    patch, share = record["patch"], training["distill"]
+    taught = ""
+    if record.get("teacher") and share:
+        taught = f", {share:.0%} of the loss against the pictures of {record['teacher']}"
+    return (
+        f"{network['blocks']} blocks{deep}. Data: {', '.join(record['data'])}; every tenth picture "
+        f"held out. {record['steps']:,} steps of {record['batch']} patches {patch}x{patch}, {start}"
+        f"{taught}; seed {record['seed']}; {record['seconds'] / 60:.0f} minutes on "
+        f"{record['device']}. Weights: {record['weights']}. "
+        f"The paper's schedule has {PAPER_STEPS:,} steps of 16 patches 48x48."
+    )
 
 
 def _scores(net: QuantSR, joint: bool, sets: Sequence[str]) -> list[dict]:

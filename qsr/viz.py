@@ -122,9 +122,10 @@ def _best_ms(run: Callable[[Tensor], Tensor], lr: Tensor) -> tuple[Tensor, float
 
 
 def _figure_row(scale: int, hr: Tensor, results: list[tuple[dict, Tensor]]) -> Row:
-    """Bicubic beside the network that comes closest to the original."""
+    """Bicubic beside the low-bit network that comes closest to the original."""
     (_, baseline), *networks = results
-    best, sr = max(networks, key=lambda result: result[0]["psnr_y"])
+    low = [(row, sr) for row, sr in networks if zoo.card(row["model"])["bits"] != zoo.FULL]
+    best, sr = max(low, key=lambda result: result[0]["psnr_y"])
     weights, _, activations = zoo.card(best["model"])["bits"].partition("/")
     bits = weights if weights == activations else f"{weights}/{activations}"
     label = f"{bits}-bit network, {best['blocks']} blocks"

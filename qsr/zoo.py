@@ -1,7 +1,9 @@
 """Pretrained models inside the package: `qsr.load("quantsr-c-x4-w4a4")` works offline.
 
-Each is a packed .qsr file in this folder's `zoo/`, with a card of the same name in JSON that says
-how it was made, what it scores, and the sha256 of the file, which is checked on loading.
+Each is a .qsr file in this folder's `zoo/`: packed, or in full precision with weights in float16.
+It has a card of the same name in JSON that says how it was made, what it scores, and the sha256 of
+the file, which is checked on loading. Those in full precision are what the others were trained
+from: something to compare with, and to start from (`qsr train --init zoo:srresnet-x4`).
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from .checkpoint import load_model
 from .files import replacing
 from .infer import Model
 from .layers import split_bits
-from .pack import PackedModel
 
 FOLDER = Path(__file__).parent / "zoo"
+FULL = "32/32"  # bits on the card of a network in full precision; its file rounds weights to 16
 
 
 def names() -> tuple[str, ...]:
@@ -49,22 +51,23 @@ def card(name: str) -> dict:
 
 def write_card(
     path: str | os.PathLike,
-    packed: PackedModel,
+    model: Model,
     training: str,
     scores: dict[int, dict],
     agreements: dict[str, object],
 ) -> Path:
-    """Write the JSON card of a packed model file and return its path.
+    """Write the JSON card of a model file and return its path.
 
-    training: data, steps, seeds and device in words. scores: {depth: {set: an object with psnr_y
-    and ssim_y}}. agreements: {set: how the packed network differs from its training graph}.
+    model: what the file holds. training: data, steps, seeds and device in words. scores: {depth:
+    {set: an object with psnr_y and ssim_y}}. agreements: {set: how the packed network differs from
+    its training graph}; empty in full precision, which is not packed.
     """
     path = Path(path)
-    config = packed.config
+    config = model.config
     contents = {
         "name": path.stem,
         "scale": config.scale,
-        "bits": "/".join(map(str, split_bits(config.bits))),
+        "bits": FULL if config.bits is None else "/".join(map(str, split_bits(config.bits))),
         "depths": config.depths,
         "bytes": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

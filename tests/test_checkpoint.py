@@ -116,6 +116,17 @@ def test_a_network_that_was_never_calibrated_is_kept_and_still_says_so(tmp_path)
         load_model(tmp_path / "m.qsr")(LR)
 
 
+def test_half_precision_is_refused_where_it_would_change_the_network(tmp_path):
+    with pytest.raises(ValueError, match="Pack it"):
+        qsr.save(tmp_path / "a.qsr", qsr.QuantSR(qsr.quantsr_c(2, 4, blocks=1)), half=True)
+    net = qsr.QuantSR(qsr.srresnet(2, blocks=1, features=4))
+    for value in (1e5, float("nan")):
+        net.head.weight.data[0, 0, 0, 0] = value
+        with pytest.raises(ValueError, match=r"'head.weight'.*without `half`"):
+            qsr.save(tmp_path / "a.qsr", net, half=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_networks_of_this_library_are_saved(tmp_path):
     with pytest.raises(TypeError, match="Conv2d"):
         qsr.save(tmp_path / "m.qsr", torch.nn.Conv2d(1, 1, 1))

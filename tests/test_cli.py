@@ -660,6 +660,24 @@ def test_a_packed_model_is_written_with_its_card(qsr_command, models, photos):
     assert card["scores"].keys() == {"2", "1"} and photos in card["packed_minus_trained"]
 
 
+def test_full_precision_is_packed_as_float16_with_a_card_from_its_record(qsr_command, photos):
+    args = ["--train", "--rows", "srresnet-x2", *TINY, "--data", photos, "--results", "results"]
+    assert qsr_command("reproduce", "table1", "--out", "runs", *args)[0] == 0
+    name = "srresnet-x2-2-blocks-4-features"
+    call = ["pack", f"runs/{name}", "m.qsr", "--card", f"results/{name}.json", "--sets"]
+    code, _, err = qsr_command(*call, "nowhere")
+    assert code == 2 and one_line(err) and not Path("m.qsr").exists()
+    assert qsr_command(*call, photos)[0] == 0
+    card, net = json.loads(Path("m.json").read_text()), qsr.load("./m.qsr")
+    assert card["bits"] == "32/32" and "4 steps of 2 patches 8x8" in card["training"]
+    assert Path("m.qsr").stat().st_size < Path(f"runs/{name}/model.qsr").stat().st_size
+    scores = qsr.evaluate(net, photos)
+    assert card["scores"] == {"2": {photos: [round(scores.psnr_y, 3), round(scores.ssim_y, 4)]}}
+    assert (
+        qsr_command("train", "--init", "m.qsr", "--out", "again", *TRAIN, "--data", photos)[0] == 0
+    )
+
+
 def test_the_same_call_resumes_and_ends_where_an_uninterrupted_one_ends(qsr_command, photos):
     args = [*TRAIN, "--data", photos]
     assert qsr_command("train", "--out", "whole", *args)[0] == 0

@@ -10,7 +10,7 @@ from qsr import records
 from qsr.cli import main
 from qsr.data import held_out
 from qsr.evaluate import evaluate
-from qsr.records import make_record, read_records, record_name, write_record
+from qsr.records import in_words, make_record, read_records, record_name, write_record
 from qsr.table1 import table1
 
 NAME = "quantsr-c-x2-w4a4"
@@ -55,6 +55,20 @@ def test_a_record_holds_the_scores_of_the_packed_network_at_each_depth(made, run
     row = made["scores"][1]
     assert row["psnr_y"] == round(expected.psnr_y, 5)
     assert row["pictures"] == list(expected.names) and len(row["psnr_each"]) == 10
+
+
+def test_a_record_is_put_into_words_for_a_model_card(made):
+    words = in_words(made, {"full-x2": {"steps": 1234}})
+    assert words.startswith("2 blocks, trained at depths 2, 1. Data: embedded; every tenth picture")
+    assert "10 steps of 2 patches 8x8, from full-x2 (itself 1,234 steps); seed 0;" in words
+    assert "300,000 steps" in words and "\n" not in words
+    taught = {**made, "init": None, "teacher": "full-x2"}
+    taught["training"] = {**made["training"], "distill": 0.5}
+    assert "from random weights, 50% of the loss against the pictures of full-x2;" in in_words(
+        taught
+    )
+    with pytest.raises(ValueError, match="was not trained"):
+        in_words({"name": "bicubic-x2"})
 
 
 def test_a_record_says_what_the_last_fifth_of_the_steps_gained(made, run):

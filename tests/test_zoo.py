@@ -106,6 +106,20 @@ def test_a_missing_or_damaged_card_is_told_in_one_line(folder, text):
     assert "Install qsr again" in refused("first")
 
 
+def test_full_precision_is_kept_in_half_the_bytes_and_its_card_says_32_bits(folder):
+    net = qsr.QuantSR(qsr.srresnet(2, blocks=2, features=4)).eval()
+    qsr.save(folder / "full.qsr", net)
+    whole = (folder / "full.qsr").stat().st_size
+    qsr.save(folder / "full.qsr", net, half=True)
+    zoo.write_card(folder / "full.qsr", net, "10 steps", SCORES, {})
+    card, model = zoo.card("full"), qsr.load("full")
+    assert card["bits"] == zoo.FULL and card["packed_minus_trained"] == {}
+    assert card["bytes"] < 0.7 * whole  # the rest are names
+    assert isinstance(model, qsr.QuantSR) and not model.training
+    for name, value in net.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value.half().float())
+
+
 # What comes with qsr ------------------------------------------------------------------------------
 
 
