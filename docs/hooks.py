@@ -35,6 +35,7 @@ from qsr.viz import Compare
 ROOT = Path(__file__).parent.parent
 TUTORIALS = Path(__file__).parent / "tutorials"
 MODEL = "quantsr-c-x4-w4a4"  # on the home page
+SETS = ("Set5", "Set14", "B100")  # of the table of models
 # The public modules in their order (tests/test_layering.py), and what the pages call their groups.
 ORDER = re.search(r'NAMES = """(.*?)"""', (ROOT / "tests" / "test_layering.py").read_text(), re.S)
 PACKAGE = Path(qsr.__file__).parent
@@ -177,15 +178,41 @@ def _syllabus() -> str:
 
 
 def _models() -> str:
-    """PSNR-Y and SSIM-Y of the models that come with qsr, by their cards."""
-    rows, remarks = [], []
+    """The models that come with qsr at their deepest, by their cards; PSNR-Y in dB."""
+    cards = [zoo.card(name) for name in zoo.names()]
+    heads = ("model", "scale", "bits", "depths", "bytes", *SETS)
+    rows = []
+    for card in cards:
+        link = f"[`{card['name']}`](models.md#{card['name']})"
+        depths = ", ".join(map(str, card["depths"]))
+        deepest = card["scores"][str(card["depths"][0])]
+        cells = (f"{deepest[name][0]:.2f}" for name in SETS)
+        size = f"{card['bytes']:,}"
+        rows.append((link, f"x{card['scale']}", card["bits"], depths, size, *cells))
+    total = sum(card["bytes"] for card in cards)
+    return _table(heads, rows, right=4) + f"\n\n{len(cards)} files, {total / 1e6:.1f} MB in all."
+
+
+def _cards() -> str:
+    """Each model's card: how it was trained, its scores at each depth, its file."""
+    parts = []
     for card in map(zoo.card, zoo.names()):
-        for blocks, scores in card["scores"].items():
-            cells = (f"{psnr:.2f} / {ssim:.4f}" for psnr, ssim in scores.values())
-            rows.append((f"`{card['name']}`", blocks, *cells))
-        remarks.append(f"`{card['name']}`, {card['bytes']:,} bytes: {card['training']}")
-    table = _table(("model", "blocks", *scores), rows, right=2)
-    return "\n\n".join([table, *remarks])
+        sets = list(card["scores"][str(card["depths"][0])])
+        rows = [
+            (blocks, *(f"{psnr:.3f} / {ssim:.4f}" for psnr, ssim in scores.values()))
+            for blocks, scores in card["scores"].items()
+        ]
+        parts += [f"### {card['name']}", card["training"]]
+        parts.append(_table(("blocks", *sets), rows, right=0))
+        if card["packed_minus_trained"]:
+            drift = max(abs(d["mean_psnr"]) for d in card["packed_minus_trained"].values())
+            worst = max(d["worst_psnr"] for d in card["packed_minus_trained"].values())
+            parts.append(
+                f"Packed against the float network that was trained: at most {drift:.4f} dB on a "
+                f"set, {worst:.3f} dB on one picture."
+            )
+        parts.append(f"{card['bytes']:,} bytes, sha256 `{card['sha256']}`")
+    return "\n\n".join(parts)
 
 
 @functools.cache
@@ -234,6 +261,7 @@ MADE = {
     "<!-- slider -->": _slider,
     "<!-- syllabus -->": _syllabus,
     "<!-- models -->": _models,
+    "<!-- cards -->": _cards,
     "<!-- table 1 -->": _table1,
     "<!-- table 2 -->": _table2,
     "<!-- figures -->": _figures,
