@@ -16,7 +16,8 @@ NAMES = """
     layers baselines cadyq reference kernels blocks depth backbone official complexity tail
     program_conv program_swin pack checkpoint distill infer zoo evaluate export peers bench
     bench_report distributed runlog train runs bench_train ablation records table1 table1_report
-    viewers viz figures course student reproduce cli
+    viewers viz figures course student reproduce _cli_common _cli_use _cli_train _cli_bench
+    _cli_reproduce cli
 """
 ORDER = NAMES.split()
 MODULES = sorted(Path(qsr.__file__).parent.glob("*.py"))
