@@ -356,7 +356,7 @@ def _why(row: PrintedRow, measured: Sequence[Measured]) -> str:
     others = sorted({m.of for m in measured if m.name == row.name})
     if others:
         return f"not run: our network has {' and '.join(map(str, others))} blocks, see below"
-    return "not run: no model yet"
+    return "not run: our compute went to other rows first"
 
 
 def _gaps(
