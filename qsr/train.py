@@ -62,6 +62,11 @@ class TrainConfig:
     quantizer_rate: float = _option(
         1.0, "learning rate of step sizes and tau over that of weights (PAMS: 100)"
     )
+    relative_steps: bool = _option(
+        False,
+        "change step sizes by factors and tau by parts of a step, not both by absolute amounts; "
+        "with --quantizer-rate 30 or so",
+    )
     distill: float = _option(
         0.0, "share of the L1 loss that compares with the teacher's picture, not the truth"
     )
@@ -291,7 +296,10 @@ def train_step(
         raise ValueError(_diagnosis(net, lr, hr, depths, loss, gradients))
     if config.clip_gradient is not None:
         nn.utils.clip_grads_with_norm_(net.parameters(), config.clip_gradient, norm)
-    optimizer.step()
+    if config.relative_steps:
+        relative_step(net, optimizer)
+    else:
+        optimizer.step()
     return {
         **{f"loss_{depth}": value for depth, value in zip(depths, each, strict=True)},
         "loss": loss,
@@ -320,6 +328,37 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """The learning rate of weights; other groups follow by their factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["rate"] * learning_rate
+
+
+@torch.no_grad()
+def relative_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()` on the logarithm of step sizes, and on tau in units of the step.
+
+    Adam changes every parameter by about its learning rate, whatever its unit. Weights have steps
+    of about 0.02: 2e-4 is a hundredth of that, and a hundred such changes one way end at 0, where a
+    block is dead. Inputs, in grey levels, have steps of about 20: 2e-4 is a hundred thousandth of
+    that. And their gradients are of about 1e-8, as Adam's epsilon, which damps them further. So
+    they, and tau, stay where calibration left them unless training is very long. Instead, let
+
+        step = exp(l),  tau = step t:    dL/dl = step dL/dstep,  dL/dt = step dL/dtau
+
+    and let the optimiser change l and t: steps by factors, tau by parts of a step. Nothing crosses
+    0, and weights and inputs move at one rate (config.quantizer_rate times that of weights).
+    """
+    quantizers = [m for m in net.modules() if isinstance(m, Quantizer)]
+    steps = [q.step_size for q in quantizers]
+    taus = [(q.tau, q.step_size) for q in quantizers if getattr(q, "tau", None) is not None]
+    before = {p: p.clone() for p in (*steps, *(tau for tau, _ in taus))}
+    for p, step in (*zip(steps, steps, strict=True), *taus):
+        if p.grad is not None:
+            p.grad.mul_(before[step])
+    for p in before:
+        p.zero_()  # so that what the optimiser leaves is the change of l or t, without rounding
+    optimizer.step()
+    for tau, step in taus:
+        tau.mul_(before[step]).add_(before[tau])
+    for step in steps:
+        step.exp_().mul_(before[step])
 
 
 def _apart(objective: nn.Module) -> contextlib.AbstractContextManager:

@@ -120,7 +120,10 @@ def test_rows_are_chosen_by_name_or_pattern():
 def test_without_models_and_records_every_row_says_why_it_is_empty(no_models):
     table = compared()
     assert all(line.ours is None and line.why for line in table)
-    assert {line.why for line in table} == {"not run: our compute went to other rows first", "no data: set QSR_DATA"}
+    assert {line.why for line in table} == {
+        "not run: our compute went to other rows first",
+        "no data: set QSR_DATA",
+    }
 
 
 def test_a_record_is_compared_with_the_row_of_its_own_network(no_models):

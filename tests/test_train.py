@@ -98,6 +98,35 @@ def test_one_step_is_one_step_of_adam_on_all_depths_with_equal_weights():
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
 
 
+def test_relative_steps_are_adam_on_the_logarithm_of_a_step_and_on_tau_in_steps():
+    config = qsr.TrainConfig(learning_rate=1e-3, quantizer_rate=30.0, relative_steps=True)
+    net, twin = calibrated(), calibrated()
+    qsr.train_step(net, train.make_optimizer(net, config), *Noise().batch(1), config)
+    frozen = torch.optim.SGD(twin.parameters(), 0.0)
+    qsr.train_step(twin, frozen, *Noise().batch(1), qsr.TrainConfig())
+    values = dict(twin.named_parameters())
+    for name, value in values.items():
+        if not name.endswith(("step_size", "tau")):
+            continue
+        step = values[name.replace("tau", "step_size")].detach()
+        change = torch.zeros_like(value, requires_grad=True)
+        change.grad = step * value.grad
+        torch.optim.Adam([change], lr=0.03, betas=config.betas).step()
+        expected = step * change.exp() if name.endswith("size") else value + step * change
+        torch.testing.assert_close(net.get_parameter(name), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_relative_steps_keep_step_sizes_above_zero_where_a_large_rate_takes_them_below():
+    for relative in (False, True):
+        net = calibrated()
+        config = qsr.TrainConfig(learning_rate=0.1, relative_steps=relative)
+        optimizer = train.make_optimizer(net, config)
+        for step in range(3):
+            qsr.train_step(net, optimizer, *Noise().batch(step), config)
+        sizes = [m.step_size.min() for m in net.modules() if isinstance(m, qsr.Quantizer)]
+        assert (min(sizes) > 0) == relative
+
+
 def test_without_joint_training_only_the_deepest_network_learns():
     net = calibrated()
     losses = qsr.train_step(
