@@ -8,6 +8,10 @@ quantizer, and RLQ once more with a part taken away:
     no phi     the surrogate has slope 1 (sharpness 0)
     DQA        twice the blocks, trained at three depths, scored at the depth of the others
 
+or with steps and tau that move at their own scale (`train.relative_step`), as LSQ once more:
+
+    relative   --relative-steps --quantizer-rate 30
+
 CADyQ chooses its own widths of activations, among 4, 6 and 8, patch by patch; its row says which it
 chose on average. Teachers are left out: all learn from pictures alone.
 
@@ -41,17 +45,20 @@ from .train import RECIPES, TrainConfig
 
 SCALE, BLOCKS, FEATURES = 2, 4, 32
 SETS = ("Set5", "Set14", "B100")
+RELATIVE_RATE = 30.0  # of steps and tau over that of weights
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One method at one width. tau: whether the shift of activations is trained. bit_weight: price
-    of the bits that CADyQ chooses."""
+    """One method at one width. tau: whether the shift of activations is trained. relative: whether
+    steps and tau are trained at their own scale. bit_weight: price of the bits that CADyQ chooses.
+    """
 
     method: str
     bits: int
     config: NetworkConfig
     tau: bool = True
+    relative: bool = False
     bit_weight: float = 0.0
 
     @property
@@ -76,6 +83,16 @@ def variants() -> list[Variant]:
             Variant("RLQ no phi", bits, quantsr_c(SCALE, bits, sharpness=0.0, **small)),
             Variant("RLQ DQA", bits, quantsr_c(SCALE, bits, **deep)),
         ]
+    for bits in (4, 2):
+        rows += [
+            Variant(
+                f"{name} relative",
+                bits,
+                quantsr_c(SCALE, bits, quantizer=name.lower(), **small),
+                relative=True,
+            )
+            for name in ("RLQ", "LSQ")
+        ]
     chooses = quantsr_c(SCALE, 8, quantizer="cadyq", **small)
     price = RECIPES["cadyq"]["bit_weight"]
     return [*rows, Variant("CADyQ", 8, chooses, bit_weight=price)]
@@ -97,7 +114,8 @@ def run(variant: Variant, patches: Patches, steps: int, sets: Sequence[str] = SE
     net = network(variant, patches.seed)
     config = TrainConfig(
         steps=steps, learning_rate=5e-4, schedule="cosine", warmup=min(100, steps), keep=1,
-        checkpoint_every=steps, bit_weight=variant.bit_weight,
+        checkpoint_every=steps, bit_weight=variant.bit_weight, relative_steps=variant.relative,
+        quantizer_rate=RELATIVE_RATE if variant.relative else 1.0,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         fit(net, patches, config, folder)
