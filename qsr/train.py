@@ -346,19 +346,19 @@ def relative_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     0, and weights and inputs move at one rate (config.quantizer_rate times that of weights).
     """
     quantizers = [m for m in net.modules() if isinstance(m, Quantizer)]
-    steps = [q.step_size for q in quantizers]
-    taus = [(q.tau, q.step_size) for q in quantizers if getattr(q, "tau", None) is not None]
-    before = {p: p.clone() for p in (*steps, *(tau for tau, _ in taus))}
-    for p, step in (*zip(steps, steps, strict=True), *taus):
-        if p.grad is not None:
-            p.grad.mul_(before[step])
-    for p in before:
-        p.zero_()  # so that what the optimiser leaves is the change of l or t, without rounding
+    shifted = [q for q in quantizers if getattr(q, "tau", None) is not None]
+    steps = [q.step_size for q in quantizers if q.step_size.grad is not None]
+    taus = [q.tau for q in shifted if q.tau.grad is not None]
+    starts = [tau.clone() for tau in taus]
+    units = [step.clone() for step in steps]
+    units += [q.step_size.clone() for q in shifted if q.tau.grad is not None]
+    moved = [*steps, *taus]
+    torch._foreach_mul_([p.grad for p in moved], units)
+    torch._foreach_zero_(moved)  # so that the optimiser leaves the change of l or t, unrounded
     optimizer.step()
-    for tau, step in taus:
-        tau.mul_(before[step]).add_(before[tau])
-    for step in steps:
-        step.exp_().mul_(before[step])
+    torch._foreach_exp_(steps)
+    torch._foreach_mul_(moved, units)
+    torch._foreach_add_(taus, starts)
 
 
 def _apart(objective: nn.Module) -> contextlib.AbstractContextManager:
