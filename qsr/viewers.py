@@ -5,9 +5,11 @@
                                                      do not see it
     Compare(before, after)                           two pictures under a slider
     Frames([(stop, picture, caption), ...], ...)     one picture for each stop of a slider
+    live(draw, bits=widgets.IntSlider())             controls over a figure, where a kernel runs
 
-Each is one piece of HTML without ids, scripts or anything fetched: the same in a notebook, on a
-static site and without a network. The sliders are moved by mouse, finger or arrow keys.
+All but the last are one piece of HTML without ids, scripts or anything fetched: the same in a
+notebook, on a static site and without a network. The sliders are moved by mouse, finger or arrow
+keys.
 
 Where handlers are removed, in a notebook that is not trusted, all pictures are seen one below the
 other. So pictures are hidden, or laid upon each other, only by what JupyterLab removes together
@@ -19,7 +21,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,6 +101,31 @@ def figure(fig: Figure, alt: str, dpi: float | None = None) -> Shown:
     style = "max-width:100%; height:auto"
     page = f'<img alt="{html.escape(alt)}" width="{width}" style="{style}" src="{address}"/>'
     return Shown(page, alt)
+
+
+def live(draw: Callable[..., Figure], **controls: object) -> object:
+    """Controls over the figure draw(**their values), drawn anew when one of them moves.
+
+    controls: widgets of ipywidgets, by the names of draw's arguments. Returns a widget; it needs a
+    kernel, so give the cell a twin without one for pages that have none.
+    """
+    import ipywidgets  # here, because only notebooks have it
+
+    view = ipywidgets.Image(format="png")
+
+    def show(_: object = None) -> None:
+        from matplotlib import pyplot
+
+        encoded = io.BytesIO()
+        fig = draw(**{name: control.value for name, control in controls.items()})
+        fig.savefig(encoded, format="png")
+        pyplot.close(fig)
+        view.value = encoded.getvalue()
+
+    for control in controls.values():
+        control.observe(show, "value")
+    show()
+    return ipywidgets.VBox([*controls.values(), view])
 
 
 def _png(fig: Figure, dpi: float | None = None) -> tuple[str, int]:

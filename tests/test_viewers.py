@@ -178,6 +178,22 @@ def test_no_picture_is_covered_where_sliders_are_dead(shown):
             assert not KEPT.search(element.get("style", ""))
 
 
+def test_a_live_figure_is_drawn_anew_when_a_control_moves():
+    widgets = pytest.importorskip("ipywidgets")
+    seen = []
+
+    def draw(bits):
+        seen.append(bits)
+        return plt.subplots(figsize=(1, 1))[0]
+
+    slider = widgets.IntSlider(2, 2, 8)
+    box = viz.live(draw, bits=slider)
+    slider.value = 5
+    assert seen == [2, 5] and not plt.get_fignums()
+    assert box.children[0] is slider
+    assert Image.open(io.BytesIO(box.children[1].value)).format == "PNG"
+
+
 def test_viz_has_the_viewers_too():
     assert viz.Frames is Frames and viz.Compare is Compare and viz.figure is figure
     assert viz.STYLE is STYLE and viz.PALETTE is PALETTE
