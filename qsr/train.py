@@ -353,12 +353,17 @@ def relative_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     units = [step.clone() for step in steps]
     units += [q.step_size.clone() for q in shifted if q.tau.grad is not None]
     moved = [*steps, *taus]
+    if not moved:  # full precision
+        optimizer.step()
+        return
     torch._foreach_mul_([p.grad for p in moved], units)
     torch._foreach_zero_(moved)  # so that the optimiser leaves the change of l or t, unrounded
     optimizer.step()
-    torch._foreach_exp_(steps)
+    for step in steps:
+        step.exp_()
     torch._foreach_mul_(moved, units)
-    torch._foreach_add_(taus, starts)
+    for tau, start in zip(taus, starts, strict=True):
+        tau.add_(start)
 
 
 def _apart(objective: nn.Module) -> contextlib.AbstractContextManager:

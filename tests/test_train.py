@@ -116,6 +116,21 @@ def test_relative_steps_are_adam_on_the_logarithm_of_a_step_and_on_tau_in_steps(
         torch.testing.assert_close(net.get_parameter(name), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("quantizer", [None, "lsq", "pams", "dorefa", "cadyq"])
+def test_relative_steps_train_networks_without_tau_or_without_quantizers(quantizer):
+    small = {"blocks": 1, "depths": (1,), "features": 4}
+    config = qsr.srresnet(2, blocks=1, features=4)
+    if quantizer is not None:
+        config = qsr.quantsr_c(2, 8, quantizer=quantizer, **small)
+    net = calibrated(config)
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    options = qsr.TrainConfig(relative_steps=True)
+    qsr.train_step(net, train.make_optimizer(net, options), *Noise().batch(1), options)
+    for name, value in net.named_parameters():
+        assert not torch.equal(value, before[name]) or value.grad is None or not value.grad.any()
+        assert value.isfinite().all()
+
+
 def test_relative_steps_keep_step_sizes_above_zero_where_a_large_rate_takes_them_below():
     for relative in (False, True):
         net = calibrated()
