@@ -508,6 +508,11 @@ def slice_depth(net: QuantSR, plan: DepthPlan) -> QuantSR:
     return sliced
 
 
+# Weights of a new block's last convolution over those of an ordinary start. Not zero: all codes of
+# zeros are 0, and where the learned step grew faster than the weights, whole blocks stayed dead.
+FAINT = 0.01
+
+
 def load_weights(net: QuantSR, source: QuantSR, tail_only: bool = False) -> None:
     """Start `net` from the values of another network, quantised or not.
 
@@ -515,8 +520,8 @@ def load_weights(net: QuantSR, source: QuantSR, tail_only: bool = False) -> None
     and of the tail if both have one scale; shortcuts and the order of blocks if the source has
     learned them for as many blocks. Quantizers are not touched then: calibrate afterwards.
     A source with a half, a third, ... of the blocks gives every second, third, ... block its
-    values; the last convolution of the blocks between starts at zero, so that they change nothing
-    yet. tail_only: body_conv and tail alone, as QuantSR's released code does.
+    values; the last convolution of the blocks between starts FAINT, so that they change next to
+    nothing yet. tail_only: body_conv and tail alone, as QuantSR's released code does.
     Raises ValueError if a part does not fit.
     """
     if net.config == source.config and not tail_only:
@@ -548,7 +553,7 @@ def load_weights(net: QuantSR, source: QuantSR, tail_only: bool = False) -> None
     for i, block in enumerate(net.blocks):
         if i % every:
             last = block.conv2 if isinstance(block, ResidualBlock) else block.conv
-            nn.init.zeros_(last.weight)
+            last.weight.detach().mul_(FAINT)
             nn.init.zeros_(last.bias)
 
 
