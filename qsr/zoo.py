@@ -60,7 +60,7 @@ def write_card(
 
     model: what the file holds. training: data, steps, seeds and device in words. scores: {depth:
     {set: an object with psnr_y and ssim_y}}. agreements: {set: how the packed network differs from
-    its training graph}; empty in full precision, which is not packed.
+    its training graph on some pictures}; empty in full precision, which is not packed.
     """
     path = Path(path)
     config = model.config
