@@ -89,7 +89,7 @@ docs-serve: $(VENV)/docs-$(WANTED)
 	@$(call build_core)
 	$(MKDOCS) serve $(ARGS)
 
-# The paper's figures for the site. Those at 2 bits need models of 2 bits. Some minutes: it trains.
+# The paper's figures for the site. Some minutes: it trains.
 figures: $(VENV)/lab-$(WANTED)
 	@$(call build_core)
 	@mkdir -p figures; for n in 1 2 3 4 5 6 7 8; do \
