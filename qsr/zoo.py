@@ -2,7 +2,7 @@
 
 Each is a .qsr file in this folder's `zoo/`: packed, or in full precision with weights in float16.
 It has a card of the same name in JSON that says how it was made, what it scores, and the sha256 of
-the file, which is checked on loading. Those in full precision are what the others were trained
+the file, which is checked on loading. Those in full precision are what QuantSR-C was trained
 from: something to compare with, and to start from (`qsr train --init zoo:srresnet-x4`).
 """
 
