@@ -114,13 +114,8 @@ def live(draw: Callable[..., Figure], **controls: object) -> object:
     view = ipywidgets.Image(format="png")
 
     def show(_: object = None) -> None:
-        from matplotlib import pyplot
-
-        encoded = io.BytesIO()
         fig = draw(**{name: control.value for name, control in controls.items()})
-        fig.savefig(encoded, format="png")
-        pyplot.close(fig)
-        view.value = encoded.getvalue()
+        view.value = _drawn(fig).getvalue()
 
     for control in controls.values():
         control.observe(show, "value")
@@ -130,14 +125,19 @@ def live(draw: Callable[..., Figure], **controls: object) -> object:
 
 def _png(fig: Figure, dpi: float | None = None) -> tuple[str, int]:
     """The figure as the address of a PNG, and its width in pixels. Closes the figure."""
-    from matplotlib import pyplot  # here, so that `import qsr` stays fast
-
-    drawn = io.BytesIO()
-    fig.savefig(drawn, format="png", dpi=dpi or "figure")
-    pyplot.close(fig)
-    image = Image.open(drawn)
+    image = Image.open(_drawn(fig, dpi))
     image.info.clear()  # the version of matplotlib
     return _address(image, "png"), image.width
+
+
+def _drawn(fig: Figure, dpi: float | None = None) -> io.BytesIO:
+    """The figure as a PNG. Closes the figure."""
+    from matplotlib import pyplot  # here, so that `import qsr` stays fast
+
+    encoded = io.BytesIO()
+    fig.savefig(encoded, format="png", dpi=dpi or "figure")
+    pyplot.close(fig)
+    return encoded
 
 
 def _address(image: Image.Image, quality: int | str) -> str:
