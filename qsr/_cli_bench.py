@@ -17,6 +17,7 @@ BENCH_PRESETS = ["quantsr-c-x4-w4a4", "quantsr-c-x4-w2a2"]
 
 
 def add_bench(command) -> None:
+    """The command `qsr bench`."""
     sub = command(
         "bench", _bench, "Time kernels, a layer, or networks beside other engines.", threads=False
     )

@@ -42,6 +42,7 @@ def actions(parent: argparse.ArgumentParser, threads: bool):
 
 
 def add_model(sub: argparse.ArgumentParser) -> None:
+    """The options --model and --blocks."""
     sub.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -78,6 +79,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_blocks(model, blocks: int | None) -> None:
+    """Raise ValueError if the model has not as many blocks."""
     if blocks is not None and not 1 <= blocks <= model.config.blocks:
         raise ValueError(
             f"`--blocks` is {blocks}; this model has 1 to {model.config.blocks} and was trained at "
@@ -86,6 +88,7 @@ def check_blocks(model, blocks: int | None) -> None:
 
 
 def check_device(name: str) -> None:
+    """Raise ValueError if torch does not know the device, or has it not here."""
     try:
         there = torch.device(name).type == "cpu" or torch.cuda.is_available()
     except RuntimeError:

@@ -15,6 +15,7 @@ from .checkpoint import list_checkpoints, load_checkpoint
 
 
 def add_reproduce(command) -> None:
+    """The command `qsr reproduce`."""
     help = "Compute a table or a figure of the paper."
     action = actions(command("reproduce", None, help, threads=False), threads=True)
     _add_table1(action)

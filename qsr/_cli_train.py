@@ -41,6 +41,7 @@ AGREED = 20  # pictures of a set on which a packed network is compared with its 
 
 
 def add_train(command) -> None:
+    """The command `qsr train`."""
     sub = command("train", _train, "Train a network; the same call resumes a stopped run.")
     sub.add_argument("--out", metavar="FOLDER", help="checkpoints, log and model.qsr")
     sub.add_argument(
@@ -116,6 +117,7 @@ def _add_option(group, option: dataclasses.Field) -> None:
 
 
 def parse_training(args: argparse.Namespace) -> TrainConfig:
+    """The training configuration that the options give, over the recipe of their quantizer."""
     given = {o.name: getattr(args, o.name) for o in dataclasses.fields(TrainConfig)}
     given = {name: value for name, value in given.items() if value is not None}
     config = TrainConfig(**{**RECIPES.get(args.quantizer, {}), **given})
@@ -125,6 +127,7 @@ def parse_training(args: argparse.Namespace) -> TrainConfig:
 
 
 def parse_network(args: argparse.Namespace) -> NetworkConfig:
+    """The network that --preset and the options that change it give."""
     changes = {
         "blocks": args.network_blocks,
         "depths": args.depths,
@@ -205,6 +208,7 @@ def train_here(
 
 
 def add_pack(command) -> None:
+    """The command `qsr pack`."""
     sub = command(
         "pack", _pack, "Pack a trained network into a small .qsr file; full precision as float16."
     )
@@ -262,6 +266,7 @@ def _words(card: str) -> str:
 
 
 def add_data(command) -> None:
+    """The command `qsr data`."""
     help = "List sets of pictures, or pack some into one file."
     action = actions(command("data", None, help, threads=False), threads=False)
     sub = action("list", _data_list, "List sets: those that qsr finds, or those named.")

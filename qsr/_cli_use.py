@@ -26,6 +26,7 @@ from .viz import demo
 
 
 def add_upscale(command) -> None:
+    """The command `qsr upscale`."""
     sub = command("upscale", _upscale, "Enlarge pictures, or all pictures of folders.")
     sub.add_argument("inputs", nargs="+", metavar="IN", help="pictures or folders of pictures")
     sub.add_argument("output", metavar="OUT", help="a picture for one IN, else a folder")
@@ -113,6 +114,7 @@ def _plan_upscale(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]
 
 
 def add_demo(command) -> None:
+    """The command `qsr demo`."""
     sub = command(
         "demo", _demo, "Enlarge the bundled photograph with every model and depth.", numbers=True
     )
@@ -134,6 +136,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def add_evaluate(command) -> None:
+    """The command `qsr evaluate`."""
     sub = command("evaluate", _evaluate, "Score a model on test sets.", numbers=True)
     sub.add_argument("sets", nargs="+", metavar="SET", help="Set5, a folder, or 'embedded'")
     add_model(sub)
@@ -163,6 +166,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def add_export(command) -> None:
+    """The command `qsr export`."""
     sub = command(
         "export", _export, "Write a model as ONNX, for pictures of any size.", numbers=True
     )
@@ -203,6 +207,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def add_models(command) -> None:
+    """The command `qsr models`."""
     command("models", _models, "List the models that come with qsr.", numbers=True)
 
 
@@ -223,6 +228,7 @@ def _models(args: argparse.Namespace) -> None:
 
 
 def add_info(command) -> None:
+    """The command `qsr info`."""
     command("info", _info, "Say how qsr runs on this machine.", numbers=True)
 
 
