@@ -52,7 +52,7 @@ define build_core
 	    echo "no C++ compiler '$${CXX:-c++}'. Debian: apt-get install g++." \
 	         "To go on without it, exact but slow: make QSR_NATIVE=off ..."; exit 1; }; \
 	QSR_NATIVE=$${QSR_NATIVE:-require} $(BIN)/python -c \
-	    'from qsr import _native; status = _native.load(); print("native core:", status.how, status.path)'
+	    'from qsr.system import native; status = native.load(); print("native core:", status.how, status.path)'
 endef
 
 lab: $(VENV)/lab-$(WANTED)
@@ -72,7 +72,7 @@ notebooks: $(VENV)/lab-$(WANTED)
 	    $(NOTEBOOKS)
 
 student: $(VENV)/lab-$(WANTED)
-	$(BIN)/python -m qsr.student build/student $(NOTEBOOKS)
+	$(BIN)/python -m qsr.course.student build/student $(NOTEBOOKS)
 
 demo: $(VENV)/lab-$(WANTED)
 	@$(call build_core)

@@ -4,7 +4,7 @@
     pip install --no-build-isolation -e .   with the torch of this environment: built now
 
 Torch is never a build requirement: an isolated build would fetch a second torch, possibly another
-one than the one qsr runs with. Sources and flags are told once, in qsr/_native.py, which also
+one than the one qsr runs with. Sources and flags are told once, in qsr/system/native.py, which also
 builds on first use.
 """
 
@@ -16,8 +16,8 @@ from setuptools import Extension, setup
 
 
 def load_build_facts():
-    """The module qsr/_native.py without the package around it, which would import torch."""
-    path = Path(__file__).parent / "qsr" / "_native.py"
+    """The module qsr/system/native.py without the package around it, which would import torch."""
+    path = Path(__file__).parent / "qsr" / "system" / "native.py"
     spec = importlib.util.spec_from_file_location("qsr_native_build", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up by name
@@ -54,7 +54,7 @@ def native_extensions() -> dict:
             [f"csrc/{source}" for source in build.CUDA_SOURCES],
             extra_compile_args={
                 "cxx": [*build.flags(), build.TORCH_TARGET, "-DUSE_CUDA"],
-                "nvcc": [*build.NVCC_FLAGS, build.TORCH_TARGET, "-DUSE_CUDA"],
+                "nvcc": [*build.NVCC_FLAGS, f"-I{build.CSRC}", build.TORCH_TARGET, "-DUSE_CUDA"],
             },
             py_limited_api=True,
         )

@@ -11,7 +11,7 @@ import time
 import torch
 
 import qsr
-from qsr.program_swin import SwinProgram
+from qsr.integer.program_swin import SwinProgram
 
 
 def best_ms(work, repeats: int) -> float:

@@ -1,10 +1,10 @@
 // THE tables: which kernels there are, best first, and what each needs of the processor.
 #include <cstring>
 
-#include "conv3x3.h"
+#include "network/conv3x3.h"
 #include "kernels.h"
-#include "tail.h"
-#include "swin.h"
+#include "network/tail.h"
+#include "network/swin.h"
 
 namespace qsr {
 namespace {

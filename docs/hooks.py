@@ -25,12 +25,13 @@ from mkdocs.structure.files import File
 from mkdocs.structure.toc import get_toc
 
 import qsr
-from qsr import reproduce, table1, table1_report, zoo
-from qsr.complexity import RULES
-from qsr.data import make_pair, photo
-from qsr.evaluate import bicubic
-from qsr.image import to_uint8
-from qsr.viz import Compare
+from qsr.course.viewers import Compare
+from qsr.images.data import make_pair, photo
+from qsr.images.picture import to_uint8
+from qsr.models import zoo
+from qsr.paper import table1, table1_report, table2
+from qsr.paper.costs import RULES
+from qsr.scores import bicubic
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = Path(__file__).parent / "tutorials"
@@ -224,7 +225,7 @@ def _table2() -> str:
         ("ops", 1e9, "Operations, 10⁹ multiply-accumulates of 32 bit"),
     ):
         rows = []
-        for row in reproduce.table2_rows():
+        for row in table2.table2_rows():
             printed, cell = row.printed, row.cells[name]
             counted = (f"{getattr(row.costs[rule], name) / unit:,.2f}" for rule in RULES)
             bits = f"{printed.bits}/{printed.bits}"

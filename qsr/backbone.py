@@ -14,8 +14,11 @@ convolution). The convolution after the body is quantised in C and full precisio
 what the paper's Table 2 counts; the released code keeps it in full precision for C as well
 (`quantize_body_conv=False`).
 
-Depth is an argument: `net(lr, net.plan(16))`. The order in which blocks are kept is stored with
-the weights (`block_order`) and set by `rank_blocks`.
+QuantSR trains one set of weights at several depths. A depth is a value, not a state of the network:
+`net(lr, net.plan(16))` is a pure function of its arguments. A block that a plan drops still
+multiplies by its learned shortcut (that is what "skipped" means in the released code). The order in
+which blocks are kept is stored with the weights (`block_order`) and set by `rank_blocks`; plans
+made from one order are nested: the 8 blocks of the small network are among the middle one's 16.
 """
 
 from __future__ import annotations
@@ -24,245 +27,61 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import itertools
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .baselines import PAMS, DoReFa
 from .blocks import Matmul, ResidualBlock, Shortcut, SwinBlock
-from .cadyq import CADyQ, looking_at
-from .depth import DepthPlan
-from .layers import Bits, QConv2d, QLinear, QMatmul, set_bits, split_bits
-from .quantizer import LSQ, RLQ
+from .config import TAIL_REACH, NetworkConfig
+from .layers import QConv2d, QLinear, QMatmul, set_bits
+from .quantizer import QUANTIZERS
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; every network of this family subtracts it
-QUANTIZERS = {"rlq": RLQ, "lsq": LSQ, "dorefa": DoReFa, "pams": PAMS, "cadyq": CADyQ}
+SMALL_TAIL = 2**26  # bytes that a piece of the tail may always take
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
-    """What both families share. Use the presets `srresnet`, `quantsr_c`, `swinir_s`, `quantsr_t`.
+class DepthPlan:
+    """`keep[i]` says whether block i runs or only its shortcut does.
 
-    Raises ValueError on construction if a field breaks its rule.
+    >>> DepthPlan.from_order(order=(2, 0, 1), count=2)
+    DepthPlan(keep=(True, False, True))
+    >>> DepthPlan.full(3).count
+    3
     """
 
-    scale: int = 4  # 2, 3 or 4
-    bits: Bits | None = None  # one width or (weights, activations); None: full precision
-    layer_bits: tuple[tuple[str, Bits], ...] = ()  # (layer name or pattern, bits) of exceptions
-    blocks: int = 16
-    depths: tuple[int, ...] = ()  # block counts trained together, deepest first; () = (blocks,)
-    features: int = 64
-    quantizer: Literal["rlq", "lsq", "dorefa", "pams", "cadyq"] = "rlq"
-    sharpness: float = 1.0  # phi's k (rlq)
-    per_channel: bool = False  # one weight step size per output channel
-    quantize_body_conv: bool = True
-    learnable_shortcuts: bool = False
-    dropped: tuple[int, ...] = ()  # blocks sliced away: only their shortcut is left
+    keep: tuple[bool, ...]
 
-    def __post_init__(self) -> None:
-        # Lists become tuples, so that a config read from JSON equals the one that was written.
-        for name in ("depths", "dropped"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "bits", _hashable(self.bits))
-        layer_bits = tuple((name, _hashable(bits)) for name, bits in self.layer_bits)
-        object.__setattr__(self, "layer_bits", layer_bits)
-        object.__setattr__(self, "depths", self.depths or (self.blocks,))
-        _require(self.scale in (2, 3, 4), "scale", self.scale, "is 2, 3 or 4")
-        _require(self.blocks in range(1, 1025), "blocks", self.blocks, "is 1 to 1024")
-        _require(self.features in range(1, 4097), "features", self.features, "is 1 to 4096")
-        known = ", ".join(QUANTIZERS)
-        _require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, f"is one of {known}")
-        for bits in [] if self.bits is None else [self.bits, *dict(self.layer_bits).values()]:
-            least = (2, 6 if self.quantizer == "cadyq" else 2)  # CADyQ's inputs: the widest of 3
-            rule = f"has widths from {least[0]} (weights) and {least[1]} (inputs) to 8"
-            holds = all(
-                low <= width <= 8 for low, width in zip(least, split_bits(bits), strict=True)
+    @classmethod
+    def full(cls, blocks: int) -> DepthPlan:
+        """All blocks."""
+        return cls((True,) * blocks)
+
+    @classmethod
+    def from_order(cls, order: Sequence[int], count: int) -> DepthPlan:
+        """The `count` blocks that come first in `order` (block numbers, most valuable first).
+
+        Raises ValueError if `order` is no permutation or `count` is not in 1..len(order).
+        """
+        if sorted(order) != list(range(len(order))):
+            raise ValueError(
+                f"`order` is {tuple(order)!r}; it must name each block 0..{len(order) - 1} once."
             )
-            _require(holds, "bits", bits, rule)
-        _require(
-            self.bits is not None or not self.layer_bits,
-            "layer_bits",
-            self.layer_bits,
-            "is empty in full precision",
-        )
-        falls = all(a > b for a, b in itertools.pairwise((*self.depths, 0)))
-        _require(
-            self.depths[0] == self.blocks and falls,
-            "depths",
-            self.depths,
-            f"starts with all {self.blocks} blocks and falls, each 1 or more",
-        )
-        _require(
-            set(self.dropped) < set(range(self.blocks)),
-            "dropped",
-            self.dropped,
-            f"names some, not all, of the blocks 0..{self.blocks - 1}",
-        )
-
-
-@dataclass(frozen=True)
-class ConvConfig(NetworkConfig):
-    """SRResNet and QuantSR-C: residual blocks of two 3x3 convolutions."""
-
-    @property
-    def pixel_range(self) -> float:
-        return 255.0  # features of size 1 to 100, as the released code
-
-    @property
-    def window(self) -> int:
-        return 1
-
-
-@dataclass(frozen=True)
-class SwinConfig(NetworkConfig):
-    """SwinIR_S and QuantSR-T: residual Swin transformer blocks (RSTB)."""
-
-    features: int = 60
-    quantize_body_conv: bool = False
-    layers: int = 6  # per block
-    heads: int = 6
-    window: int = 8
-    mlp_ratio: int = 2
-    attention_bits: Bits | None = None  # of q.k and probabilities.v; None as in the paper
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "attention_bits", _hashable(self.attention_bits))
-        _require(
-            self.bits is None or self.quantizer != "cadyq",
-            "quantizer",
-            self.quantizer,
-            "is another one for Swin blocks: CADyQ is made for convolutions",
-        )
-        for width in [] if self.attention_bits is None else split_bits(self.attention_bits):
-            _require(
-                width in range(2, 9), "attention_bits", self.attention_bits, "has widths 2 to 8"
+        if not 1 <= count <= len(order):
+            raise ValueError(
+                f"`count` is {count!r}; this network has {len(order)} blocks. "
+                f"Keep 1 to {len(order)} of them."
             )
-        _require(
-            self.attention_bits is None or not QUANTIZERS[self.quantizer].narrow,
-            "attention_bits",
-            self.attention_bits,
-            f"is None with {self.quantizer}: its kernel takes the whole range of two's complement",
-        )
-        for name in ("layers", "heads", "mlp_ratio"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "is 1 or more")
-        _require(
-            self.features % self.heads == 0,
-            "features",
-            self.features,
-            f"is a multiple of heads ({self.heads})",
-        )
-        _require(
-            self.window >= 2 and self.window % 2 == 0, "window", self.window, "is even, 2 or more"
-        )
+        kept = set(order[:count])
+        return cls(tuple(i in kept for i in range(len(order))))
 
     @property
-    def pixel_range(self) -> float:
-        return 1.0
-
-
-def _hashable(bits: Bits | list | None) -> Bits | None:
-    return bits if bits is None or isinstance(bits, int) else tuple(bits)
-
-
-def _require(holds: bool, name: str, value: object, rule: str) -> None:
-    if not holds:
-        raise ValueError(f"`{name}` is {value!r}; it {rule}. Change the configuration.")
-
-
-def srresnet(scale: int = 4, blocks: int = 16, **changes) -> ConvConfig:
-    """SRResNet in full precision as the paper's backbone: 1,369,859 parameters at x2."""
-    return ConvConfig(scale=scale, blocks=blocks, **changes)
-
-
-def quantsr_c(
-    scale: int = 4,
-    bits: Bits = 4,
-    blocks: int = 32,
-    depths: tuple[int, ...] | None = None,
-    **changes,
-) -> ConvConfig:
-    """QuantSR-C: 32 residual blocks, quantised, also run with 16 and 8 of them.
-
-    >>> quantsr_c(scale=2, bits=2).depths
-    (32, 16, 8)
-    """
-    return ConvConfig(
-        scale=scale,
-        bits=bits,
-        blocks=blocks,
-        depths=_halvings(blocks, depths),
-        **{"learnable_shortcuts": True, **changes},
-    )
-
-
-def swinir_s(scale: int = 4, blocks: int = 4, **changes) -> SwinConfig:
-    """SwinIR_S in full precision: 929,628 parameters at x4."""
-    return SwinConfig(scale=scale, blocks=blocks, **changes)
-
-
-def quantsr_t(
-    scale: int = 4,
-    bits: Bits = 4,
-    blocks: int = 4,
-    depths: tuple[int, ...] | None = None,
-    **changes,
-) -> SwinConfig:
-    """QuantSR-T: 4 Swin transformer blocks, quantised, also run with 2 and 1 of them."""
-    return SwinConfig(
-        scale=scale,
-        bits=bits,
-        blocks=blocks,
-        depths=_halvings(blocks, depths),
-        **{"learnable_shortcuts": True, **changes},
-    )
-
-
-PRESET_NAME = re.compile(
-    r"(srresnet|swinir-s)-x(\d)|(quantsr-[ct])-x(\d)-w(\d+)a(\d+)(-attn)?", re.ASCII
-)
-
-
-def preset(name: str, **changes) -> NetworkConfig:
-    """The configuration that a model name stands for. `changes` override its fields.
-
-    Names: srresnet-x2, swinir-s-x4, quantsr-c-x4-w4a4, quantsr-t-x2-w2a2, and with -attn when the
-    attention products are quantised too. Raises ValueError for other names.
-
-    >>> preset("quantsr-c-x2-w2a4").bits
-    (2, 4)
-    """
-    match = PRESET_NAME.fullmatch(name)
-    if match is None:
-        raise ValueError(
-            f"no preset is called {name!r}; names are srresnet-xS, swinir-s-xS, quantsr-c-xS-wWaA "
-            "and quantsr-t-xS-wWaA[-attn], for example quantsr-c-x4-w4a4."
-        )
-    plain, plain_scale, quantised, scale, weight_bits, activation_bits, attention = match.groups()
-    if plain:
-        return (srresnet if plain == "srresnet" else swinir_s)(int(plain_scale), **changes)
-    bits = (int(weight_bits), int(activation_bits))
-    bits = bits[0] if bits[0] == bits[1] else bits
-    if quantised == "quantsr-t":
-        if attention:
-            changes = {"attention_bits": int(activation_bits), **changes}
-        return quantsr_t(int(scale), bits, **changes)
-    if attention:
-        raise ValueError(f"{name!r}: QuantSR-C has no attention; leave -attn out.")
-    return quantsr_c(int(scale), bits, **changes)
-
-
-def _halvings(blocks: int, depths: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The paper's three depths: all blocks, half of them, a quarter."""
-    if depths is not None:
-        return depths
-    return tuple(n for n in (blocks, blocks // 2, blocks // 4) if n >= 1)
+    def count(self) -> int:
+        """Number of blocks that run."""
+        return sum(self.keep)
 
 
 class QuantSR(nn.Module):
@@ -290,7 +109,7 @@ class QuantSR(nn.Module):
             for i in range(config.blocks)
         )
         self.body_conv = body_conv(features, features, 3, padding=1)
-        if isinstance(config, SwinConfig):
+        if config.family == "swin":
             self.norm_in, self.norm_out = ChannelNorm(features), ChannelNorm(features)
             self.tail = nn.Sequential(
                 nn.Conv2d(features, 3 * config.scale**2, 3, padding=1),
@@ -334,16 +153,60 @@ class QuantSR(nn.Module):
         x = (lr - self.mean) * self.config.pixel_range
         shallow = self.head(reflect_to_multiple(x, self.config.window))
         deep = self.norm_in(shallow)
-        with looking_at(lr) if self.config.quantizer == "cadyq" else contextlib.nullcontext():
+        with self.looking_at(lr):
             for block, runs in zip(self.blocks, plan.keep, strict=True):
                 deep = block(deep) if runs else block.skip(deep)
                 if watch is not None:
                     watch(deep)
             return self.body_conv(self.norm_out(deep)) + shallow
 
+    def looking_at(self, lr: Tensor) -> contextlib.AbstractContextManager:
+        """The scene of a pass on lr, for quantizers that look at the picture; else nothing."""
+        return QUANTIZERS[self.config.quantizer].looking_at(lr)
+
     def reconstruct(self, features: Tensor) -> Tensor:
         """The tail: [N, features, H, W] -> sr [N, 3, scale H, scale W], with windows' padding."""
         return self.tail(features) / self.config.pixel_range + self.mean
+
+    # In pieces: what `infer` asks for, here and of a packed network ---------------------------
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Working memory for each lr pixel at once, bytes; an upper estimate.
+
+        In float32 values per lr pixel: what the body holds (`config.body_values`), lr, sr and the
+        codes. The tail needs more, but runs in pieces (`_tail_rows`).
+        """
+        return 4 * (self.config.body_values + 6 * self.config.scale**2 + 32)
+
+    def pieces(
+        self, lr: Tensor, plan: DepthPlan, first: int, last: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(row, sr rows from there on), in turn: what becomes of the rows [first, last) of lr."""
+        features = self.features(lr, plan)
+        step = self._tail_rows(*lr.shape[2:])
+        for row in range(first, last, step):
+            yield row, self._tail_of(features, row, min(row + step, last))
+
+    def _tail_rows(self, rows: int, width: int) -> int:
+        """Rows of features that the tail takes at once, so that it needs no more than the body did.
+
+        Around the last pixel shuffle live 3 copies of the features at full output resolution: 3
+        scale^2 for each lr pixel of a piece and its 2 TAIL_REACH rows of halo. 8 copies for each
+        pixel of the strip are left to it, beside the features of the whole strip. A small picture,
+        in which the halo would be most of a piece, may take SMALL_TAIL bytes instead.
+        """
+        config = self.config
+        share = 8 * rows // (3 * config.scale**2)
+        small = SMALL_TAIL // (4 * 3 * config.scale**2 * config.features * width)
+        return max(1, max(share, small) - 2 * TAIL_REACH)
+
+    def _tail_of(self, features: Tensor, first: int, last: int) -> Tensor:
+        """Rows [first, last) of what the tail makes of the features of a strip."""
+        top = max(0, first - TAIL_REACH)
+        sr = self.reconstruct(features[:, :, top : last + TAIL_REACH])
+        scale = self.config.scale
+        return sr[:, :, scale * (first - top) : scale * (last - top)]
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -358,8 +221,8 @@ def _layer_factories(config: NetworkConfig):
     if config.bits is None:
         return nn.Conv2d, nn.Linear
     quantizer = QUANTIZERS[config.quantizer]
-    if config.quantizer == "rlq":
-        quantizer = functools.partial(quantizer, sharpness=config.sharpness)
+    settings = {name: getattr(config, name) for name in quantizer.settings}
+    quantizer = functools.partial(quantizer, **settings) if settings else quantizer
     options = {"bits": config.bits, "quantizer": quantizer, "per_channel": config.per_channel}
     return functools.partial(QConv2d, **options), functools.partial(QLinear, **options)
 
@@ -379,7 +242,7 @@ def _set_layer_bits(net: nn.Module, config: NetworkConfig) -> None:
 
 
 def _make_block(config: NetworkConfig, conv, linear) -> nn.Module:
-    if not isinstance(config, SwinConfig):
+    if config.family == "conv":
         return ResidualBlock(config.features, conv, config.learnable_shortcuts)
     matmul = Matmul
     if config.attention_bits is not None:

@@ -16,8 +16,19 @@ that is, as a function of u = z - floor(z):
                                      but is steepest in its middle, where the rounding decision is
 
 and RLQ moves the activations by a learned `tau` per input channel, so that each channel uses its
-codes well ("redistribution"). The step size is learned too: LSQ's gradient says how the error of
-all elements changes when the grid widens.
+codes well ("redistribution"). With G = dL/dx_hat and inside = (qmin <= z <= qmax):
+
+    dL/dx         = G slope(u) inside
+    dL/dtau       = the same, summed over everything that shares one tau
+    dL/dstep_size = g * sum G d,    d = round(z) - slope(u) z   inside
+                                    d = qmin or qmax            outside
+    g             = 1 / sqrt(n qmax),   n = elements that share one step size
+
+The step size is learned too: d says how the error of an element changes when the grid widens, and
+g, which is LSQ's, keeps its relative update about as large as that of a weight.
+
+`FakeQuantize` is all of this in plain PyTorch, and the definition. Where they can, `system.fused`
+does the same in one pass over memory; tests hold both together.
 
 Nothing initialises itself behind your back: `calibrate(x)` sets the step size and, for activations,
 whether the codes are signed. A quantizer that was never calibrated refuses to run.
@@ -33,16 +44,135 @@ Sources: QuantSR (Qin et al., NeurIPS 2023) and its released code; LSQ (Esser et
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .fake_quantize import MIN_STEP_SIZE, PhiSlope, fake_quantize
+from .system.fused import FusedForPhi, fuses
 
+MIN_STEP_SIZE = 1e-8  # the forward pass never divides by less: a learned step may cross zero
 SIGNED_BELOW = -1e-5  # activations with a value below this need signed codes (released code)
+
+# The definition -----------------------------------------------------------------------------------
+
+
+def phi(u: Tensor, sharpness: float = 1.0) -> Tensor:
+    """RLQ's transformation of one interval: [0, 1] onto [0, 1], steepest at u = 1/2.
+
+        phi(u) = (tanh(k (u - 1/2)) / tanh(k / 2) + 1) / 2,    k = sharpness
+
+    The paper's released code has k = 1; k -> 0 is the straight line of LSQ. u: float, any shape.
+
+    >>> phi(torch.tensor([0.0, 0.5, 1.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    if sharpness == 0:
+        return u
+    return (torch.tanh(sharpness * (u - 0.5)) / math.tanh(sharpness / 2) + 1) / 2
+
+
+def phi_slope(u: Tensor, sharpness: float = 1.0) -> Tensor:
+    """The derivative of `phi`: phi'(u) = k (1 - tanh(k (u - 1/2))^2) / (2 tanh(k / 2)).
+
+    Its mean over the interval is 1, so the gradient is moved about, not made larger.
+
+    >>> [round(v, 4) for v in phi_slope(torch.tensor([0.0, 0.25, 0.5])).tolist()]
+    [0.8509, 1.0171, 1.082]
+    """
+    if sharpness == 0:
+        return torch.ones_like(u)
+    t = torch.tanh(sharpness * (u - 0.5))
+    return (1 - t * t) * (sharpness / (2 * math.tanh(sharpness / 2)))
+
+
+@dataclass(frozen=True)
+class PhiSlope:
+    """`phi_slope` with its sharpness, as a value: a slope that the fused kernels know.
+
+    >>> PhiSlope(0.0)(torch.tensor([0.2, 0.7])).tolist()
+    [1.0, 1.0]
+    """
+
+    sharpness: float
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return phi_slope(u, self.sharpness)
+
+
+class FakeQuantize(torch.autograd.Function):
+    """The definition: any slope, device and dtype. Arguments as `fake_quantize`."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        step_size: Tensor,
+        tau: Tensor | None,
+        qmin: int,
+        qmax: int,
+        slope: Callable[[Tensor], Tensor],
+        codes: torch.dtype | None = None,
+    ) -> Tensor:
+        step = step_size.clamp(min=MIN_STEP_SIZE)
+        z = x / step if tau is None else (x + tau) / step
+        ctx.save_for_backward(z, None if codes is None else step)
+        ctx.range, ctx.slope = (qmin, qmax), slope
+        ctx.step_shape = step_size.shape
+        ctx.tau_shape = None if tau is None else tau.shape
+        rounded = z.round().clamp_(qmin, qmax)
+        return rounded.mul_(step) if codes is None else rounded.to(codes)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        z, step = ctx.saved_tensors
+        if step is not None:
+            grad = grad.to(z.dtype) / step
+        (qmin, qmax), wants = ctx.range, ctx.needs_input_grad
+        inside = (z >= qmin) & (z <= qmax)
+        slope = ctx.slope(z - z.floor()).mul_(inside)
+        grad_x = grad * slope
+        grad_step = grad_tau = None
+        if wants[1]:
+            shared = max(1, z.numel() // math.prod(ctx.step_shape))
+            # round(clamp(z)) is round(z) inside and qmin or qmax outside; slope is zero outside.
+            d = z.clamp(qmin, qmax).round_().sub_(slope.mul_(z))
+            grad_step = (d * grad).sum_to_size(ctx.step_shape) / math.sqrt(shared * qmax)
+        if wants[2]:
+            grad_tau = grad_x.sum_to_size(ctx.tau_shape)
+        return (grad_x if wants[0] else None), grad_step, grad_tau, None, None, None, None
+
+
+def fake_quantize(
+    x: Tensor,
+    step_size: Tensor,
+    tau: Tensor | None,
+    qmin: int,
+    qmax: int,
+    slope: Callable[[Tensor], Tensor],
+    codes: torch.dtype | None = None,
+) -> Tensor:
+    """x_hat, the shape of x, with the surrogate's gradients for x, step_size and tau.
+
+    x: float, any shape. step_size: units of x, a scalar or one value along dimension 0, shaped to
+    be broadcast. tau: units of x, one value along one dimension, shaped to be broadcast, or None.
+    qmin <= 0 < qmax: the codes. slope: u in [0, 1) -> slope, the shape of u. codes: bfloat16, to
+    have x_hat / step_size in that dtype instead, the gradients still those of x_hat: in 16 bits a
+    value of the grid would be rounded off it, but a code is exact.
+
+    One pass over memory where `fuses` says so, else the definition: the same values, and gradients
+    that differ by float32 rounding.
+    """
+    fused = isinstance(slope, PhiSlope) and fuses(x, step_size, tau)
+    version = FusedForPhi if fused else FakeQuantize
+    return version.apply(x, step_size, tau, qmin, qmax, slope, codes)
+
+
+# Quantizers ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -113,8 +243,18 @@ class Quantizer(nn.Module):
     (1.6, [-1, 0, 1], True)
     """
 
-    narrow = False  # whether signed codes leave out the lowest, see QuantSpec
-    one_grid = True  # whether forward(x) lies on one grid of step(x), as float_codes needs
+    # What networks, training and packing have to know of a class, besides its methods.
+    narrow: ClassVar[bool] = False  # whether signed codes leave out the lowest, see QuantSpec
+    one_grid: ClassVar[bool] = True  # whether forward(x) lies on one grid of step(x)
+    least_bits: ClassVar[tuple[int, int]] = (2, 2)  # of weights and of inputs
+    convolutions_only: ClassVar[bool] = False
+    settings: ClassVar[tuple[str, ...]] = ()  # arguments that a network's configuration gives
+    recipe: ClassVar[dict[str, float]] = {}  # what its paper trains with, as TrainConfig has it
+
+    @staticmethod
+    def looking_at(lr: Tensor) -> contextlib.AbstractContextManager:
+        """The scene of a pass through a network on lr, for quantizers that look at the picture."""
+        return contextlib.nullcontext()
 
     def __init__(
         self,
@@ -273,6 +413,8 @@ class RLQ(Quantizer):
     Without `channels` (weights) there is no tau. `sharpness` is phi's k; 1 is the released code.
     """
 
+    settings = ("sharpness",)
+
     def __init__(self, bits: int, *, sharpness: float = 1.0, **options) -> None:
         super().__init__(bits, **options)
         if not sharpness >= 0:
@@ -285,7 +427,7 @@ class RLQ(Quantizer):
 
     @property
     def slope(self) -> PhiSlope:
-        """phi'(u), see `fake_quantize.phi_slope`."""
+        """phi'(u), see `phi_slope`."""
         return PhiSlope(self.sharpness)
 
     def shift(self, x: Tensor) -> Tensor | None:
@@ -295,3 +437,7 @@ class RLQ(Quantizer):
         shape = [1] * x.ndim
         shape[self.channel_dim] = -1
         return self.tau.view(shape)
+
+
+# The quantizers that configurations know by name. `qsr.baselines` adds its own.
+QUANTIZERS: dict[str, type[Quantizer]] = {"rlq": RLQ, "lsq": LSQ}

@@ -1,5 +1,5 @@
 // Runs on the host what each CUDA thread would compute, output by output (tests/test_cuda.py).
-#include "../csrc/cuda_core.h"
+#include "cuda/core.h"
 
 extern "C" void conv2d_on_host(const int64_t* sizes, const qsr::Word* a, const qsr::Word* w,
                                bool linear, int32_t* out) {

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import qsr
-from qsr import ablation
 from qsr.cli import main
+from qsr.paper import ablation
 
 EMBEDDED = ["embedded"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import qsr
-from qsr.data import make_pair, pairs, textures
-from qsr.evaluate import agreement
+from qsr.images.data import make_pair, pairs, textures
+from qsr.scores import agreement
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from qsr import kernels, reference
+from qsr.integer import kernels, reference
 from qsr.quantizer import QuantSpec, to_codes
 
 # Float functions ----------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import qsr
-from qsr.backbone import ConvConfig, SwinConfig, load_weights, preset, reflect_to_multiple
+from qsr.backbone import load_weights, reflect_to_multiple
+from qsr.config import ConvConfig, SwinConfig, preset
 
 SMALL_CONV = {"features": 4, "blocks": 4}
 SMALL_SWIN = {"features": 4, "blocks": 4, "layers": 2, "heads": 2, "window": 4}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qsr
-from qsr.baselines import LargestValue
+from qsr.baselines.largest import LargestValue
 
 METHODS = [qsr.PAMS, qsr.DoReFa]
 

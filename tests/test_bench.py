@@ -12,7 +12,10 @@ import pytest
 import torch
 
 import qsr
-from qsr import bench, bench_report, cli, kernels, peers
+from qsr import cli
+from qsr.bench import engine, peers
+from qsr.integer import kernels
+from qsr.system import native
 
 CONFIG = qsr.srresnet(4, blocks=2, features=8)
 SIZE = 16
@@ -59,7 +62,7 @@ def test_a_peer_computes_the_network(peer, collapsed, tmp_path):
         pytest.skip(f"needs {', '.join(peer.missing)}: pip install 'qsr[bench]'")
     if peer.name in ("pytorch-compile", "openvino-int8"):
         pytest.skip("takes half a minute to compile or quantise; qsr bench checks it in each run")
-    lr = bench.picture(SIZE).numpy()
+    lr = engine.picture(SIZE).numpy()
     task = peers.Task(CONFIG, collapsed, lr, tmp_path)
     peer.write(task)
     try:
@@ -67,21 +70,21 @@ def test_a_peer_computes_the_network(peer, collapsed, tmp_path):
     except ValueError as error:
         pytest.skip(str(error))
     difference = output - peers.PEERS[0].open(task, 1)(lr)
-    assert np.abs(difference).max() <= (bench.LARGEST if peer.exact else 0.1)
+    assert np.abs(difference).max() <= (engine.LARGEST if peer.exact else 0.1)
 
 
 def test_a_peer_that_is_missing_is_named_with_what_to_install(monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    chosen, remark = bench.choose_peers(["all"])
+    chosen, remark = engine.choose_peers(["all"])
     assert all(not peer.needs for peer in chosen)
     assert "ncnn" in remark and "pip install 'qsr[bench]'" in remark
     with pytest.raises(ValueError, match=r"needs ncnn: pip install"):
-        bench.choose_peers(["ncnn-int8"])
+        engine.choose_peers(["ncnn-int8"])
 
 
 def test_unknown_peers_are_refused():
     with pytest.raises(ValueError, match="no peer is called 'tvm'"):
-        bench.choose_peers(["tvm"])
+        engine.choose_peers(["tvm"])
 
 
 # Turns --------------------------------------------------------------------------------------------
@@ -106,13 +109,13 @@ def not_a_number(threads):
 
 
 def rows_of(*contenders):
-    lr = bench.picture(SIZE).numpy()
-    return {row.name: row for row in bench.network_rows(contenders, lr, 1000, 1, 1, {})}
+    lr = engine.picture(SIZE).numpy()
+    return {row.name: row for row in engine.network_rows(contenders, lr, 1000, 1, 1, {})}
 
 
 def test_a_contender_that_disagrees_fails_or_dies_is_told_and_not_timed():
     ones = np.ones((1, 3, 4 * SIZE, 4 * SIZE), np.float32)
-    contender = functools.partial(bench.Contender, column="ordinary", expected=ones)
+    contender = functools.partial(engine.Contender, column="ordinary", expected=ones)
     rows = rows_of(
         contender("wrong", open=zeros, exact=True),
         contender("wrong-int8", open=zeros),
@@ -134,9 +137,9 @@ def test_a_contender_that_disagrees_fails_or_dies_is_told_and_not_timed():
 # Ceilings -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not bench._native.load().native, reason="needs the native code")
+@pytest.mark.skipif(not native.load().native, reason="needs the native code")
 def test_ceilings_are_rates_of_the_instructions_that_this_processor_has():
-    rates = bench.ceilings(0.005)
+    rates = engine.ceilings(0.005)
     assert rates["clock"] > 1e8
     assert all(rate > 0 for rate in rates.values())
     assert torch.ops.qsr_native.peak("no such instruction", 0.001) == 0
@@ -144,9 +147,9 @@ def test_ceilings_are_rates_of_the_instructions_that_this_processor_has():
 
 def test_a_ceiling_of_codes_counts_bit_planes():
     rates = {"popcnt": 160.0, "maddubs": 20.0}
-    assert bench._ceiling(rates, "codes", (4, 4)) == 20.0
-    assert bench._ceiling(rates, "codes", (2, 2)) == 40.0
-    assert bench._ceiling(rates, "bfloat16") is None
+    assert engine._ceiling(rates, "codes", (4, 4)) == 20.0
+    assert engine._ceiling(rates, "codes", (2, 2)) == 40.0
+    assert engine._ceiling(rates, "bfloat16") is None
 
 
 # Reports ------------------------------------------------------------------------------------------
@@ -159,7 +162,7 @@ def test_taking_turns_gives_best_and_median_and_prints_nothing_into_a_file(capfd
     def taking(name, seconds):
         return lambda: (order.append(name), next(seconds))[1]
 
-    times = bench.take_turns([taking("slow", slow), taking("fast", fast)], 3, "runs")
+    times = engine.take_turns([taking("slow", slow), taking("fast", fast)], 3, "runs")
     assert times == [(3000, 4000), (100, 200)]
     assert order == ["slow", "fast"] * 3
     assert capfd.readouterr() == ("", "")
@@ -167,14 +170,14 @@ def test_taking_turns_gives_best_and_median_and_prints_nothing_into_a_file(capfd
 
 def test_ratios_are_to_the_fastest_peer_of_each_column():
     def row(name, column, ms, threads=1):
-        return bench.Row(name, column, threads, 16, ms, ms, 1.0)
+        return engine.Row(name, column, threads, 16, ms, ms, 1.0)
 
     rows = (
         row("ours", "packed", 10.0), row("ours", "packed", 5.0, 2),
         row("pytorch", "ordinary", 100.0), row("a", "ordinary", 30.0), row("a", "collapsed", 25.0),
-        row("b", "collapsed", 20.0), bench.Row("c", "ordinary", note="broken"),
+        row("b", "collapsed", 20.0), engine.Row("c", "ordinary", note="broken"),
     )  # fmt: skip
-    report = bench.Report("network", "", {}, 16, 1, 1000, {}, rows)
+    report = engine.Report("network", "", {}, 16, 1, 1000, {}, rows)
     one, two = report.ratios()
     assert one["ordinary"] == (3.0, "a") and one["collapsed"] == (2.0, "b")
     assert one["pytorch"] == 10.0 and one["scaling"] is None
@@ -182,7 +185,7 @@ def test_ratios_are_to_the_fastest_peer_of_each_column():
 
 
 def test_bench_network_prints_a_table_and_writes_json(capfd, tmp_path):
-    path = tmp_path / "bench.json"
+    path = tmp_path / "engine.json"
     arguments = ["bench", "--preset", "quantsr-c-x4-w4a4", "--blocks", "1", "--size", str(SIZE)]
     assert cli.main([*arguments, "--rounds", "1", "--peers", "pytorch", "--json", str(path)]) == 0
     out = capfd.readouterr().out
@@ -199,8 +202,8 @@ def test_bench_network_prints_a_table_and_writes_json(capfd, tmp_path):
 
 @pytest.mark.parametrize("what", ["kernel", "layer"])
 def test_kernels_and_layers_are_timed_in_one_table(what):
-    report = bench.bench_local(what, 8, [1], 1)
-    text = bench_report.markdown(report)
+    report = engine.bench_local(what, 8, [1], 1)
+    text = report.markdown(report)
     assert "w4a4" in text and "w2a2" in text
     if what == "kernel":
         for name in kernels.available("conv2d")[:-1]:
@@ -228,22 +231,22 @@ def test_bad_input_is_one_line_and_code_2(arguments, says, capsys):
 def test_the_figure_shows_peers_and_the_depths_of_the_zoo(tmp_path):
     name = qsr.zoo.names()[0]
     rows = (
-        bench.Row("ours", "packed", 1, 16, 10.0, 11.0),
-        bench.Row("pytorch", "ordinary", 1, 16, 100.0, 110.0),
-        bench.Row("ncnn-int8", "collapsed", 1, 16, 30.0, 31.0),
-        *(bench.Row(name, "depth", 1, depth, depth, depth) for depth in (16, 8, 4)),
+        engine.Row("ours", "packed", 1, 16, 10.0, 11.0),
+        engine.Row("pytorch", "ordinary", 1, 16, 100.0, 110.0),
+        engine.Row("ncnn-int8", "collapsed", 1, 16, 30.0, 31.0),
+        *(engine.Row(name, "depth", 1, depth, depth, depth) for depth in (16, 8, 4)),
     )
-    report = bench.Report("network", "", {}, 16, 1, 1000, {}, rows)
-    light, dark = bench_report.write_figure(report, tmp_path / "speed.png")
+    report = engine.Report("network", "", {}, 16, 1, 1000, {}, rows)
+    light, dark = report.write_figure(report, tmp_path / "speed.png")
     assert light.stat().st_size > 5000 and dark.name == "speed_dark.png"
     with pytest.raises(ValueError, match="no times"):
-        bench_report.figure(bench.Report("kernel", "", {}, 16, 1, 1000, {}, ()))
+        report.figure(engine.Report("kernel", "", {}, 16, 1, 1000, {}, ()))
 
 
 def test_a_random_network_and_a_zoo_model_of_one_name_keep_files_of_their_own(tmp_path):
-    lr = bench.picture(SIZE)
+    lr = engine.picture(SIZE)
     config = qsr.quantsr_c(4, 4, blocks=1, features=8)
-    one, two = (bench.random_network(replace(config, features=f), SIZE) for f in (8, 4))
-    ours = bench.packed_contender("same", one, 1, lr, tmp_path)
-    bench.packed_contender("same", two, 1, lr, tmp_path, "depth")
+    one, two = (engine.random_network(replace(config, features=f), SIZE) for f in (8, 4))
+    ours = engine.packed_contender("same", one, 1, lr, tmp_path)
+    engine.packed_contender("same", two, 1, lr, tmp_path, "depth")
     assert rows_of(ours)["same"].best_ms is not None

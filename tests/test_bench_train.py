@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import qsr
-from qsr import bench_train, cli
+from qsr import cli
+from qsr.bench import training
 
 
 def test_peak_memory_counts_what_is_alive_at_one_time():
@@ -16,13 +17,13 @@ def test_peak_memory_counts_what_is_alive_at_one_time():
         del a
         return torch.empty(500), b
 
-    assert bench_train.peak_memory(step) == 4 * 3000
+    assert training.peak_memory(step) == 4 * 3000
 
 
 def test_the_joint_step_needs_the_memory_of_its_deepest_depth_and_fused_layers_less(tmp_path):
     config = qsr.quantsr_c(2, 4, blocks=4, features=16)
     # Large enough for activations to outweigh the gradients of the depths before the deepest.
-    report = bench_train.bench_train(config, patch=24, batch=4, rounds=1)
+    report = training.bench_train(config, patch=24, batch=4, rounds=1)
     rows = {row["name"]: row for row in report["rows"]}
     one, plain, joint = (
         rows[name]["memory"] for name in ("quantised", "quantised, plain PyTorch", "joint, 4/2/1")
@@ -30,12 +31,12 @@ def test_the_joint_step_needs_the_memory_of_its_deepest_depth_and_fused_layers_l
     assert one <= joint <= 1.1 * one
     assert one < 0.9 * plain
     assert all(row["best_ms"] > 0 for row in rows.values())
-    assert "| joint, 4/2/1 |" in bench_train.table(report)
+    assert "| joint, 4/2/1 |" in training.table(report)
 
 
 def test_a_network_in_full_precision_is_refused():
     with pytest.raises(ValueError, match="`bits` is None"):
-        bench_train.bench_train(qsr.srresnet(2))
+        training.bench_train(qsr.srresnet(2))
 
 
 def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):

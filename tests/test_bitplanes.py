@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsr.bitplanes import BitPlanes, pack_codes, unpack_codes, words_for
+from qsr.integer.bitplanes import BitPlanes, pack_codes, unpack_codes, words_for
 from qsr.quantizer import QuantSpec
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import qsr
-from qsr.cadyq import enlarge_patchwise, looking_at
+from qsr.baselines.cadyq import enlarge_patchwise, looking_at
 
 SMALL = {"features": 8, "blocks": 2, "depths": (2,), "quantizer": "cadyq"}
 

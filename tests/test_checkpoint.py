@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import qsr
-from qsr import checkpoint
-from qsr.checkpoint import (
-    config_from_json,
-    config_to_json,
-    describe,
-    list_checkpoints,
-    load_checkpoint,
-    load_model,
-    load_optimizer,
-    save_checkpoint,
-)
+from qsr.models import file
+from qsr.models.file import config_from_json, config_to_json, describe, load_model
+from qsr.runs import checkpoints
+from qsr.runs.checkpoints import list_checkpoints, load_checkpoint, load_optimizer, save_checkpoint
 
 SMALL = {"features": 4, "blocks": 3}
 CONFIGS = {
@@ -47,7 +40,7 @@ def rewritten(source, target, tensors=None, **metadata):
     tensors = load_file(source) if tensors is None else tensors
     described = {**describe(source), **metadata}
     described = {k: v for k, v in described.items() if v is not None}
-    sha256 = metadata.get("sha256", checkpoint.digest(described, tensors))
+    sha256 = metadata.get("sha256", file.digest(described, tensors))
     save_file(tensors, target, {**described, "sha256": sha256})
     return target
 
@@ -240,7 +233,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(model_file, monk
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(checkpoint, "save_file", save_half)
+    monkeypatch.setattr(checkpoints, "save_file", save_half)
     with pytest.raises((ValueError, KeyboardInterrupt)) as raised:
         qsr.save(model_file, network())
     assert model_file.read_bytes() == before
@@ -316,7 +309,7 @@ def test_a_checkpoint_that_fails_half_way_is_not_there(tmp_path, monkeypatch):
     def full_disk(tensors, path):
         raise OSError(errno.ENOSPC, "No space left")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(checkpoints, "save_file", full_disk)
     with pytest.raises(ValueError, match="No space left"):
         save_checkpoint(tmp_path, net, optimizer, 2, qsr.TrainConfig())
     assert list(tmp_path.iterdir()) == [first]

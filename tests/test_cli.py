@@ -16,10 +16,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import qsr
-from qsr import _cli_train, _cli_use, cli, reproduce, zoo
-from qsr._cli_common import DEFAULT_MODEL
-from qsr.checkpoint import describe, list_checkpoints
-from qsr.data import textures
+from qsr import cli
+from qsr.cli import train as cli_train
+from qsr.cli import use as cli_use
+from qsr.cli.common import DEFAULT_MODEL
+from qsr.images.data import textures
+from qsr.models import zoo
+from qsr.models.file import describe
+from qsr.paper import table2
+from qsr.runs.checkpoints import list_checkpoints
 
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 
@@ -186,7 +191,7 @@ def test_the_default_model_is_one_that_comes_with_qsr():
 
 
 def test_reproduce_prints_the_table_as_text_or_json(qsr_command, monkeypatch):
-    monkeypatch.setattr(reproduce, "table2", lambda json: '{"rows": []}' if json else "Table 2")
+    monkeypatch.setattr(table2, "table2", lambda json: '{"rows": []}' if json else "Table 2")
     assert qsr_command("reproduce", "table2") == (0, "Table 2\n", "")
     assert json.loads(qsr_command("reproduce", "table2", "--json")[1]) == {"rows": []}
 
@@ -196,7 +201,7 @@ def test_demo_prints_its_rows_and_where_the_pictures_are(qsr_command, monkeypatc
         {"scale": 2, "model": "bicubic", "blocks": None, "psnr_y": 30.0, "bytes": None, "ms": 1.0},
         {"scale": 2, "model": "mine", "blocks": 8, "psnr_y": 31.25, "bytes": 5000, "ms": 9.5},
     ]
-    monkeypatch.setattr(_cli_use, "demo", lambda out: (rows, Path(out) / "before_after.png"))
+    monkeypatch.setattr(cli_use, "demo", lambda out: (rows, Path(out) / "before_after.png"))
     code, out, _ = qsr_command("demo", "--out", "there")
     assert code == 0 and "31.25 dB" in out and "there/before_after.png" in out
     assert json.loads(qsr_command("demo", "--json")[1])["rows"] == rows
@@ -352,8 +357,8 @@ def test_a_read_only_folder_gives_one_line(refused, model):
 def test_a_closed_folder_is_told_before_the_work(refused, models, monkeypatch):
     picture("a.png"), Path("out").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "out")
-    monkeypatch.setattr(_cli_use, "upscale_picture", pytest.fail)
-    monkeypatch.setattr(_cli_train, "fit", pytest.fail)
+    monkeypatch.setattr(cli_use, "upscale_picture", pytest.fail)
+    monkeypatch.setattr(cli_train, "fit", pytest.fail)
     model = models / "packed.qsr"
     for out in ("out", "out/b.png", "out/new/b.png"):
         err = refused("upscale", "a.png", out, "--model", model)
@@ -376,7 +381,7 @@ def test_running_out_of_memory_gives_one_line(refused, model, monkeypatch, error
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr(_cli_use, "upscale_picture", fail)
+    monkeypatch.setattr(cli_use, "upscale_picture", fail)
     assert "--memory" in refused("upscale", picture("a.png"), "b.png", "--model", model)
 
 
@@ -384,7 +389,7 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(qsr_command, here, model, monk
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_cli_use, "upscale_picture", interrupt)
+    monkeypatch.setattr(cli_use, "upscale_picture", interrupt)
     code, out, err = qsr_command("upscale", picture("a.png"), "new/b.png", "--model", model)
     assert (code, out, err) == (130, "", "qsr: interrupted\n") and files(here) == ["a.png"]
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from qsr.backbone import QuantSR, quantsr_c, quantsr_t, slice_depth, srresnet, swinir_s
-from qsr.complexity import RULES, complexity, walk
-from qsr.depth import DepthPlan
+from qsr.backbone import DepthPlan, QuantSR, slice_depth
+from qsr.config import quantsr_c, quantsr_t, srresnet, swinir_s
 from qsr.layers import calibrate
+from qsr.paper.costs import RULES, complexity, walk
 
 quick = settings(deadline=None, max_examples=15)
 SCALES = st.sampled_from([2, 3, 4])

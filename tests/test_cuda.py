@@ -15,14 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsr import _native, kernels, reference
+from qsr.integer import kernels, reference
 from qsr.quantizer import QuantSpec
+from qsr.system import native
 
-CSRC = _native.CSRC
+CSRC = native.CSRC
 NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no CUDA toolkit: nvcc not found")
 needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or not _native.load().cuda, reason="no GPU, or no CUDA kernels"
+    not torch.cuda.is_available() or not native.load().cuda, reason="no GPU, or no CUDA kernels"
 )
 KERNELS = ("conv2d_cuda.cu", "linear_cuda.cu", "attention_cuda.cu")
 
@@ -154,7 +155,7 @@ def test_the_threads_of_attention_compute_the_bits_of_the_reference(
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90"])
 def test_the_device_code_compiles_without_spilling_registers(tmp_path, architecture):
     for name in KERNELS:
-        options = [*_native.NVCC_FLAGS, "-std=c++20", f"-arch={architecture}", "-cubin"]
+        options = [*native.NVCC_FLAGS, "-std=c++20", f"-arch={architecture}", "-cubin"]
         command = [NVCC, *options, "-Xptxas", "-v", str(CSRC / name), "-o", str(tmp_path / "x")]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -165,10 +166,10 @@ def test_the_device_code_compiles_without_spilling_registers(tmp_path, architect
 @needs_nvcc
 def test_the_launcher_compiles_against_this_torch(tmp_path):
     include = Path(torch.__file__).parent / "include"
-    options = ["-std=c++20", f"-I{include}", _native.TORCH_TARGET, "-DUSE_CUDA", "-arch=sm_90"]
+    options = ["-std=c++20", f"-I{include}", native.TORCH_TARGET, "-DUSE_CUDA", "-arch=sm_90"]
     source = ["-x", "cu", "-c", str(CSRC / "ops_cuda.cpp"), "-o", str(tmp_path / "ops.o")]
     done = subprocess.run(
-        [NVCC, *_native.NVCC_FLAGS, *options, *source], capture_output=True, text=True
+        [NVCC, *native.NVCC_FLAGS, *options, *source], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from qsr.data import (
+from qsr.images.data import (
     PICTURES,
     Patches,
     contents,
@@ -26,8 +26,9 @@ from qsr.data import (
     photo,
     textures,
 )
-from qsr.image import imresize, read, rgb_to_y, size, to_array, to_uint8
-from qsr.metrics import psnr_plane, psnr_y, ssim_plane, ssim_y
+from qsr.images.metrics import psnr_plane, psnr_y, ssim_plane, ssim_y
+from qsr.images.picture import read, rgb_to_y, size, to_array, to_uint8
+from qsr.images.resize import imresize
 
 
 def save(path: Path, height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import qsr
-from qsr.distill import attention_map, transfer_loss
-from qsr.train import Lesson, Objective
+from qsr.objective import Lesson, Objective, attention_map, transfer_loss
 
 STUDENT = qsr.quantsr_c(2, 4, blocks=2, depths=(2, 1), features=8)
 

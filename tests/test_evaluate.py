@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 import qsr
-from qsr.data import Pair, make_pair, pairs, textures
-from qsr.evaluate import bicubic, evaluate
+from qsr.images.data import Pair, make_pair, pairs, textures
+from qsr.images.metrics import psnr_y, ssim_y
 from qsr.infer import enlarge
-from qsr.metrics import psnr_y, ssim_y
+from qsr.scores import bicubic, evaluate
 
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 

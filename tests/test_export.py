@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import qsr
-from qsr import cli, export
+from qsr import cli
+from qsr.export import onnx as export
 
 INSTALL = "pip install 'qsr[onnx]'"
 onnx = pytest.importorskip("onnx", reason=f"needs onnx: {INSTALL}")

@@ -4,7 +4,6 @@ On the CPU and on a GPU if there is one. With TRITON_INTERPRET=1 the kernels for
 place of those for the CPU, in Triton's interpreter: test_fake_quantize_triton.py has it so.
 """
 
-import importlib
 import os
 
 import pytest
@@ -13,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qsr
-from qsr import _native
-from qsr.fake_quantize import FakeQuantize, FusedForPhi, PhiSlope, fake_quantize, phi_slope
+from qsr.quantizer import FakeQuantize, PhiSlope, fake_quantize, phi_slope
+from qsr.system import fused, native
+from qsr.system.fused import FusedForPhi
 
 SHARPNESS = st.sampled_from([0.0, 0.3, 1.0, 2.0, 7.0, 300.0])
 SHAPES = [
@@ -31,7 +31,6 @@ SHAPES = [
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-FAKE_QUANTIZE = importlib.import_module("qsr.fake_quantize")
 GPU = pytest.param(
     "cuda",
     marks=[
@@ -46,11 +45,11 @@ def device(request):
     """Where the tensors of a test lie, so that the kernels under test are those that run there."""
     with pytest.MonkeyPatch.context() as patch:
         if INTERPRETED:
-            from qsr import fake_quantize_triton
+            from qsr.system import fused_triton
 
-            patch.setattr(FAKE_QUANTIZE, "_kernels", lambda device: fake_quantize_triton)
+            patch.setattr(fused, "_kernels", lambda device: fused_triton)
         elif request.param == "cpu":
-            assert _native.load().native
+            assert native.load().native
         yield request.param
 
 
@@ -268,7 +267,7 @@ def test_a_compiled_layer_learns_as_one_that_is_not():
     ],
 )
 def test_the_kernels_refuse_what_could_read_outside(device, arguments, words):
-    kernels = FAKE_QUANTIZE._kernels(torch.device(device))
+    kernels = fused._kernels(torch.device(device))
     with torch.device(device), pytest.raises((RuntimeError, ValueError), match=words):
         kernels.fake_quantize(*arguments(torch.zeros(2, 4)), torch.zeros(2, 4))
 

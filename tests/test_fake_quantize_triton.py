@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qsr.fake_quantize import _kernels, _triton_kernels
+from qsr.system.fused import _kernels, _triton_kernels
 
 FLOATS = ("qmin", "qmax", "sharpness", "slope_scale")
 SIZES = ("lanes", "length", "lane_stride", "stride", "steps", "channels")
@@ -38,7 +38,7 @@ def test_without_triton_or_on_a_gpu_too_old_for_it_the_definition_runs(monkeypat
 def test_a_tensor_on_a_gpu_gets_the_kernels_in_triton(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     kernels = _triton_kernels.__wrapped__(torch.device("cuda:0"))
-    assert kernels.__name__ == "qsr.fake_quantize_triton"
+    assert kernels.__name__ == "qsr.system.fused_triton"
 
 
 @needs_triton
@@ -62,9 +62,9 @@ def compiled(kernel, x, step, tau, **constants):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from qsr import fake_quantize_triton
+    from qsr.system import fused_triton
 
-    plan = fake_quantize_triton._plan(x, step, tau, 1, -8, 7)
+    plan = fused_triton._plan(x, step, tau, 1, -8, 7)
     sizes = dict(zip(SIZES, plan.sizes, strict=True))
     constants |= {**plan.tile, **{name: 1 for name, size in sizes.items() if size == 1}}
     if tau is None:
@@ -81,7 +81,7 @@ def compiled(kernel, x, step, tau, **constants):
             attributes[place,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     target = GPUTarget("cuda", 90, 32)
-    return triton.compile(source, target=target, options=fake_quantize_triton.OPTIONS)
+    return triton.compile(source, target=target, options=fused_triton.OPTIONS)
 
 
 @needs_triton
@@ -92,7 +92,7 @@ def compiled(kernel, x, step, tau, **constants):
 def test_the_kernels_compile_for_an_h100(layout, which, codes, tmp_path, monkeypatch):
     from triton import knobs
 
-    from qsr import fake_quantize_triton
+    from qsr.system import fused_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     x, step, tau = torch.zeros(8, 64, 24, 24), torch.ones(()), torch.zeros(1, 64, 1, 1)
@@ -103,12 +103,10 @@ def test_the_kernels_compile_for_an_h100(layout, which, codes, tmp_path, monkeyp
     elif layout == "odd":
         x, tau = torch.zeros(2, 3, 17, 19), torch.zeros(1, 3, 1, 1)
     if which == "forward":
-        kernel = compiled(fake_quantize_triton._forward, x, step, tau, CODES=codes)
+        kernel = compiled(fused_triton._forward, x, step, tau, CODES=codes)
     else:
         straight = which == "backward of LSQ"
-        kernel = compiled(
-            fake_quantize_triton._backward, x, step, tau, STRAIGHT=straight, CODES=codes
-        )
+        kernel = compiled(fused_triton._backward, x, step, tau, STRAIGHT=straight, CODES=codes)
 
     ptx = kernel.asm["ptx"]
     assert "div.rn.f32" in ptx  # IEEE's, as PyTorch's

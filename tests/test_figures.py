@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 import qsr
-from qsr import figures, records, zoo
 from qsr.cli import main
-from qsr.fake_quantize import phi_slope
-from qsr.figures import Budget, comparison, figure1, figure2, figure3, figure4, phi_effect
+from qsr.models import zoo
+from qsr.paper import figures, records
+from qsr.paper.figures import Budget, comparison, figure1, figure2, figure3, figure4, phi_effect
+from qsr.quantizer import phi_slope
 
 LITTLE = Budget(full=2, quantised=1)
 

@@ -15,14 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qsr.image import (
+from qsr.images.picture import (
     MAX_PIXELS,
     Picture,
     check_pictures,
     crop_border,
     from_array,
     from_pil,
-    imresize,
     read,
     rgb_to_y,
     to_array,
@@ -30,6 +29,7 @@ from qsr.image import (
     to_uint8,
     write,
 )
+from qsr.images.resize import imresize
 
 quick = settings(deadline=None, max_examples=40)
 

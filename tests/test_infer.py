@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import qsr
-from qsr import infer
-from qsr.infer import enlarge, halo, pixel_bytes, strips, upscale
+from qsr.config import ConvConfig
+from qsr.infer import enlarge, strips, upscale
 
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 
@@ -46,8 +46,8 @@ def model(packed):
 def memory_for(model, blocks, width, units):
     """GB that hold a strip of `units` rows of windows or tail tiles and its halo, hardly more."""
     unit = math.lcm(model.config.window, 4)
-    reach = -(-halo(model.config, blocks) // unit) * unit
-    return 1.0001 * pixel_bytes(model) * width * (2 * reach + units * unit) / 1e9
+    reach = -(-model.config.reach(blocks) // unit) * unit
+    return 1.0001 * model.pixel_bytes * width * (2 * reach + units * unit) / 1e9
 
 
 # Strips -------------------------------------------------------------------------------------------
@@ -70,14 +70,14 @@ def rows_seen(net, first, last, height, width):
 @pytest.mark.parametrize("blocks", [1, 2, 4])
 def test_the_halo_is_exactly_as_far_as_a_convolutional_network_sees(scale, blocks):
     config = qsr.srresnet(scale, blocks=blocks, features=8)
-    reach = halo(config)
+    reach = config.reach(config.blocks)
     assert rows_seen(qsr.QuantSR(config), 16, 16, 33, 5) == (reach, reach)
 
 
 @pytest.mark.parametrize("blocks, layers", [(1, 1), (1, 2), (2, 2)])
 def test_the_halo_of_a_swin_network_is_as_far_as_it_sees_in_whole_windows(blocks, layers):
     config = qsr.swinir_s(2, blocks=blocks, features=4, layers=layers, heads=2, window=4)
-    reach = halo(config)
+    reach = config.reach(config.blocks)
     seen = rows_seen(qsr.QuantSR(config), 24, 27, 52, 4)  # one row of windows
     assert tuple(-(-rows // 4) * 4 for rows in seen) == (reach, reach)
 
@@ -99,7 +99,7 @@ def test_the_strips_of_that_test_are_several(packed, name, height):
     config = CONFIGS[name]
     for depth in config.depths:
         limit = memory_for(packed[name], depth, 9, 1)
-        assert len(strips(height, 9, config, depth, limit, pixel_bytes(packed[name]))) > 3
+        assert len(strips(height, 9, config, depth, limit, packed[name].pixel_bytes)) > 3
 
 
 @pytest.mark.parametrize("depth", CONFIGS["C"].depths)
@@ -108,7 +108,8 @@ def test_with_four_rows_of_halo_less_the_bits_differ(model, monkeypatch, depth):
     limit = memory_for(model, depth, 9, 1)
     whole = enlarge(lr, model, depth)
     # The halo is a multiple of 4 rows at every depth, so one less would be rounded up again.
-    monkeypatch.setattr(infer, "halo", lambda *args: halo(*args) - 4)
+    reach = ConvConfig.reach
+    monkeypatch.setattr(ConvConfig, "reach", lambda *args: reach(*args) - 4)
     assert not torch.equal(enlarge(lr, model, depth, memory=limit), whole)
 
 
@@ -134,7 +135,7 @@ def test_strips_keep_every_row_once_and_stay_within_the_memory(
         plan = strips(height, width, config, depth, needed, pixel)
         memory = needed
     unit = math.lcm(config.window, 4)
-    reach = -(-halo(config, depth) // unit) * unit
+    reach = -(-config.reach(depth) // unit) * unit
     assert [row for first, last, *_ in plan for row in (first, last)] == [
         0,
         *(row for first, *_ in plan[1:] for row in (first, first)),
@@ -181,7 +182,7 @@ for config, memory in [
     before = resident("VmRSS")
     sr = infer.enlarge(lr, model, memory=memory)
     used = resident("VmHWM") - before - sr.nbytes
-    print(used, min(infer.pixel_bytes(model) * 320 * 240, int(memory * 1e9)))
+    print(used, min(model.pixel_bytes * 320 * 240, int(memory * 1e9)))
 """
 
 

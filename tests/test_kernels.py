@@ -6,8 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from qsr import kernels, reference
-from qsr.bitplanes import BitPlanes
+from qsr.integer import kernels, reference
+from qsr.integer.bitplanes import BitPlanes
 from qsr.quantizer import QuantSpec
 
 
@@ -178,7 +178,7 @@ def test_linear_is_the_matrix_product(bits, signed, rows, channels, seed):
     seed=st.integers(0, 2**20),
 )
 def test_native_packing_writes_the_words_of_the_format(bits, signed, groups, per_group, size, seed):
-    from qsr import bitplanes
+    from qsr.integer import bitplanes
 
     codes = make_codes((*size, groups * per_group), bits, signed, seed=seed)
     planes = kernels.pack_codes(codes, bits=bits, signed=signed, groups=groups)

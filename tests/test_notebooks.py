@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import qsr
-from qsr.student import source_of, tags, without_solutions
+from qsr.course.student import source_of, tags, without_solutions
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))

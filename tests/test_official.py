@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import qsr
-from qsr import official
+from qsr.models import official
 
 
 def released(scale=4, blocks=3, features=4, bits=4):

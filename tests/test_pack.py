@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import qsr
-from qsr import kernels
-from qsr.backbone import NetworkConfig
-from qsr.pack import FloatConv2d, PackedConv2d, PackedLinear, PackedMatmul, PackedModel
+from qsr.config import NetworkConfig
+from qsr.integer import kernels
+from qsr.integer.packing import FloatConv2d, PackedConv2d, PackedLinear, PackedMatmul, PackedModel
 
 SMALL = {"features": 8, "blocks": 3, "depths": (3, 2, 1)}
 SMALL_SWIN = {**SMALL, "layers": 2, "heads": 2, "window": 4}

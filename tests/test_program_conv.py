@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qsr
-from qsr import program_conv
-from qsr.program_conv import ConvProgram
+from qsr.integer import program_conv
+from qsr.integer.program_conv import ConvProgram
 
 torch.set_num_threads(1)
 SMALL = {"features": 8, "blocks": 4, "depths": (4, 2, 1)}

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import qsr
-from qsr import _native, program_swin, reference
-from qsr.program_conv import code_map_bytes
-from qsr.program_swin import SwinProgram
+from qsr.integer import program_swin, reference
+from qsr.integer.program_conv import code_map_bytes
+from qsr.integer.program_swin import SwinProgram
+from qsr.system import native
 
 TINY = {"blocks": 2, "features": 12, "layers": 2, "heads": 2, "window": 4}
 CONFIGS = {
@@ -118,7 +119,7 @@ def test_a_wrong_kernel_is_refused_and_a_float_network_has_no_program():
 
 @pytest.mark.parametrize("features", [1, 12, 60, 64, 130])
 def test_layer_norm_of_every_kernel_is_the_reference(features):
-    _native.load()
+    native.load()
     channels = program_swin.padded(features)
     x = torch.zeros(50, channels)
     x[:, :features] = 3 * torch.randn(50, features) + 1

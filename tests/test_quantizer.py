@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qsr
-from qsr.fake_quantize import phi, phi_slope
-from qsr.quantizer import to_codes
+from qsr.quantizer import phi, phi_slope, to_codes
 
 BITS = st.integers(2, 8)
 SEEDS = st.integers(0, 2**20)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import qsr
-from qsr import records
 from qsr.cli import main
-from qsr.data import held_out
-from qsr.evaluate import evaluate
-from qsr.records import in_words, make_record, read_records, record_name, write_record
-from qsr.table1 import table1
+from qsr.images.data import held_out
+from qsr.paper import records
+from qsr.paper.records import in_words, make_record, read_records, record_name, write_record
+from qsr.paper.table1 import table1
+from qsr.scores import evaluate
 
 NAME = "quantsr-c-x2-w4a4"
 TINY = ["--network-blocks", "2", "--features", "4", "--patch", "8", "--batch", "2", "--steps", "4"]

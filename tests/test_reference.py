@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from qsr import reference
-from qsr.bitplanes import pack_codes, unpack_codes
+from qsr.integer import reference
+from qsr.integer.bitplanes import pack_codes, unpack_codes
 from qsr.quantizer import QuantSpec
 
 

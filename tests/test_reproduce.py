@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsr.reproduce import EXPLANATIONS, TABLE2, judge, table2, table2_rows
+from qsr.paper.table2 import EXPLANATIONS, TABLE2, judge, table2, table2_rows
 
 
 @pytest.fixture(scope="module")

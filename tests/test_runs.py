@@ -14,10 +14,11 @@ from test_train import Noise
 from torch import distributed as dist
 
 import qsr
-from qsr import checkpoint, distributed, runs
-from qsr.checkpoint import find_best, list_checkpoints, load_checkpoint
-from qsr.data import held_out, make_pair, textures
-from qsr.runlog import read_log
+from qsr.images.data import held_out, make_pair, textures
+from qsr.runs import fit as runs
+from qsr.runs.checkpoints import find_best, list_checkpoints, load_checkpoint
+from qsr.runs.log import read_log
+from qsr.system import distributed
 
 CONV = qsr.quantsr_c(2, 4, blocks=4, features=8)
 CONFIG = qsr.TrainConfig(
@@ -106,7 +107,7 @@ def test_the_average_of_a_run_is_calibrated_and_resumes_exactly(tmp_path):
     for _ in range(CONFIG.steps):
         qsr.fit(network(), patches(), CONFIG, parts, max_seconds=0)
     files = [list_checkpoints(f)[-1] / "average.safetensors" for f in (whole, parts)]
-    a, b = (checkpoint.load_file(file) for file in files)
+    a, b = (file.load_file(file) for file in files)
     assert same(a, b)
     net = network()
     net.load_state_dict(a)
@@ -262,7 +263,7 @@ def same_run(a, b):
         folders = [sorted(f.glob(f"{kind}-*"))[-1] for f in (a, b)]
         assert folders[0].name == folders[1].name
         for file in folders[0].glob("*.safetensors"):
-            mine, theirs = (checkpoint.load_file(f / file.name) for f in folders)
+            mine, theirs = (file.load_file(f / file.name) for f in folders)
             assert same(mine, theirs), file.name
     timed = ("seconds", "images_per_s")
     logs = [

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from qsr.student import source_of, tags, without_solution, without_solutions, write
+from qsr.course.student import source_of, tags, without_solution, without_solutions, write
 
 
 def cell(source: str, *tags: str, kind: str = "code") -> dict:

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 import qsr
-from qsr import records, reproduce, table1, zoo
-from qsr.data import textures
-from qsr.table1 import MISPRINTS, TABLE1, chosen_rows, intended, lines, measure
-from qsr.table1_report import as_json, empty_cells, markdown, misprints, text
-from qsr.zoo import write_card
+from qsr.images.data import textures
+from qsr.models import zoo
+from qsr.models.zoo import write_card
+from qsr.paper import records, table1, table2
+from qsr.paper.table1 import MISPRINTS, TABLE1, chosen_rows, intended, lines, measure
+from qsr.paper.table1_report import as_json, empty_cells, markdown, misprints, text
 
 NAME = "quantsr-c-x4-w4a4"
 GOOD = {"psnr_y": 32.2, "gained_in_last_fifth": 0.01}
@@ -100,7 +101,7 @@ def test_table_2_repeats_the_psnr_of_set5_at_x4():
         "QuantSR-C": "quantsr-c-x4-w{0}a{0}",
         "QuantSR-T": "quantsr-t-x4-w{0}a{0}",
     }
-    for row in reproduce.TABLE2:
+    for row in table2.TABLE2:
         assert printed[names[row.method].format(row.bits), row.blocks] == row.psnr_table1
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import qsr
-from qsr.tail import CollapsedTail, axis_classes, collapse, winograd_weights
+from qsr.integer.tail import CollapsedTail, axis_classes, collapse, winograd_weights
 
 torch.set_num_threads(1)
 NETWORKS = {

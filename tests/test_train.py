@@ -8,10 +8,12 @@ import torch
 from torch.nn import functional as F
 
 import qsr
-from qsr import checkpoint, train
-from qsr.checkpoint import list_checkpoints, load_checkpoint
+from qsr import train
+from qsr.models import file
 from qsr.quantizer import Quantizer
-from qsr.runlog import read_log
+from qsr.runs import checkpoints
+from qsr.runs.checkpoints import list_checkpoints, load_checkpoint
+from qsr.runs.log import read_log
 
 CONV = qsr.quantsr_c(2, 4, blocks=4, features=8)
 SWIN = qsr.quantsr_t(2, 4, blocks=2, features=4, layers=2, heads=2, window=4)
@@ -371,7 +373,7 @@ def test_a_run_killed_between_checkpoints_repeats_its_last_steps(tmp_path, unint
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     tmp_path, uninterrupted, monkeypatch
 ):
-    save_file = checkpoint.save_file
+    save_file = file.save_file
 
     def killed_at_step_6(tensors, path):
         if "step-00000006" in str(path) and path.name == "exp_avg.safetensors":
@@ -380,7 +382,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
         save_file(tensors, path)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(checkpoint, "save_file", killed_at_step_6)
+        patch.setattr(checkpoints, "save_file", killed_at_step_6)
         qsr.fit(network(), Noise(), CONFIG, tmp_path)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000003"]
     net = network()

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from qsr import viz
-from qsr.image import to_uint8
-from qsr.viewers import INK, PALETTE, STYLE, Compare, Frames, figure
+from qsr.course import viz
+from qsr.course.viewers import INK, PALETTE, STYLE, Compare, Frames, figure
+from qsr.images.picture import to_uint8
 
 WHITE, SLATE, NIGHT = "#ffffff", "#1e2129", "#111111"  # pages: light; dark site; dark JupyterLab
 

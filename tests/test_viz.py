@@ -10,14 +10,16 @@ import torch
 from matplotlib import rc_context
 from PIL import Image
 
-from qsr import viz, zoo
-from qsr.backbone import QuantSR, quantsr_c
-from qsr.checkpoint import save
-from qsr.image import read, to_uint8
+from qsr.backbone import QuantSR
+from qsr.config import quantsr_c
+from qsr.course import viz
+from qsr.course.viz import Row, before_after, demo
+from qsr.images.metrics import psnr_y
+from qsr.images.picture import read, to_uint8
+from qsr.integer.packing import pack
 from qsr.layers import calibrate
-from qsr.metrics import psnr_y
-from qsr.pack import pack
-from qsr.viz import Row, before_after, demo
+from qsr.models import zoo
+from qsr.models.file import save
 
 
 @pytest.fixture

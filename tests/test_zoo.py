@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import qsr
-from qsr import zoo
-from qsr.backbone import preset
-from qsr.evaluate import Agreement, Scores
+from qsr.config import preset
+from qsr.models import zoo
+from qsr.scores import Agreement, Scores
 
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 

@@ -1,0 +1,28 @@
+// What the CUDA files have in common: one thread an output, and an error as text.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "cuda/core.h"
+
+namespace qsr {
+
+constexpr int kThreads = 256;
+
+// Blocks for `count` threads; the kernels stride over what exceeds the grid.
+inline unsigned blocks_for(int64_t count) {
+  const int64_t blocks = (count + kThreads - 1) / kThreads;
+  return static_cast<unsigned>(blocks < (1 << 20) ? blocks : 1 << 20);
+}
+
+// The work of a thread: each output of [0, count) that falls to it.
+#define QSR_FOR_EACH(index, count)                                                                 \
+  for (int64_t index = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; index < count; \
+       index += static_cast<int64_t>(gridDim.x) * blockDim.x)
+
+// conv2d_cuda.cu, linear_cuda.cu, attention_cuda.cu: launch on `stream`. Jobs hold device pointers;
+// counts are above 0.
+cudaError_t conv2d_cuda(const Conv2d&, cudaStream_t stream);
+cudaError_t linear_cuda(const Conv2d&, cudaStream_t stream);
+cudaError_t attention_cuda(const CudaAttention&, cudaStream_t stream);
+
+}  // namespace qsr

@@ -1,0 +1,235 @@
+"""CADyQ: quantizers that choose their width for every picture and every layer.
+
+A flat sky needs fewer bits than a fence. Content-Aware Dynamic Quantization puts three PAMS
+quantizers of 4, 6 and 8 bits beside each other in front of every layer, and a *selector* that picks
+one of them for each picture of the batch:
+
+    logits = Linear([mean |d/dx|, mean |d/dy|, standard deviation of each channel of the input])
+    choice = one-hot of the largest logit           forward
+             softmax(logits)                        backward, for the values and for the bits
+
+The two gradients are those of the low-resolution picture, grey, times 1000: the same for all layers
+of a pass. So a pass through a network has a *scene*, which the quantizers look at and in which they
+note the bits that they chose:
+
+    with looking_at(lr) as scene:
+        sr = net(lr)
+    scene.mean_bits()
+
+Training adds `bit_weight * scene.cost()` to the loss, which pulls towards fewer bits. Weights have
+8 bits always. Large pictures are worked off in patches of 96 x 96 pixels, each with bits of its own
+(`enlarge_patchwise`). Since widths change from picture to picture, such a network is not packed.
+
+Source: CADyQ (Hong et al., ECCV 2022) and its released code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from .largest import PAMS
+
+GREY = (0.299, 0.587, 0.114)  # of RGB, BT.601
+
+
+@dataclass
+class Scene:
+    """What the quantizers of one pass look at, and what they chose.
+
+    lr: float RGB [N, 3, H, W] in [0, 1]. bits: for each quantizer in the order of execution, the
+    width chosen for each picture, [N], with the gradient of the expected width. expected: the
+    expected widths, [N], without gradient.
+    """
+
+    lr: Tensor
+    bits: list[Tensor] = field(default_factory=list)
+    expected: list[Tensor] = field(default_factory=list)
+
+    @cached_property
+    def gradients(self) -> Tensor:
+        """1000 times the mean of |d/dx| and of |d/dy| of each grey picture: [N, 2]."""
+        weights = torch.tensor(GREY, device=self.lr.device, dtype=self.lr.dtype)
+        grey = torch.einsum("nchw,c->nhw", self.lr.detach(), weights)
+        return torch.stack([1000 * _mean_difference(grey, dim) for dim in (2, 1)], dim=1)
+
+    def cost(self) -> Tensor:
+        """Sum over the quantizers of chosen / expected width, mean over the pictures: a scalar."""
+        return sum(b / e for b, e in zip(self.bits, self.expected, strict=True)).mean()
+
+    def mean_bits(self) -> float:
+        """The mean width of activations over pictures and quantizers."""
+        return torch.stack(self.bits).mean().item()
+
+
+def _mean_difference(grey: Tensor, dim: int) -> Tensor:
+    """Mean absolute difference of neighbours of [N, H, W] along dim: [N]; one pixel has none."""
+    difference = grey.diff(dim=dim).abs().flatten(1)
+    return difference.sum(1) / max(1, difference.shape[1])
+
+
+_scene: contextvars.ContextVar[Scene | None] = contextvars.ContextVar("scene", default=None)
+
+
+@contextlib.contextmanager
+def looking_at(lr: Tensor) -> Iterator[Scene]:
+    """The scene of a pass through a network with CADyQ quantizers. Inside another one: that one."""
+    scene = _scene.get()
+    if scene is not None:
+        yield scene
+        return
+    scene = Scene(lr)
+    token = _scene.set(scene)
+    try:
+        yield scene
+    finally:
+        _scene.reset(token)
+
+
+class HardChoice(torch.autograd.Function):
+    """softmax(logits) -> one-hot of the largest; the gradient passes straight to the softmax."""
+
+    @staticmethod
+    def forward(ctx, soft: Tensor) -> Tensor:
+        return torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad
+
+
+class CADyQ(PAMS):
+    """PAMS with two narrower ones beside it and a selector. For weights: PAMS.
+
+    bits: the widest of three widths, 2 apart; 8 in the paper, 6 or more. channels: of the input,
+    [N, channels, H, W]. Starts at the widest. Raises ValueError for other inputs or fewer bits.
+
+    >>> q = CADyQ(8, channels=4)
+    >>> x = torch.rand(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    >>> q.calibrate(x)
+    >>> with looking_at(torch.zeros(2, 3, 6, 6)) as scene:
+    ...     _ = q(x)
+    >>> scene.bits[0].tolist()
+    [8.0, 8.0]
+    """
+
+    one_grid = False  # pictures of a batch are on grids of their own
+    least_bits = (2, 6)  # of inputs the widest of three
+    convolutions_only = True
+    recipe = {"transfer": 1000.0, "transfer_blocks": 100.0, "bit_weight": 1e-4}
+    looking_at = staticmethod(looking_at)
+
+    def __init__(
+        self,
+        bits: int = 8,
+        *,
+        channels: int | None = None,
+        channel_dim: int = 1,
+        weights: bool = False,
+        **options,
+    ) -> None:
+        options = {"channels": channels, "channel_dim": channel_dim, **options}
+        super().__init__(bits, weights=weights, **options)
+        if weights:
+            return
+        if channels is None or channel_dim != 1:
+            raise ValueError(
+                f"`channels` is {channels} on dimension {channel_dim}; CADyQ is made for the "
+                "inputs [N, channels, H, W] of convolutions. Use another quantizer here."
+            )
+        self.narrower = nn.ModuleList(PAMS(8, **options) for _ in range(2))
+        self.set_bits(bits)
+        self.selector = nn.Linear(channels + 2, 3)
+        nn.init.ones_(self.selector.weight)  # no width is preferred, but for the bias
+        with torch.no_grad():
+            self.selector.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
+
+    def set_bits(self, bits: int) -> None:
+        """Change the widths to bits - 4, bits - 2 and bits; of weights to bits."""
+        super().set_bits(bits)
+        if hasattr(self, "narrower"):
+            if bits < 6:
+                raise ValueError(
+                    f"`bits` is {bits}; CADyQ chooses among bits - 4, bits - 2 and bits, each 2 or "
+                    "more. Use 6 to 8 (8 in the paper)."
+                )
+            for quantizer, less in zip(self.narrower, (4, 2), strict=True):
+                quantizer.set_bits(bits - less)
+
+    @property
+    def widths(self) -> Tensor:
+        """The three widths, narrowest first, float [3]."""
+        return self.selector.bias.new_tensor([self.bits - 4, self.bits - 2, self.bits])
+
+    def calibrate(self, x: Tensor) -> None:
+        """Set the clip of each width from the data x, as PAMS."""
+        super().calibrate(x)
+        for quantizer in [] if self.weights else self.narrower:
+            quantizer.calibrate(x)
+
+    def choose(self, x: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
+        """(hard, soft) choice of a width for each picture: [N, 3], narrowest first."""
+        spread = x.detach().flatten(2).std(2, unbiased=False)  # [N, channels]
+        soft = self.selector(torch.cat([scene.gradients, spread], dim=1)).softmax(1)
+        return HardChoice.apply(soft), soft
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x on the grid of the width chosen for each picture. Raises ValueError without a scene."""
+        if self.weights:
+            return super().forward(x)
+        scene = _scene.get()
+        if scene is None:
+            raise ValueError(
+                "CADyQ chooses bits by the picture, which it was not shown; run the network "
+                "inside `with qsr.CADyQ.looking_at(lr):`."
+            )
+        hard, soft = self.choose(x, scene)
+        scene.bits.append(hard @ self.widths)
+        scene.expected.append((soft @ self.widths).detach())
+        values = [*(quantizer(x) for quantizer in self.narrower), super().forward(x)]
+        return sum(hard[:, i, None, None, None] * value for i, value in enumerate(values))
+
+
+@torch.no_grad()
+def enlarge_patchwise(
+    net: Callable[[Tensor], Tensor], lr: Tensor, scale: int, side: int = 96, overlap: int = 6
+) -> tuple[Tensor, float]:
+    """Enlarge lr [1, 3, H, W] in patches that choose their bits apart: (sr, mean bits).
+
+    side: of a patch, in pixels of lr. overlap: of neighbours, halved between them. The mean is over
+    patches and layers, each patch counted once.
+    """
+    height, width = lr.shape[2:]
+    sr = lr.new_empty(1, 3, scale * height, scale * width)
+    bits = []
+    for top, first_row in _starts(height, side, overlap):
+        for left, first_column in _starts(width, side, overlap):
+            patch = lr[:, :, top : top + side, left : left + side]
+            with looking_at(patch) as scene:
+                out = net(patch)
+            bits.append(scene.mean_bits())
+            rows = slice(scale * first_row, scale * (top + side))
+            columns = slice(scale * first_column, scale * (left + side))
+            below, right = scale * (first_row - top), scale * (first_column - left)
+            sr[:, :, rows, columns] = out[:, :, below:, right:]
+    return sr, sum(bits) / len(bits)
+
+
+def _starts(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
+    """(start of a patch, first pixel taken from it) along one dimension, in order.
+
+    >>> _starts(200, 96, 6)
+    [(0, 0), (90, 93), (104, 145)]
+    """
+    starts = [*range(0, max(1, length - side), side - overlap), max(0, length - side)]
+    starts = list(dict.fromkeys(starts))
+    ends = [0] + [start + side for start in starts]
+    return [
+        (start, start and (start + end) // 2) for start, end in zip(starts, ends[:-1], strict=True)
+    ]

@@ -1,0 +1,131 @@
+"""The command `qsr bench`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..backbone import QuantSR
+from ..bench import engine, training
+from ..config import preset
+from ..integer.packing import PackedModel
+from ..models import zoo
+from ..system.files import replacing
+from .common import check_blocks, check_writable, complain
+
+BENCH_PRESETS = ["quantsr-c-x4-w4a4", "quantsr-c-x4-w2a2"]
+
+
+def add_bench(command) -> None:
+    """The command `qsr bench`."""
+    sub = command(
+        "bench", _bench, "Time kernels, a layer, or networks beside other engines.", threads=False
+    )
+    sub.add_argument(
+        "what", nargs="?", choices=["kernel", "layer", "network", "train"], default="network"
+    )
+    models = sub.add_mutually_exclusive_group()
+    models.add_argument("--model", nargs="+", metavar="NAME", help="zoo models, or .qsr files")
+    models.add_argument(
+        "--preset",
+        nargs="+",
+        default=BENCH_PRESETS,
+        metavar="NAME",
+        help=f"networks with random weights ({', '.join(BENCH_PRESETS)})",
+    )
+    sub.add_argument(
+        "--blocks", type=int, metavar="N", help="depth (all; of presets 16, of QuantSR-T 4)"
+    )
+    sub.add_argument("--size", type=int, metavar="N", help="side of the input (128; train 24)")
+    sub.add_argument("--batch", type=int, default=8, metavar="N", help="patches a step (train: 8)")
+    sub.add_argument(
+        "--precision", choices=["float32", "bfloat16"], default="float32", help="of training"
+    )
+    sub.add_argument(
+        "--rounds", type=int, metavar="N", help="turns of each (network and train 5, else 20)"
+    )
+    sub.add_argument(
+        "--threads",
+        dest="counts",
+        nargs="+",
+        type=int,
+        default=[1],
+        metavar="N",
+        help="one or several numbers of CPU threads (1)",
+    )
+    sub.add_argument(
+        "--peers", nargs="+", default=["all"], metavar="NAME", help="all, none or names (all)"
+    )
+    sub.add_argument("--json", metavar="FILE", help="also write all numbers there")
+    sub.add_argument(
+        "--plot", metavar="FILE.png", help="also draw networks, the zoo's depths among them"
+    )
+
+
+def _bench(args: argparse.Namespace) -> None:
+    slow = args.what in ("network", "train")
+    rounds = (5 if slow else 20) if args.rounds is None else args.rounds
+    size = (24 if args.what == "train" else 128) if args.size is None else args.size
+    sizes = {"size": size, "batch": args.batch, "rounds": rounds, "threads": min(args.counts)}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"`--{name}` is {value}; it is 1 or more.")
+    for path in (args.json, args.plot):
+        if path is not None:
+            check_writable(Path(path).parent)
+    if args.plot is not None and (args.what != "network" or Path(args.plot).suffix != ".png"):
+        raise ValueError(f"`--plot` is {args.plot}; it draws networks, into a .png file.")
+    if args.what == "train":
+        return _bench_train(args, size, rounds)
+    if args.what != "network":
+        report = engine.bench_local(args.what, size, args.counts, rounds)
+    else:
+        chosen, remark = engine.choose_peers(args.peers)
+        if remark:
+            complain(remark)
+        models = _bench_models(args, size)
+        report = engine.bench_network(
+            models,
+            size,
+            args.counts,
+            rounds,
+            chosen,
+            args.blocks,
+            depths=args.plot is not None,
+        )
+    if args.json is not None:
+        report.write_json(report, args.json)
+    if args.plot is not None:
+        print(*report.write_figure(report, args.plot), file=sys.stderr)
+    print(report.markdown(report))
+
+
+def _bench_train(args: argparse.Namespace, size: int, rounds: int) -> None:
+    reports = []
+    for name in args.preset[:1] if args.preset is BENCH_PRESETS else args.preset:
+        config = preset(name) if args.blocks is None else preset(name, blocks=args.blocks)
+        options = (size, args.batch, args.counts, rounds, args.precision)
+        reports.append(training.bench_train(config, *options))
+        print(training.table(reports[-1]))
+    if args.json is not None:
+        with replacing(args.json) as temporary:
+            temporary.write_text(json.dumps(reports, indent=1) + "\n")
+
+
+def _bench_models(args: argparse.Namespace, size: int) -> dict[str, QuantSR | PackedModel]:
+    """{name: network}: from files or the zoo, else calibrated with random weights."""
+    if args.model:
+        models = {Path(name).stem: zoo.load(name) for name in args.model}
+        for model in models.values():
+            check_blocks(model, args.blocks)
+        return models
+    models = {}
+    for name in args.preset:
+        blocks = args.blocks or (4 if "-t-" in name else 16)
+        config = preset(name, blocks=blocks)
+        if config.bits is None:
+            raise ValueError(f"{name} has no bits, so there is nothing to pack; name a quantsr-*.")
+        models[name] = engine.random_network(config, size)
+    return models

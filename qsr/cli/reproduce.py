@@ -1,0 +1,165 @@
+"""The command `qsr reproduce`: tables and figures of the paper."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from ..paper import ablation, figures, records, table1, table1_report, table2
+from ..runs.checkpoints import list_checkpoints, load_checkpoint
+from ..system import distributed
+from .common import actions, check_device, check_writable
+from .train import add_training, parse_network, parse_training, train_here
+
+
+def add_reproduce(command) -> None:
+    """The command `qsr reproduce`."""
+    help = "Compute a table or a figure of the paper."
+    action = actions(command("reproduce", None, help, threads=False), threads=True)
+    _add_table1(action)
+    action("table2", _reproduce_table2, "Parameters and operations, under four counting rules.")
+    _add_ablation(action)
+    for number, what in FIGURES.items():
+        sub = action(f"figure{number}", _reproduce_figure, what)
+        sub.set_defaults(number=number)
+        sub.add_argument(
+            "--out", metavar="FOLDER", default="figures", help="for the PNG file (%(default)s)"
+        )
+        page = sub.add_mutually_exclusive_group()
+        page.add_argument("--dark", action="store_true", help="also a file for dark pages")
+        page.add_argument(
+            "--transparent", action="store_true", help="one file that can be read on both"
+        )
+        if number <= 2:
+            help = "of `qsr train`, with its log.jsonl (a short run in docs/results)"
+            sub.add_argument("--run", metavar="FOLDER", dest="folder", help=help)
+        if number >= 5:
+            help = "zoo models or .qsr files (all of the zoo)"
+            sub.add_argument("--model", nargs="+", metavar="NAME", help=help)
+
+
+def _reproduce_table2(args: argparse.Namespace) -> None:
+    print(table2.table2(json=args.json))
+
+
+def _add_ablation(action) -> None:
+    sub = action("ablation", _ablation, "Quantizers on equal terms, trained here.")
+    sub.add_argument(
+        "--out", metavar="FOLDER", default="runs/ablation", help="records (%(default)s)"
+    )
+    sub.add_argument(
+        "--data", nargs="+", metavar="SET", default=["T91", "General100"], help="training sets"
+    )
+    sub.add_argument("--steps", type=int, default=1500, help="of each run (%(default)s)")
+    sub.add_argument("--seeds", type=int, default=3, help="runs of each method (%(default)s)")
+    sub.add_argument(
+        "--sets", nargs="+", metavar="SET", default=list(ablation.SETS), help="test sets"
+    )
+    sub.add_argument("--methods", nargs="+", metavar="NAME", default=[], help="fewer of them")
+
+
+def _ablation(args: argparse.Namespace) -> None:
+    for name in ("steps", "seeds"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"`--{name}` is {getattr(args, name)}; it is 1 or more.")
+    check_writable(Path(args.out))
+    runs = ablation.ablation(args.out, args.data, args.steps, args.seeds, args.methods, args.sets)
+    print(json.dumps(runs, indent=1) if args.json else ablation.table(runs))
+
+
+def _add_table1(action) -> None:
+    sub = action("table1", _reproduce_table1, "PSNR and SSIM of all networks, printed and ours.")
+    sub.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    sub.add_argument(
+        "--rows", nargs="+", default=[], metavar="NAME", help="rows, or patterns: '*-x4*' (all)"
+    )
+    sub.add_argument(
+        "--results", metavar="FOLDER", help="records of trained networks (docs/results)"
+    )
+    sub.add_argument(
+        "--train",
+        action="store_true",
+        help="first train these rows, as `qsr train` in OUT/ROW, and write their records",
+    )
+    sub.add_argument("--out", metavar="FOLDER", help="where --train keeps its runs")
+    add_training(sub, sub.add_argument_group("network (--train)"))
+
+
+def _reproduce_table1(args: argparse.Namespace) -> None:
+    if args.train:
+        with contextlib.redirect_stdout(sys.stderr):
+            _train_rows(args)
+        if distributed.rank() > 0:
+            return
+    lines = table1.table1(args.rows, args.results)
+    style = "as_json" if args.json else "markdown" if args.markdown else "text"
+    print(getattr(table1_report, style)(lines))
+
+
+def _train_rows(args: argparse.Namespace) -> None:
+    """Train and score each row that is named, and write its record; what is done is not repeated
+    but for the scores."""
+    if args.out is None or not args.rows:
+        raise ValueError("--train needs --rows, and a folder for runs: --out.")
+    if args.quantizer == "cadyq":
+        raise ValueError(
+            "CADyQ chooses its widths, so it is no row here; see `reproduce ablation`."
+        )
+    check_device(args.device)
+    check_writable(Path(args.out))
+    check_writable(Path(args.results or records.RESULTS))
+    runs, train_config = args.out, parse_training(args)
+    for name in table1.networks(args.rows):
+        if name.startswith(records.BICUBIC):
+            print(records.write_record(records.make_record(name), args.results))
+            continue
+        args.preset = name
+        config = parse_network(args)
+        args.out = str(Path(runs) / records.record_name(name, config))
+        with distributed.started(args.device) as device:
+            train_here(args, config, train_config, device)
+            if distributed.rank() > 0:
+                continue
+        _, state = load_checkpoint(list_checkpoints(args.out)[-1])
+        if state["step"] < train_config.steps:  # --max-seconds; the run has said how to go on
+            continue
+        call = {key: getattr(args, key) for key in ("patch", "batch", "seed", "init", "teacher")}
+        call |= {"data": [Path(name).name for name in args.data], "device": args.device}
+        record = records.make_record(name, args.out, call)
+        print(records.write_record(record, args.results))
+
+
+FIGURES = {
+    1: "Step sizes of weights while a network trains.",
+    2: "tau of inputs while a network trains.",
+    3: "What phi does to gradients (trains a small network).",
+    4: "Features of DoReFa and QuantSR (trains small networks).",
+    5: "Crops at 4 bits, side by side.",
+    6: "More crops at 4 bits.",
+    7: "Crops at 2 bits, side by side.",
+    8: "More crops at 2 bits.",
+}
+
+
+def _reproduce_figure(args: argparse.Namespace) -> None:
+    check_writable(Path(args.out))
+    paths = []
+    for page in (None,) if args.transparent else ("light", "dark")[: 1 + args.dark]:
+        if args.number <= 2:
+            drawn = (figures.figure1, figures.figure2)[args.number - 1](args.folder, page)
+        elif args.number == 3:
+            drawn = figures.figure3(args.out, page)
+        elif args.number == 4:
+            drawn = figures.figure4(args.out, page, progress=True)
+        else:
+            drawn = figures.comparison(args.number, args.model, page)
+        suffix = "_dark" if page == "dark" else ""
+        paths.append(figures.write(drawn, Path(args.out) / f"figure{args.number}{suffix}.png"))
+    if args.json:
+        report = {"files": [str(path) for path in paths], "caption": drawn.caption}
+        print(json.dumps({**report, "alt": drawn.alt, "numbers": drawn.numbers}, indent=1))
+    else:
+        print(*paths, drawn.caption, sep="\n")

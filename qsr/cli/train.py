@@ -1,0 +1,306 @@
+"""Commands that make models: `qsr train | pack | data`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import torch
+
+from ..backbone import QuantSR, load_weights
+from ..config import QUANTIZERS, NetworkConfig, TrainConfig, preset
+from ..images.data import SPLITS, Patches, contents, held_out, list_sets, pack_sets, pairs
+from ..integer.packing import pack
+from ..models import zoo
+from ..models.file import config_to_json, describe, load_model, save
+from ..paper import records
+from ..runs.checkpoints import list_checkpoints, load_checkpoint
+from ..runs.fit import fit
+from ..scores import agreement, evaluate
+from ..system import distributed
+from .common import DEFAULT_MODEL, actions, check_device, check_writable, complain, load_network
+
+AGREED = 20  # pictures of a set on which a packed network is compared with its training graph
+
+# train --------------------------------------------------------------------------------------------
+
+
+def add_train(command) -> None:
+    """The command `qsr train`."""
+    sub = command("train", _train, "Train a network; the same call resumes a stopped run.")
+    sub.add_argument("--out", metavar="FOLDER", help="checkpoints, log and model.qsr")
+    sub.add_argument(
+        "--print-config", action="store_true", help="print the configuration and do nothing"
+    )
+    network = sub.add_argument_group("network")
+    network.add_argument(
+        "--preset", default=DEFAULT_MODEL, metavar="NAME", help=f"network ({DEFAULT_MODEL})"
+    )
+    add_training(sub, network)
+
+
+def add_training(sub: argparse.ArgumentParser, network) -> None:
+    """What is trained how on what, but for the preset. network: a group of sub's arguments."""
+    network.add_argument("--quantizer", choices=list(QUANTIZERS), help="other than rlq")
+    network.add_argument("--network-blocks", type=int, metavar="N", help="blocks of the network")
+    network.add_argument("--depths", type=int, nargs="+", metavar="N", help="deepest first")
+    network.add_argument("--features", type=int, metavar="N", help="width of the network")
+    network.add_argument(
+        "--per-channel", action="store_true", default=None, help="a weight step for each channel"
+    )
+    network.add_argument(
+        "--layer-bits",
+        nargs="+",
+        metavar="LAYER=BITS",
+        help="layers of other widths: 'blocks.0.*=8' or 'body_conv=8,4' (weights, inputs)",
+    )
+    network.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="start from the weights of a .qsr file, a run, or zoo:NAME, with a short warm-up",
+    )
+    network.add_argument(
+        "--init-tail-only", action="store_true", help="copy the tail alone, as the released code"
+    )
+    network.add_argument(
+        "--teacher", metavar="MODEL", help="network whose features are learned (--transfer)"
+    )
+    data = sub.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        nargs="+",
+        default=["embedded"],
+        metavar="SET",
+        help="training sets, folders or packed files",
+    )
+    data.add_argument("--patch", type=int, default=48, help="side of the lr patches (48)")
+    data.add_argument("--batch", type=int, default=16, help="patches a step, of all ranks (16)")
+    data.add_argument("--seed", type=int, default=0, help="of weights and patches (0)")
+    machine = sub.add_argument_group("machine")
+    machine.add_argument("--max-seconds", type=float, metavar="S", help="stop in time, resumable")
+    machine.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    machine.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files too")
+    training = sub.add_argument_group("training", "In several processes: torchrun -m qsr.cli train")
+    for option in dataclasses.fields(TrainConfig):
+        _add_option(training, option)
+
+
+def _add_option(group, option: dataclasses.Field) -> None:
+    """A flag for a field of TrainConfig, without a default: what is not given is not set."""
+    flag, kind = f"--{option.name.replace('_', '-')}", get_type_hints(TrainConfig)[option.name]
+    shown = " ".join(map(str, d)) if isinstance(d := option.default, tuple) else d
+    help = f"{option.metadata['help']} ({shown})"
+    if kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help)
+    elif get_origin(kind) is Literal:
+        group.add_argument(flag, choices=get_args(kind), help=help)
+    elif get_origin(kind) is tuple:
+        group.add_argument(flag, nargs="+", type=get_args(kind)[0], metavar="N", help=help)
+    else:
+        number = kind if kind in (int, float) else float  # float | None
+        group.add_argument(flag, type=number, metavar="N", help=help)
+
+
+def parse_training(args: argparse.Namespace) -> TrainConfig:
+    """The training configuration that the options give, over the recipe of their quantizer."""
+    given = {o.name: getattr(args, o.name) for o in dataclasses.fields(TrainConfig)}
+    given = {name: value for name, value in given.items() if value is not None}
+    recipe = QUANTIZERS[args.quantizer].recipe if args.quantizer else {}
+    config = TrainConfig(**{**recipe, **given})
+    if args.init and args.warmup is None:
+        config = dataclasses.replace(config, warmup=min(1000, config.steps // 50))
+    return config
+
+
+def parse_network(args: argparse.Namespace) -> NetworkConfig:
+    """The network that --preset and the options that change it give."""
+    changes = {
+        "blocks": args.network_blocks,
+        "depths": args.depths,
+        "features": args.features,
+        "quantizer": args.quantizer,
+        "per_channel": args.per_channel,
+        "layer_bits": [_layer_bits(text) for text in args.layer_bits or ()] or None,
+    }
+    return preset(args.preset, **{k: v for k, v in changes.items() if v is not None})
+
+
+def _layer_bits(text: str) -> tuple[str, int | tuple[int, ...]]:
+    name, _, widths = text.partition("=")
+    try:
+        bits = tuple(map(int, widths.split(",")))
+    except ValueError:
+        bits = ()
+    if len(bits) not in (1, 2):
+        raise ValueError(
+            f"`--layer-bits` has {text!r}; it is LAYER=BITS or LAYER=WEIGHTS,INPUTS, for example "
+            "body_conv=8,4."
+        )
+    return name, bits[0] if len(bits) == 1 else bits
+
+
+def _train(args: argparse.Namespace) -> None:
+    config, train_config = parse_network(args), parse_training(args)
+    if args.print_config:
+        named = ("data", "patch", "batch", "seed", "init", "teacher")
+        parts = {
+            "network": config_to_json(config),
+            "training": dataclasses.asdict(train_config),
+            "call": {name: getattr(args, name) for name in named},
+        }
+        print(json.dumps(parts, indent=1))
+        return
+    if args.out is None:
+        raise ValueError("`--out` is not given; name a folder for checkpoints and the result.")
+    check_device(args.device)
+    check_writable(Path(args.out))
+    with distributed.started(args.device) as device:
+        train_here(args, config, train_config, device)
+
+
+def train_here(
+    args: argparse.Namespace, config: NetworkConfig, train_config: TrainConfig, device: torch.device
+) -> None:
+    """One process's part of a run, which is all of it where there is one."""
+    data = (args.data, config.scale)
+    patches = Patches(*data, args.patch, args.batch, args.seed, device=device)
+    torch.manual_seed(args.seed)
+    net = QuantSR(config)
+    if args.init and not list_checkpoints(args.out):
+        load_weights(net, load_network(args.init), args.init_tail_only)
+    teacher = None if args.teacher is None else load_network(args.teacher).to(device)
+    path = fit(
+        net.to(device),
+        patches,
+        train_config,
+        args.out,
+        args.max_seconds,
+        held_out(*data),
+        teacher,
+        args.tensorboard,
+    )
+    if distributed.rank() > 0:
+        return
+    print(path)
+    _, state = load_checkpoint(path)
+    if state["step"] == train_config.steps:
+        best = load_network(args.out)
+        model = Path(args.out) / "model.qsr"
+        save(model, best, note=f"{args.preset}, {' '.join(patches.sets)}, {state['step']} steps")
+        print(model)
+
+
+# pack ---------------------------------------------------------------------------------------------
+
+
+def add_pack(command) -> None:
+    """The command `qsr pack`."""
+    sub = command(
+        "pack", _pack, "Pack a trained network into a small .qsr file; full precision as float16."
+    )
+    sub.add_argument("input", metavar="IN", help="a trained .qsr file, or the folder of a run")
+    sub.add_argument("output", metavar="OUT", help="the packed .qsr file")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    sub.add_argument(
+        "--card",
+        metavar="TEXT",
+        help="also write OUT's model card (.json): how it was trained, in words or as the record "
+        "of `reproduce table1 --train` (a .json file), and its scores",
+    )
+    sub.add_argument(
+        "--sets", nargs="+", default=["embedded"], metavar="SET", help="sets that the card scores"
+    )
+
+
+def _pack(args: argparse.Namespace) -> None:
+    output = Path(args.output)
+    if output.suffix != ".qsr":
+        raise ValueError(f"{output} has the suffix {output.suffix!r}; model files end in .qsr.")
+    net = load_network(args.input).eval()
+    note = "" if Path(args.input).is_dir() else describe(args.input).get("note", "")
+    card = None
+    if args.card is not None:  # what can't be written or scored is told before anything is
+        card = _words(args.card)
+        for name in args.sets:
+            next(iter(pairs(name, net.config.scale)))
+    full = net.config.bits is None
+    save(output, net if full else pack(net), note=note, overwrite=args.overwrite, half=full)
+    print(f"{output}  {output.stat().st_size:,} bytes")
+    if card is not None:
+        model = load_model(output)  # what the file holds: in full precision, rounded weights
+        scores = {
+            depth: {name: evaluate(model, name, blocks=depth, progress=True) for name in args.sets}
+            for depth in model.config.depths
+        }
+        agreed = {}
+        for name in () if full else args.sets:  # both layer by layer, so of a part of a large set
+            some = itertools.islice(pairs(name, net.config.scale), AGREED)
+            agreed[name] = agreement(net, model, some)
+        print(zoo.write_card(output, model, card, scores, agreed))
+
+
+def _words(card: str) -> str:
+    """How a network was trained: as it is said, or from the record in a file."""
+    if Path(card).suffix != ".json":
+        return card
+    return records.in_words(
+        records.read_record(card), records.read_records(Path(card).resolve().parent)
+    )
+
+
+# data ---------------------------------------------------------------------------------------------
+
+
+def add_data(command) -> None:
+    """The command `qsr data`."""
+    help = "List sets of pictures, or pack some into one file."
+    action = actions(command("data", None, help, threads=False), threads=False)
+    sub = action("list", _data_list, "List sets: those that qsr finds, or those named.")
+    sub.add_argument(
+        "sets", nargs="*", metavar="SET", help="sets, folders or packed files (all under QSR_DATA)"
+    )
+    sub = action(
+        "pack", _data_pack, "Pack sets into one file that can be named wherever a set can."
+    )
+    sub.add_argument("output", metavar="OUT", help="the packed .zip file")
+    sub.add_argument("sets", nargs="+", metavar="SET", help="sets, folders or packed files")
+    sub.add_argument(
+        "--max-mb", type=float, metavar="N", help="leave out pictures, so that OUT has at most N MB"
+    )
+    sub.add_argument("--split", choices=SPLITS, default="all", help="which pictures (%(default)s)")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _data_list(args: argparse.Namespace) -> int:
+    rows, failed = [], 0
+    for name in args.sets or list_sets():
+        try:
+            rows += contents(name)
+        except ValueError as error:  # one bad set does not hide the others
+            failed = 2
+            complain(error)
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return failed
+    if rows:
+        print(f"{'set':20} {'pictures':>8} {'held out':>8} {'megapixels':>10} {'MB':>8}")
+    for row in rows:
+        print("{set:20} {pictures:8} {held_out:8} {megapixels:10.1f} {mb:8.1f}".format_map(row))
+    return failed
+
+
+def _data_pack(args: argparse.Namespace) -> None:
+    counts = pack_sets(args.output, args.sets, args.max_mb, args.split, args.overwrite)
+    size = Path(args.output).stat().st_size
+    if args.json:
+        sets = {name: {"pictures": n, "of": of} for name, (n, of) in counts.items()}
+        print(json.dumps({"file": args.output, "bytes": size, "sets": sets}, indent=1))
+        return
+    for name, (n, of) in counts.items():
+        print(f"{name}  {n} of {of} pictures")
+    n, of = map(sum, zip(*counts.values(), strict=True))
+    print(f"{args.output}  {n} of {of} pictures  {size / 1e6:.3f} MB")

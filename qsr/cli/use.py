@@ -1,0 +1,267 @@
+"""Commands that use models: `qsr upscale | demo | evaluate | export | models | info`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from ..course.viz import demo
+from ..export.onnx import export_onnx
+from ..images.picture import FORMATS, check_format, read, write
+from ..infer import DEFAULT_MEMORY, upscale_picture
+from ..integer import kernels
+from ..models import zoo
+from ..scores import evaluate
+from ..system import native
+from ..system.version import __version__
+from .common import add_model, check_blocks, check_writable, complain, load_network
+
+# upscale ------------------------------------------------------------------------------------------
+
+
+def add_upscale(command) -> None:
+    """The command `qsr upscale`."""
+    sub = command("upscale", _upscale, "Enlarge pictures, or all pictures of folders.")
+    sub.add_argument("inputs", nargs="+", metavar="IN", help="pictures or folders of pictures")
+    sub.add_argument("output", metavar="OUT", help="a picture for one IN, else a folder")
+    add_model(sub)
+    sub.add_argument(
+        "--memory",
+        type=float,
+        default=DEFAULT_MEMORY,
+        metavar="GB",
+        help=f"working memory; larger pictures are done in strips ({DEFAULT_MEMORY:g})",
+    )
+    existing = sub.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace existing files")
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="leave out what is there (resume a folder)"
+    )
+
+
+def _upscale(args: argparse.Namespace) -> int:
+    jobs = _plan_upscale(args.inputs, Path(args.output))
+    if args.skip_existing:
+        jobs = [(source, target) for source, target in jobs if not target.exists()]
+    elif not args.overwrite:
+        there = [target for _, target in jobs if target.exists()]
+        if there:
+            raise ValueError(
+                f"{there[0]} exists{f' (and {len(there) - 1} more)' if there[1:] else ''}; nothing "
+                "was done. Pass --overwrite or --skip-existing, or name another output."
+            )
+    model = zoo.load(args.model)
+    check_blocks(model, args.blocks)
+    many = len(jobs) > 1
+    failed = 0
+    bar = tqdm(jobs, unit="picture", disable=not many)
+    for source, target in bar:
+        bar.set_postfix_str(source.name)
+        try:
+            picture = read(source)
+            check_format(picture, target, model.config.scale)  # before the work, not after it
+            check_writable(target.parent)
+            picture = upscale_picture(
+                picture, model, blocks=args.blocks, memory=args.memory, progress=True
+            )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(picture, target, overwrite=args.overwrite)
+        except (ValueError, OSError) as error:  # one bad picture does not stop a folder
+            failed += 1
+            named = isinstance(error, OSError) or str(source) in str(error)
+            complain(error if named else f"{source}: {error}")
+        else:
+            height, width = picture.colour.shape[2:]
+            tqdm.write(f"{target}  {width} x {height}", file=sys.stdout)
+    if many and failed:
+        complain(f"{failed} of {len(jobs)} pictures failed.")
+    return 2 if failed else 0
+
+
+def _plan_upscale(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]]:
+    """[(source, target)]: one file to one file, anything else into a folder."""
+    folders = [Path(i) for i in inputs if Path(i).is_dir()]
+    single = len(inputs) == 1 and not folders
+    if single and not output.is_dir():
+        return [(Path(inputs[0]), output)]
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; several pictures go to a folder. Name one.")
+    sources: list[Path] = []
+    for name in inputs:
+        path = Path(name)
+        found = [path]
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMATS)
+            if not found:
+                raise ValueError(
+                    f"{path} has no pictures ({', '.join(FORMATS)}); name a folder that has some."
+                )
+        sources += found
+    targets = [output / source.name for source in sources]
+    if len(set(targets)) < len(targets):
+        twice = next(t for t in targets if targets.count(t) > 1)
+        raise ValueError(f"two inputs are called {twice.name}; enlarge them into two folders.")
+    return list(zip(sources, targets, strict=True))
+
+
+# demo, evaluate -----------------------------------------------------------------------------------
+
+
+def add_demo(command) -> None:
+    """The command `qsr demo`."""
+    sub = command(
+        "demo", _demo, "Enlarge the bundled photograph with every model and depth.", numbers=True
+    )
+    sub.add_argument("--out", default="demo", metavar="FOLDER", help="where pictures go (demo)")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    rows, figure = demo(args.out)
+    if args.json:
+        print(json.dumps({"rows": rows, "figure": str(figure)}, indent=1))
+        return
+    print(f"{'scale':5} {'model':22} {'blocks':>6} {'PSNR-Y':>9} {'bytes':>10} {'ms':>8}")
+    for row in rows:
+        print(
+            f"x{row['scale']:<4} {row['model']:22} {row['blocks'] or '-':>6} "
+            f"{row['psnr_y']:6.2f} dB {row['bytes'] or '-':>10} {row['ms']:8.1f}"
+        )
+    print(f"before and after: {figure}")
+
+
+def add_evaluate(command) -> None:
+    """The command `qsr evaluate`."""
+    sub = command("evaluate", _evaluate, "Score a model on test sets.", numbers=True)
+    sub.add_argument("sets", nargs="+", metavar="SET", help="Set5, a folder, or 'embedded'")
+    add_model(sub)
+    sub.add_argument("--scale", type=int, metavar="S", help="for --model bicubic")
+    sub.add_argument("--each", action="store_true", help="print every picture")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    model = args.model
+    if model != "bicubic":
+        model = zoo.load(model)
+        check_blocks(model, args.blocks)
+    results = {}
+    for name in args.sets:
+        scores = evaluate(model, name, args.scale, args.blocks, progress=True)
+        results[name] = vars(scores)
+        if not args.json:
+            print(f"{name:12} {scores}")
+            if args.each:
+                for row in zip(scores.names, scores.psnr_each, scores.ssim_each, strict=True):
+                    print("  {:20} {:.3f} dB / {:.4f}".format(*row))
+    if args.json:
+        print(json.dumps({"model": args.model, "blocks": args.blocks, "sets": results}, indent=1))
+
+
+# export -------------------------------------------------------------------------------------------
+
+
+def add_export(command) -> None:
+    """The command `qsr export`."""
+    sub = command(
+        "export", _export, "Write a model as ONNX, for pictures of any size.", numbers=True
+    )
+    sub.add_argument("--onnx", action="store_true", required=True, help="the format of OUT")
+    sub.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a name from `qsr models`, a .qsr file, or the folder of a run",
+    )
+    sub.add_argument("output", metavar="OUT", help="the .onnx file")
+    sub.add_argument("--blocks", type=int, metavar="N", help="depth: how many blocks (all)")
+    sub.add_argument(
+        "--no-check", action="store_true", help="do not compare the file with qsr in onnxruntime"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _export(args: argparse.Namespace) -> None:
+    output = Path(args.output)
+    if output.suffix != ".onnx":
+        raise ValueError(f"{output} has the suffix {output.suffix!r}; ONNX files end in .onnx.")
+    model = load_network(args.model).eval() if Path(args.model).is_dir() else zoo.load(args.model)
+    check_blocks(model, args.blocks)
+    matches = export_onnx(
+        model, output, args.blocks, check=not args.no_check, overwrite=args.overwrite
+    )
+    size = output.stat().st_size
+    if args.json:
+        rows = [vars(match) for match in matches]
+        print(json.dumps({"file": str(output), "bytes": size, "onnxruntime": rows}, indent=1))
+        return
+    print(f"{output}  {size:,} bytes")
+    for match in matches:
+        print(f"  {match}")
+
+
+# models, info -------------------------------------------------------------------------------------
+
+
+def add_models(command) -> None:
+    """The command `qsr models`."""
+    command("models", _models, "List the models that come with qsr.", numbers=True)
+
+
+def _models(args: argparse.Namespace) -> None:
+    cards = [zoo.card(name) for name in zoo.names()]
+    if args.json:
+        print(json.dumps(cards, indent=1))
+        return
+    for card in cards:
+        print(f"{card['name']}  x{card['scale']}  {card['bits']} bits  {card['bytes']:,} bytes")
+        for depth, scores in card["scores"].items():
+            row = "  ".join(
+                f"{name} {psnr:.2f}/{ssim:.4f}" for name, (psnr, ssim) in scores.items()
+            )
+            print(f"  {depth:>2} blocks  {row}")
+        print(textwrap.fill(card["training"], 98, initial_indent="  ", subsequent_indent="  "))
+        print(f"  sha256 {card['sha256']}")
+
+
+def add_info(command) -> None:
+    """The command `qsr info`."""
+    command("info", _info, "Say how qsr runs on this machine.", numbers=True)
+
+
+def _info(args: argparse.Namespace) -> None:
+    status = native.load()
+    facts = native.facts()
+    report = {
+        "qsr": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "native": status.how,
+        "library": status.path,
+        "reason": status.reason,
+        "advice": status.advice,
+        "compiler": facts.compiler if facts else "",
+        "cpu": [name for name, there in facts.cpu_features().items() if there] if facts else [],
+        "kernels": {op: kernels.available(op) for op in kernels.NATIVE_OPS},
+        "cuda": status.cuda or "no CUDA kernels: torch without CUDA, or no toolkit",
+        "models": zoo.names(),
+        "data": os.environ.get("QSR_DATA", "QSR_DATA is not set"),
+    }
+    if args.json:
+        print(json.dumps(report, indent=1))
+        return
+    for name, value in report.items():
+        if isinstance(value, dict):
+            value = "; ".join(f"{key}: {', '.join(names)}" for key, names in value.items())
+        elif isinstance(value, (list, tuple)):
+            value = ", ".join(value)
+        if value:
+            print(f"{name:9} {value}")

@@ -1,0 +1,396 @@
+"""Configurations: which network, and how it is trained. Frozen values, checked when they are made.
+
+A network is of one of two families, which differ in their blocks:
+
+    ConvConfig    residual blocks        SRResNet and QuantSR-C     srresnet, quantsr_c
+    SwinConfig    Swin transformers      SwinIR_S and QuantSR-T     swinir_s, quantsr_t
+
+The four functions are the paper's networks; `preset` finds them by a model's name. What depends on
+the family stands in the configuration, as a property or method: nobody else asks which it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from .layers import Bits, split_bits
+from .quantizer import QUANTIZERS
+
+TAIL_REACH = 2  # lr rows that a tail sees beyond its own: its stages see 1, 1/2 and 1/4 of a row
+
+# Networks -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What both families share. Use the presets `srresnet`, `quantsr_c`, `swinir_s`, `quantsr_t`.
+
+    Raises ValueError on construction if a field breaks its rule.
+    """
+
+    scale: int = 4  # 2, 3 or 4
+    bits: Bits | None = None  # one width or (weights, activations); None: full precision
+    layer_bits: tuple[tuple[str, Bits], ...] = ()  # (layer name or pattern, bits) of exceptions
+    blocks: int = 16
+    depths: tuple[int, ...] = ()  # block counts trained together, deepest first; () = (blocks,)
+    features: int = 64
+    quantizer: str = "rlq"  # a name of `quantizer.QUANTIZERS`
+    sharpness: float = 1.0  # phi's k (rlq)
+    per_channel: bool = False  # one weight step size per output channel
+    quantize_body_conv: bool = True
+    learnable_shortcuts: bool = False
+    dropped: tuple[int, ...] = ()  # blocks sliced away: only their shortcut is left
+
+    family: ClassVar[str]  # of the blocks, "conv" or "swin"
+
+    def __post_init__(self) -> None:
+        self._freeze()
+        self._check_sizes()
+        self._check_bits()
+        self._check_depths()
+
+    def _freeze(self) -> None:
+        """Lists become tuples, so that a config read from JSON equals the one that was written."""
+        layer_bits = tuple((name, _hashable(bits)) for name, bits in self.layer_bits)
+        frozen = {
+            "bits": _hashable(self.bits),
+            "layer_bits": layer_bits,
+            "depths": tuple(self.depths) or (self.blocks,),
+            "dropped": tuple(self.dropped),
+        }
+        for name, value in frozen.items():
+            object.__setattr__(self, name, value)
+
+    def _check_sizes(self) -> None:
+        _require(self.scale in (2, 3, 4), "scale", self.scale, "is 2, 3 or 4")
+        _require(self.blocks in range(1, 1025), "blocks", self.blocks, "is 1 to 1024")
+        _require(self.features in range(1, 4097), "features", self.features, "is 1 to 4096")
+
+    def _check_bits(self) -> None:
+        known = ", ".join(QUANTIZERS)
+        _require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, f"is one of {known}")
+        least = QUANTIZERS[self.quantizer].least_bits
+        rule = f"has widths from {least[0]} (weights) and {least[1]} (inputs) to 8"
+        for bits in [] if self.bits is None else [self.bits, *dict(self.layer_bits).values()]:
+            widths = zip(least, split_bits(bits), strict=True)
+            _require(all(low <= width <= 8 for low, width in widths), "bits", bits, rule)
+        holds = self.bits is not None or not self.layer_bits
+        _require(holds, "layer_bits", self.layer_bits, "is empty in full precision")
+
+    def _check_depths(self) -> None:
+        falls = all(a > b for a, b in itertools.pairwise((*self.depths, 0)))
+        rule = f"starts with all {self.blocks} blocks and falls, each 1 or more"
+        _require(self.depths[0] == self.blocks and falls, "depths", self.depths, rule)
+        some = set(self.dropped) < set(range(self.blocks))
+        rule = f"names some, not all, of the blocks 0..{self.blocks - 1}"
+        _require(some, "dropped", self.dropped, rule)
+
+
+@dataclass(frozen=True)
+class ConvConfig(NetworkConfig):
+    """SRResNet and QuantSR-C: residual blocks of two 3x3 convolutions."""
+
+    family = "conv"
+
+    @property
+    def pixel_range(self) -> float:
+        return 255.0  # features of size 1 to 100, as the released code
+
+    @property
+    def window(self) -> int:
+        return 1
+
+    @property
+    def body_values(self) -> int:
+        """Values that the body holds for each lr pixel, measured: 10 copies of the features."""
+        return 10 * self.features
+
+    def reach(self, blocks: int) -> int:
+        """Rows above, and below, that a row of sr depends on with so many blocks; lr pixels.
+
+        A 3x3 convolution sees a row further: the head, two in each block, body_conv; then the tail.
+
+        >>> [quantsr_c().reach(n) for n in (32, 16, 8)]
+        [68, 36, 20]
+        """
+        return 1 + 2 * blocks + 1 + TAIL_REACH
+
+
+@dataclass(frozen=True)
+class SwinConfig(NetworkConfig):
+    """SwinIR_S and QuantSR-T: residual Swin transformer blocks (RSTB)."""
+
+    family = "swin"
+
+    features: int = 60
+    quantize_body_conv: bool = False
+    layers: int = 6  # per block
+    heads: int = 6
+    window: int = 8
+    mlp_ratio: int = 2
+    attention_bits: Bits | None = None  # of q.k and probabilities.v; None as in the paper
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "attention_bits", _hashable(self.attention_bits))
+        _require(
+            self.bits is None or not QUANTIZERS[self.quantizer].convolutions_only,
+            "quantizer",
+            self.quantizer,
+            "is another one for Swin blocks: this one is made for convolutions",
+        )
+        for width in [] if self.attention_bits is None else split_bits(self.attention_bits):
+            _require(
+                width in range(2, 9), "attention_bits", self.attention_bits, "has widths 2 to 8"
+            )
+        _require(
+            self.attention_bits is None or not QUANTIZERS[self.quantizer].narrow,
+            "attention_bits",
+            self.attention_bits,
+            f"is None with {self.quantizer}: its kernel takes the whole range of two's complement",
+        )
+        for name in ("layers", "heads", "mlp_ratio"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "is 1 or more")
+        _require(
+            self.features % self.heads == 0,
+            "features",
+            self.features,
+            f"is a multiple of heads ({self.heads})",
+        )
+        _require(
+            self.window >= 2 and self.window % 2 == 0, "window", self.window, "is even, 2 or more"
+        )
+
+    @property
+    def pixel_range(self) -> float:
+        return 1.0
+
+    @property
+    def body_values(self) -> int:
+        """Values that the body holds for each lr pixel, measured: 14 copies of the features and 5
+        of a layer's attention scores, window^2 a head.
+        """
+        return 14 * self.features + 5 * self.heads * self.window**2
+
+    def reach(self, blocks: int) -> int:
+        """Rows above, and below, that a row of sr depends on with so many blocks; lr pixels.
+
+        Found by walking backwards through the layers: a 3x3 convolution adds a row, a window
+        attention widens the rows to whole windows. Rounded up to whole windows, so that strips cut
+        a network between windows.
+
+        >>> quantsr_t().reach(4)
+        104
+        """
+        window = self.window
+        first = -2  # the tail's convolution and body_conv
+        for _ in range(blocks):
+            first -= 1  # the block's convolution
+            for layer in reversed(range(self.layers)):
+                start = window // 2 if layer % 2 else 0  # shifted windows begin here
+                first = (first - start) // window * window + start
+        first -= 1  # the head
+        return math.ceil(-first / window) * window
+
+
+def _hashable(bits: Bits | list | None) -> Bits | None:
+    return bits if bits is None or isinstance(bits, int) else tuple(bits)
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"`{name}` is {value!r}; it {rule}. Change the configuration.")
+
+
+def srresnet(scale: int = 4, blocks: int = 16, **changes) -> ConvConfig:
+    """SRResNet in full precision as the paper's backbone: 1,369,859 parameters at x2."""
+    return ConvConfig(scale=scale, blocks=blocks, **changes)
+
+
+def quantsr_c(
+    scale: int = 4,
+    bits: Bits = 4,
+    blocks: int = 32,
+    depths: tuple[int, ...] | None = None,
+    **changes,
+) -> ConvConfig:
+    """QuantSR-C: 32 residual blocks, quantised, also run with 16 and 8 of them.
+
+    >>> quantsr_c(scale=2, bits=2).depths
+    (32, 16, 8)
+    """
+    return ConvConfig(
+        scale=scale,
+        bits=bits,
+        blocks=blocks,
+        depths=_halvings(blocks, depths),
+        **{"learnable_shortcuts": True, **changes},
+    )
+
+
+def swinir_s(scale: int = 4, blocks: int = 4, **changes) -> SwinConfig:
+    """SwinIR_S in full precision: 929,628 parameters at x4."""
+    return SwinConfig(scale=scale, blocks=blocks, **changes)
+
+
+def quantsr_t(
+    scale: int = 4,
+    bits: Bits = 4,
+    blocks: int = 4,
+    depths: tuple[int, ...] | None = None,
+    **changes,
+) -> SwinConfig:
+    """QuantSR-T: 4 Swin transformer blocks, quantised, also run with 2 and 1 of them."""
+    return SwinConfig(
+        scale=scale,
+        bits=bits,
+        blocks=blocks,
+        depths=_halvings(blocks, depths),
+        **{"learnable_shortcuts": True, **changes},
+    )
+
+
+PRESET_NAME = re.compile(
+    r"(srresnet|swinir-s)-x(\d)|(quantsr-[ct])-x(\d)-w(\d+)a(\d+)(-attn)?", re.ASCII
+)
+
+
+def preset(name: str, **changes) -> NetworkConfig:
+    """The configuration that a model name stands for. `changes` override its fields.
+
+    Names: srresnet-x2, swinir-s-x4, quantsr-c-x4-w4a4, quantsr-t-x2-w2a2, and with -attn when the
+    attention products are quantised too. Raises ValueError for other names.
+
+    >>> preset("quantsr-c-x2-w2a4").bits
+    (2, 4)
+    """
+    match = PRESET_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"no preset is called {name!r}; names are srresnet-xS, swinir-s-xS, quantsr-c-xS-wWaA "
+            "and quantsr-t-xS-wWaA[-attn], for example quantsr-c-x4-w4a4."
+        )
+    plain, plain_scale, quantised, scale, weight_bits, activation_bits, attention = match.groups()
+    if plain:
+        return (srresnet if plain == "srresnet" else swinir_s)(int(plain_scale), **changes)
+    bits = (int(weight_bits), int(activation_bits))
+    bits = bits[0] if bits[0] == bits[1] else bits
+    if quantised == "quantsr-t":
+        if attention:
+            changes = {"attention_bits": int(activation_bits), **changes}
+        return quantsr_t(int(scale), bits, **changes)
+    if attention:
+        raise ValueError(f"{name!r}: QuantSR-C has no attention; leave -attn out.")
+    return quantsr_c(int(scale), bits, **changes)
+
+
+def _halvings(blocks: int, depths: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The paper's three depths: all blocks, half of them, a quarter."""
+    if depths is not None:
+        return depths
+    return tuple(n for n in (blocks, blocks // 2, blocks // 4) if n >= 1)
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def _option(default: object, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The defaults are the paper's schedule as far as it is known.
+
+    Raises ValueError on construction if a field breaks its rule.
+    """
+
+    steps: int = _option(300_000, "steps of the optimiser")
+    learning_rate: float = _option(2e-4, "of Adam, at its highest")
+    schedule: Literal["halve", "cosine"] = _option("halve", "how the learning rate falls")
+    halve_at: tuple[float, ...] = _option((250 / 300,), "fractions of the steps where it halves")
+    warmup: int = _option(0, "steps over which the learning rate rises from 0")
+    betas: tuple[float, float] = _option((0.9, 0.99), "of Adam")
+    joint: bool = _option(True, "train all depths of the network, or the deepest alone")
+    joint_from: float = _option(
+        0.5, "fraction of the steps after which blocks are ranked and all depths are trained"
+    )
+    rank_by: Literal["shortcut", "sensitivity", "given"] = _option(
+        "shortcut",
+        "what ranks blocks: their learned shortcut, what is lost without them, or the order of the "
+        "network that training starts from",
+    )
+    depth_weights: tuple[float, ...] = _option((), "loss weight of each depth; none: equal, sum 1")
+    clip_gradient: float | None = _option(None, "largest norm of the gradient")
+    quantizer_rate: float = _option(
+        1.0, "learning rate of step sizes and tau over that of weights (PAMS: 100)"
+    )
+    relative_steps: bool = _option(
+        False,
+        "change step sizes by factors and tau by parts of a step, not both by absolute amounts; "
+        "with --quantizer-rate 30 or so",
+    )
+    distill: float = _option(
+        0.0, "share of the L1 loss that compares with the teacher's picture, not the truth"
+    )
+    transfer: float = _option(0.0, "weight of the teacher's attention map at the end (PAMS: 1000)")
+    transfer_blocks: float = _option(0.0, "weight of those after each block (CADyQ: 100)")
+    bit_weight: float = _option(0.0, "weight of the bits that CADyQ chooses (CADyQ: 1e-4)")
+    precision: Literal["float32", "bfloat16"] = _option(
+        "float32", "of products in layers; bfloat16 where the machine has it"
+    )
+    accumulate: int = _option(1, "pieces in which a batch is worked off, to save memory")
+    ema: float = _option(0.0, "decay of the moving average of weights; 0: none")
+    validate_every: int = _option(1000, "steps between scores on held-out pictures")
+    checkpoint_every: int = _option(1000, "steps between checkpoints")
+    log_every: int = _option(100, "steps between lines of the log")
+    keep: int = _option(2, "checkpoints that stay on the disk")
+
+    def __post_init__(self) -> None:
+        for name in ("halve_at", "betas", "depth_weights"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        counts = ("steps", "accumulate", "validate_every", "checkpoint_every", "log_every", "keep")
+        rules = {name: (getattr(self, name) >= 1, "is 1 or more") for name in counts}
+        rules |= {
+            "learning_rate": (0 < self.learning_rate < math.inf, "is above 0"),
+            "schedule": (self.schedule in ("halve", "cosine"), "is halve or cosine"),
+            "precision": (self.precision in ("float32", "bfloat16"), "is float32 or bfloat16"),
+            "rank_by": (
+                self.rank_by in ("sensitivity", "given", "shortcut")[: 3 if self.joint_from else 2],
+                "is shortcut, sensitivity or given; with `joint_from` 0, before shortcuts have "
+                "learned anything, not shortcut",
+            ),
+            "joint_from": (0 <= self.joint_from < 1, "is 0 or more and below 1"),
+            "ema": (0 <= self.ema < 1, "is 0 or more and below 1"),
+            "distill": (0 <= self.distill <= 1, "is 0 to 1"),
+            "quantizer_rate": (0 < self.quantizer_rate < math.inf, "is above 0"),
+            "clip_gradient": (self.clip_gradient is None or self.clip_gradient > 0, "is above 0"),
+        }
+        weights = ("warmup", "transfer", "transfer_blocks", "bit_weight")
+        rules |= {name: (0 <= getattr(self, name) < math.inf, "is 0 or more") for name in weights}
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it {rule}.")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step 0, 1, ...
+
+        >>> config = TrainConfig(steps=100, learning_rate=1.0, schedule="cosine")
+        >>> config.learning_rate_at(0), round(config.learning_rate_at(50), 3)
+        (1.0, 0.5)
+        """
+        rate = self.learning_rate
+        if self.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        else:
+            rate *= 0.5 ** sum(step >= fraction * self.steps for fraction in self.halve_at)
+        return rate * min(1.0, (step + 1) / self.warmup) if self.warmup else rate
+
+    @property
+    def first_joint_step(self) -> int:
+        """The step before which blocks are ranked."""
+        return math.ceil(self.joint_from * self.steps)

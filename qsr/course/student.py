@@ -1,0 +1,136 @@
+"""Notebooks for students: the tutorials without their solutions.
+
+    python -m qsr.student build/student tutorials/*.ipynb        (make student)
+
+Cells are told by their tags. `solution` cells are left out. In `check` cells the solution becomes
+None: `qsr.check(mine, None, test, mistake=wrong)`. `exercise` and `check` cells lose their outputs.
+All else stays as it is, and the notebook runs from top to bottom before an exercise is attempted.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import os
+import re
+import symtable
+import sys
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from ..system.files import replacing
+
+
+def without_solutions(notebook: dict) -> dict:
+    """A copy of a notebook (nbformat 4, parsed JSON) for students.
+
+    Raises ValueError (one line, with the cell's id) for a `check` cell without a check, or if a
+    name that a solution defines stands anywhere but in a check.
+    """
+    notebook = copy.deepcopy(notebook)
+    solutions = [cell for cell in notebook["cells"] if "solution" in tags(cell)]
+    notebook["cells"] = [cell for cell in notebook["cells"] if "solution" not in tags(cell)]
+    defined = {
+        symbol.get_name()
+        for cell in solutions
+        if cell["cell_type"] == "code"
+        for symbol in symtable.symtable(source_of(cell), "solution", "exec").get_symbols()
+        if symbol.is_assigned() or symbol.is_imported()
+    }
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        where = f"cell {cell.get('id', '?')}"
+        if "check" in tags(cell):
+            source = without_solution(source_of(cell), where)
+            cell["source"] = source.splitlines(keepends=True)
+        if tags(cell) & {"check", "exercise"}:
+            cell["outputs"], cell["execution_count"] = [], None
+        used = defined & _names_in(source_of(cell))
+        if used:
+            raise ValueError(
+                f"{where} has the name {', '.join(sorted(used))}, which a solution defines and "
+                "students do not have; define it elsewhere, or name it otherwise in the solution."
+            )
+    return notebook
+
+
+def without_solution(source: str, where: str = "the source") -> str:
+    """The code of a check cell with None for the solution of each call of check.
+
+    Raises ValueError if there is none.
+
+    >>> without_solution("qsr.check(mine, theirs, test, mistake=wrong)")
+    'qsr.check(mine, None, test, mistake=wrong)'
+    """
+    arguments = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and _is_check(node.func):
+            arguments += [k.value for k in node.keywords if k.arg == "solution"] or node.args[1:2]
+    if not arguments:
+        raise ValueError(f"{where} is tagged `check` and calls no qsr.check(yours, solution, ...).")
+    code = source.encode()  # ast counts bytes
+    starts = [0, *accumulate(map(len, code.splitlines(keepends=True)))]
+    for argument in sorted(arguments, key=lambda a: (a.lineno, a.col_offset), reverse=True):
+        begin = starts[argument.lineno - 1] + argument.col_offset
+        end = starts[argument.end_lineno - 1] + argument.end_col_offset
+        code = code[:begin] + b"None" + code[end:]
+    return code.decode()
+
+
+def write(folder: str | os.PathLike, notebooks: Sequence[str | os.PathLike]) -> list[Path]:
+    """Write the notebooks without solutions into the folder, made if need be; their new paths.
+
+    Files of these names are replaced. Raises ValueError (one line) if a file cannot be read or
+    written, or for a notebook that `without_solutions` refuses.
+    """
+    folder = Path(folder)
+    written = []
+    for path in map(Path, notebooks):
+        if path.parent.resolve() == folder.resolve():
+            raise ValueError(
+                f"{path} would be replaced by itself without solutions; name a folder."
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stripped = without_solutions(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+        with replacing(folder / path.name) as temporary:
+            text = json.dumps(stripped, indent=1, ensure_ascii=False) + "\n"
+            temporary.write_text(text, encoding="utf-8")
+        written.append(folder / path.name)
+    return written
+
+
+def tags(cell: dict) -> set[str]:
+    """The tags of a cell."""
+    return set(cell["metadata"].get("tags", ()))
+
+
+def source_of(cell: dict) -> str:
+    """The text of a cell, which the format allows in one string or in lines."""
+    return "".join(cell["source"])
+
+
+def _names_in(source: str) -> set[str]:
+    """The variables, functions and classes that a cell's code names."""
+    python = re.sub(r"^( *)[%!].*", r"\1pass", source, flags=re.M)  # lines for IPython
+    return {node.id for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Name)}
+
+
+def _is_check(function: ast.expr) -> bool:
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name == "check"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("usage: python -m qsr.student FOLDER NOTEBOOK ...")
+    try:
+        for new in write(sys.argv[1], sys.argv[2:]):
+            print(new)
+    except ValueError as error:
+        sys.exit(f"qsr.student: {error}")

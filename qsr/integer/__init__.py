@@ -1,0 +1,1 @@
+"""Networks on integers: the packed format, the reference, the kernels, packing, programs."""

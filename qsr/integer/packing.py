@@ -1,0 +1,449 @@
+"""From a trained network to one that runs on integers.
+
+Training only pretends: it multiplies floats that happen to lie on a grid. `pack` makes it true. For
+each quantised layer it computes the weight codes once, packs them into bit planes, and keeps what
+is left of the steps:
+
+    codes = clamp(round((x + tau) / step_a))          quantised and packed in one pass
+    acc   = codes conv weight_codes                   integers, exact
+    y     = acc * (step_a * step_w) + bias            float32, each operation rounded once
+
+A packed network agrees with `qsr.reference` bit for bit (same integers, same three float
+operations). With its float training graph it agrees up to float rounding: a value that lies on a
+rounding threshold within the last bits may get the neighbouring code. The float convolutions of
+head and tail sum in one fixed order, and LayerNorm, GELU and softmax are written out, so that a
+picture in strips gives the same bits as a whole one.
+
+Packed networks run forward only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import ChannelNorm, DepthPlan, QuantSR, check_pictures
+from ..blocks import WindowAttention
+from ..config import NetworkConfig
+from ..layers import QConv2d, QLinear, QMatmul, replace_layers
+from ..quantizer import Quantizer, QuantSpec, to_codes
+from . import kernels, program_conv, program_swin, reference
+from .bitplanes import BitPlanes, check_tail, words_for
+from .program_conv import ConvProgram
+from .program_swin import SwinProgram
+from .reference import epilogue
+
+
+class PackedLayer(nn.Module):
+    """Weight planes, steps, tau and bias of one quantised layer; base of the two below.
+
+    The constructor makes buffers of the right shapes; `fill` or load_state_dict gives them values.
+    kernel: which kernel runs the layer, see `qsr.kernels`.
+    """
+
+    def __init__(self, layer: QConv2d | QLinear, kernel: str = "auto") -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.bits, self.narrow = layer.input_quantizer.bits, layer.input_quantizer.narrow
+        self.signed = True  # sign of the activation codes; part of the state
+        self.groups = getattr(layer, "groups", 1)
+        weight_quantizer = layer.weight_quantizer
+        out_channels, *taps, channels = _weights_channels_last(layer).shape
+        words = (out_channels, *taps, 1, weight_quantizer.bits, words_for(channels))
+        self.channels = channels  # of one group
+        self.register_buffer("weight", torch.zeros(words, dtype=torch.int64))
+        self.register_buffer("step_size", torch.ones(()))
+        self.register_buffer("scale", torch.ones(weight_quantizer.step_size.shape))
+        self.register_buffer("tau", _tau(layer.input_quantizer))
+        self.register_buffer("bias", None if layer.bias is None else torch.zeros(out_channels))
+
+    @torch.no_grad()
+    def fill(self, layer: QConv2d | QLinear) -> PackedLayer:
+        """Take the values of a trained layer. Raises ValueError if it is not calibrated."""
+        inputs, weights = layer.input_quantizer, layer.weight_quantizer
+        codes = weights.codes(_weights_channels_last(layer).float())
+        self.signed = inputs.spec.signed
+        self.weight.copy_(kernels.pack_codes(codes, bits=weights.bits, signed=True).words)
+        step_a = inputs.step(inputs.step_size).flatten().float()
+        step_w = weights.step(layer.weight).flatten().float()
+        self.step_size.copy_(step_a.reshape(()))
+        self.scale.copy_((step_a * step_w).reshape(self.scale.shape))
+        if self.tau is not None:
+            self.tau.copy_(_tau(inputs))
+        if self.bias is not None:
+            self.bias.copy_(layer.bias)
+        return self
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The integer codes of the layer's input x, in the shape of x."""
+        tau = self.tau
+        if tau is not None and isinstance(self, PackedConv2d):
+            tau = tau.view(1, -1, 1, 1)
+        return to_codes(x, self.step_size, self.spec, tau)
+
+    @property
+    def spec(self) -> QuantSpec:
+        """The codes of the input."""
+        return QuantSpec(self.bits, self.signed, self.narrow)
+
+    def quantize(self, x: Tensor) -> BitPlanes:
+        """Packed codes of x, float [N, C, H, W]."""
+        x = x.float()
+        if self.narrow and self.signed:  # kernels know the whole range of two's complement only
+            x = x.clamp(min=self.spec.qmin * self.step_size)
+        return kernels.quantize_pack(
+            x,
+            self.step_size,
+            self.tau,
+            bits=self.bits,
+            signed=self.signed,
+            groups=self.groups,
+            kernel=_quantizing(self.kernel),
+        )
+
+    @property
+    def planes(self) -> BitPlanes:
+        """The packed weights."""
+        return BitPlanes(self.weight, True, self.channels)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.signed], dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.signed = bool(state[0])
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        check_tail(self.planes)
+
+
+class PackedConv2d(PackedLayer):
+    """A QConv2d on integers. x: float32 [N, C, H, W] -> float32 [N, Cout, Ho, Wo]."""
+
+    def __init__(self, layer: QConv2d, kernel: str = "auto") -> None:
+        if tuple(layer.dilation) != (1, 1):
+            raise ValueError(
+                f"`dilation` is {tuple(layer.dilation)}; packed convolutions take 1. "
+                "Keep this layer in full precision (skip it in qsr.quantize)."
+            )
+        super().__init__(layer, kernel)
+        self.stride, self.padding = layer.stride, layer.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        acc = kernels.conv2d(self.quantize(x), self.planes, self.stride, self.padding, self.kernel)
+        return epilogue(acc, self.scale, self.bias).permute(0, 3, 1, 2)
+
+
+class PackedLinear(PackedLayer):
+    """A QLinear on integers. x: float32 [..., in_features] -> float32 [..., out_features]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = self.quantize(x.reshape(-1, x.shape[-1], 1, 1))
+        acc = kernels.linear(codes, self.planes, self.kernel)
+        return epilogue(acc, self.scale, self.bias).view(*x.shape[:-1], -1)
+
+
+class PackedMatmul(nn.Module):
+    """A QMatmul on integers: codes as float32, whose products and sums are exact below 2^24."""
+
+    def __init__(self, matmul: QMatmul) -> None:
+        super().__init__()
+        self.specs = {  # signs are part of the state
+            side: QuantSpec(quantizer.bits, narrow=quantizer.narrow)
+            for side, quantizer in (
+                ("left", matmul.left_quantizer),
+                ("right", matmul.right_quantizer),
+            )
+        }
+        self.register_buffer("left_step", torch.ones(()))
+        self.register_buffer("right_step", torch.ones(()))
+
+    @torch.no_grad()
+    def fill(self, matmul: QMatmul) -> PackedMatmul:
+        """Take the values of a trained product. Raises ValueError if it is not calibrated, or if
+        a quantizer shifts its input.
+        """
+        left, right = matmul.left_quantizer, matmul.right_quantizer
+        if any(q.shift(q.step_size) is not None for q in (left, right)):
+            raise ValueError(
+                "a quantizer of a matrix product shifts its input; packed products have no shift. "
+                "Use a quantizer without one, or keep this product in full precision."
+            )
+        self.specs = {"left": left.spec, "right": right.spec}
+        self.left_step.copy_(left.step(left.step_size))
+        self.right_step.copy_(right.step(right.step_size))
+        return self
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        largest = [max(-spec.qmin, spec.qmax) for spec in self.specs.values()]
+        if a.shape[-1] * largest[0] * largest[1] >= 2**24:
+            raise ValueError(
+                f"{a.shape[-1]} products of codes up to {largest[0]} and {largest[1]} are not "
+                "exact in float32; use fewer bits or shorter rows."
+            )
+        left = to_codes(a, self.left_step, self.specs["left"]).float()
+        right = to_codes(b, self.right_step, self.specs["right"]).float()
+        return (left @ right) * (self.left_step * self.right_step)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([spec.signed for spec in self.specs.values()], dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.specs = {
+            side: QuantSpec(spec.bits, bool(signed), spec.narrow)
+            for (side, spec), signed in zip(self.specs.items(), state.tolist(), strict=True)
+        }
+
+
+class FloatConv2d(nn.Module):
+    """A full-precision convolution, stride 1, with one fixed order of summation.
+
+    x: float32 [N, C, H, W] -> float32 [N, Cout, Ho, Wo]; strips of a picture give the same bits.
+    """
+
+    def __init__(self, conv: nn.Conv2d, kernel: str = "auto") -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.padding = conv.padding
+        self.register_buffer("weight", conv.weight.detach().float().clone())
+        bias = None if conv.bias is None else conv.bias.detach().float().clone()
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = kernels.conv2d_float(
+            x.float().permute(0, 2, 3, 1),
+            self.weight,
+            self.bias,
+            self.padding,
+            _quantizing(self.kernel),
+        )
+        return out.permute(0, 3, 1, 2)
+
+
+class FixedLayerNorm(nn.LayerNorm):
+    """A LayerNorm by the written formula of qsr.reference: the same bits on every processor."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__(norm.normalized_shape, norm.eps)
+        self.load_state_dict(norm.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.layer_norm(x.float(), self.weight, self.bias, self.eps)
+
+
+class FixedChannelNorm(FixedLayerNorm):
+    """The same over the channels of [N, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class FixedGELU(nn.Module):
+    """GELU by the written formula of qsr.reference."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.gelu(x)
+
+
+class PackedAttention(nn.Module):
+    """A WindowAttention by the written formulas of qsr.reference, on integers where its products
+    are quantised. x: float32 [windows, T, features]; mask: [windows per picture, T, T] or None.
+    """
+
+    def __init__(self, attention: WindowAttention, kernel: str = "auto") -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.heads = attention.heads
+        for name in ("qkv", "proj", "scores", "mix", "position_bias"):
+            setattr(self, name, getattr(attention, name))
+        self.register_buffer("position_index", attention.position_index, persistent=False)
+
+    @property
+    def bias(self) -> Tensor:
+        """float32 [heads, T, T]: the learned bias of each pair of pixels."""
+        return self.position_bias[self.position_index].permute(2, 0, 1)
+
+    @property
+    def specs(self) -> list[QuantSpec]:
+        """Of q, k, probabilities and v; empty if the products are in full precision."""
+        if not isinstance(self.scores, PackedMatmul):
+            return []
+        return [*self.scores.specs.values(), *self.mix.specs.values()]
+
+    @property
+    def steps(self) -> Tensor:
+        """float32 [4]: step sizes of q, k, probabilities and v."""
+        products = self.scores, self.mix
+        return torch.stack([step for p in products for step in (p.left_step, p.right_step)])
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        qkv = self.qkv(x)
+        if not self.specs:
+            return self.proj(reference.attention_float(qkv, self.bias, mask, self.heads))
+        mixed = kernels.attention(
+            qkv,
+            self.steps,
+            self.bias,
+            mask,
+            heads=self.heads,
+            bits=[spec.bits for spec in self.specs],
+            signed=[spec.signed for spec in self.specs],
+            kernel=_quantizing(self.kernel),
+        )
+        return self.proj(mixed)
+
+
+class PackedModel(nn.Module):
+    """A packed QuantSR, all its depths together.
+
+    packed(lr, blocks=None): lr float RGB [N, 3, H, W] in [0, 1] -> sr [N, 3, scale H, scale W], not
+    clipped. blocks: how many blocks run (None: all); it was trained at `config.depths`.
+
+    Where there are fused kernels for the network it runs as a planned program (`self.program`),
+    else layer by layer (`self.network`): the same integers and the same features. The program is
+    planned at the first call and again after load_state_dict; torch.compile and torch.export take
+    the model after that first call.
+    """
+
+    def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.kernel = kernel
+        self._program, self._order = None, None
+        self.register_load_state_dict_post_hook(lambda *_: self._forget())
+        network.register_load_state_dict_post_hook(lambda *_: self._forget())
+
+    @property
+    def config(self) -> NetworkConfig:
+        return self.network.config
+
+    @classmethod
+    def empty(cls, config: NetworkConfig, kernel: str = "auto") -> PackedModel:
+        """The packed network of a configuration, without values: load_state_dict gives them."""
+        return cls(_replace_layers(QuantSR(config), kernel, fill=False), kernel)
+
+    @property
+    def program(self) -> ConvProgram | SwinProgram | None:
+        """The planned program, or None where the network runs layer by layer."""
+        if self._program is None and self.network.mean.device.type == "cpu":
+            for module, program in ((program_conv, ConvProgram), (program_swin, SwinProgram)):
+                names = module.available(self.config)
+                if names and self.kernel in ("auto", *names):
+                    self._program = program(self.network, self.kernel)
+        return self._program
+
+    def plan(self, blocks: int | None = None) -> DepthPlan:
+        """The plan that keeps the `blocks` most valuable blocks (None: all)."""
+        if self._order is None:  # remembered as numbers, not as a tensor: torch.export needs them
+            self._order = self.network.order
+        return DepthPlan.from_order(self._order, self.config.blocks if blocks is None else blocks)
+
+    @property
+    def mean(self) -> Tensor:
+        """What the network subtracts from pictures: float32 [1, 3, 1, 1], on its device."""
+        return self.network.mean
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Working memory for each lr pixel at once, bytes: a program knows what it allocates."""
+        return (self.program or self.network).pixel_bytes
+
+    def pieces(
+        self, lr: Tensor, plan: DepthPlan, first: int, last: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(row, sr rows from there on): what becomes of the rows [first, last) of lr."""
+        if self.program is None:
+            yield from self.network.pieces(lr, plan, first, last)
+        else:
+            scale = self.config.scale
+            yield first, self.program(lr, plan)[:, :, scale * first : scale * last]
+
+    def _forget(self) -> None:
+        self._program, self._order = None, None
+
+    @torch.no_grad()  # not inference_mode, which torch.compile does not take here
+    def forward(self, lr: Tensor, blocks: int | None = None) -> Tensor:
+        plan = self.plan(blocks)
+        if self.program is None:
+            return self.network(lr, plan)
+        check_pictures(lr)
+        return self.program(lr, plan)
+
+
+def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
+    """A copy of `module` whose quantised layers run on packed integers, in eval mode, on the CPU.
+
+    A QuantSR becomes a `PackedModel`; any other module stays what it is, with packed layers inside.
+    kernel: "auto", "reference", or a name from qsr.kernels.available().
+    Raises ValueError if there is nothing to pack, or a layer that the kernels can't run.
+    """
+    if kernel != "auto" and kernel not in kernels.available("conv2d"):
+        raise ValueError(
+            f"`kernel` is {kernel!r}; this machine has {', '.join(kernels.available('conv2d'))}."
+        )
+    if isinstance(module, PackedModel):
+        raise ValueError("this network is packed already.")
+    if not any(isinstance(m, (QConv2d, QLinear, QMatmul)) for m in module.modules()):
+        raise ValueError(
+            "nothing to pack: the network has no quantised layer. Build it with bits=4 or 2, "
+            "or pass it through qsr.quantize first."
+        )
+    if not all(m.one_grid or m.weights for m in module.modules() if isinstance(m, Quantizer)):
+        raise ValueError(
+            "a quantizer here (CADyQ?) chooses bits anew for every picture, and packed layers have "
+            "one width; use one of fixed width to pack."
+        )
+    packed = _replace_layers(copy.deepcopy(module).cpu().eval(), kernel, fill=True)
+    return PackedModel(packed, kernel) if isinstance(packed, QuantSR) else packed
+
+
+def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
+    """`module` with packed layers in place of quantised ones, in place."""
+    exact_floats = isinstance(module, QuantSR)
+    fixed = {
+        nn.Conv2d: lambda conv: FloatConv2d(conv, kernel),
+        nn.LayerNorm: FixedLayerNorm,
+        ChannelNorm: FixedChannelNorm,
+        nn.GELU: lambda gelu: FixedGELU(),
+    }
+
+    def packed_twin(layer: nn.Module) -> nn.Module | None:
+        if exact_floats and type(layer) in fixed:
+            return fixed[type(layer)](layer)
+        if isinstance(layer, WindowAttention):
+            for name in ("qkv", "proj", "scores", "mix"):
+                setattr(layer, name, replace_layers(getattr(layer, name), packed_twin))
+            return PackedAttention(layer, kernel)
+        if isinstance(layer, QConv2d):
+            packed = PackedConv2d(layer, kernel)
+        elif isinstance(layer, QLinear):
+            packed = PackedLinear(layer, kernel)
+        elif isinstance(layer, QMatmul):
+            packed = PackedMatmul(layer)
+        else:
+            return None
+        return packed.fill(layer) if fill else packed
+
+    return replace_layers(module, packed_twin)
+
+
+def _weights_channels_last(layer: QConv2d | QLinear) -> Tensor:
+    """[Cout, kh, kw, Cin of a group], as the packed format wants them."""
+    weight = layer.weight.detach()
+    return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight[:, None, None, :]
+
+
+def _tau(quantizer: Quantizer) -> Tensor | None:
+    """The shift of an input quantizer as float32 [channels], or None."""
+    dims = [1] * (4 if quantizer.channel_dim == 1 else 2)
+    dims[quantizer.channel_dim] = quantizer.channels
+    shift = quantizer.shift(torch.zeros(dims, device=quantizer.step_size.device))
+    return None if shift is None else shift.detach().float().expand(dims).flatten().clone()
+
+
+def _quantizing(kernel: str) -> str:
+    """Kernel names speak of integer convolutions; everything around them is best or reference."""
+    return kernel if kernel == kernels.REFERENCE else "auto"

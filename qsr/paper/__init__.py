@@ -1,0 +1,1 @@
+"""The paper beside ours: costs, tables, figures, ablation, records."""

@@ -1,0 +1,1 @@
+"""Training as it happens: the loop, its log, its checkpoints."""

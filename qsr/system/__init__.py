@@ -1,0 +1,1 @@
+"""What everything stands on: files, the native library, fused passes, processes, the machine."""

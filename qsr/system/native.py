@@ -1,0 +1,287 @@
+"""The one loader of the native code, and the one place that says how to build it.
+
+Three ways, tried in this order; `QSR_NATIVE` (auto, aot, jit, off, require) narrows them:
+
+    aot        the library that was compiled when qsr was installed
+    jit        the same sources, compiled once into the user's cache when first needed
+    reference  no native code: the slow definition in PyTorch, with a warning that says why
+
+Nothing is compiled at import. setup.py loads this file by its path, before qsr or torch need be
+there, so it imports neither at its top.
+
+A build happens in a fresh folder under a lock that the kernel frees when its holder dies, and is
+renamed into place: a killed build or two at once do no harm. (torch's own loader waits for ever on
+the lock file of a killed build, so its lock is not used.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+PACKAGE = Path(__file__).resolve().parents[1]  # qsr/
+CSRC = PACKAGE.parent / "csrc"
+OPS_SOURCES = (
+    "conv2d/winograd.cpp",
+    "network/conv3x3_vnni.cpp",
+    "network/conv3x3_avx2.cpp",
+    "network/conv3x3_portable.cpp",
+    "conv2d/direct_vnni.cpp",
+    "conv2d/direct_avx2.cpp",
+    "conv2d/table.cpp",
+    "conv2d/vpopcnt.cpp",
+    "conv2d/scalar.cpp",
+    "conv2d/float.cpp",
+    "conv2d/quantize_pack.cpp",
+    "conv2d/pack.cpp",
+    "bench/ceiling.cpp",
+    "dispatch.cpp",
+    "network/residual_network.cpp",
+    "network/tail_avx512.cpp",
+    "network/tail_avx2.cpp",
+    "network/tail_portable.cpp",
+    "torch/ops.cpp",
+    "torch/ops_network.cpp",
+    "train/fake_quantize.cpp",
+    "torch/ops_train.cpp",
+    "network/swin_vnni.cpp",
+    "network/swin_avx2.cpp",
+    "network/swin_portable.cpp",
+    "network/swin_conv.cpp",
+    "torch/ops_swin.cpp",
+)
+BIND_SOURCES = ("torch/bind.cpp",)
+CUDA_SOURCES = ("cuda/conv2d.cu", "cuda/linear.cu", "cuda/attention.cu", "torch/ops_cuda.cpp")
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # stable ABI of torch 2.10
+# -ffp-contract=off: a * b + c must round twice, as the reference does; no -march=native: kernels
+# choose their instruction set at run time; -g0: Python's own flags ask for debug information;
+# -fno-trapping-math: nobody reads the exception flags, and with them gcc 12 makes no AVX2 vectors
+# of `a > b ? a : b`.
+FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=hidden")
+# -fmad=false is -ffp-contract=off in nvcc's words; the other lets device code call constexpr
+# functions.
+NVCC_FLAGS = ("-O3", "-fmad=false", "--expt-relaxed-constexpr")
+MODES = ("auto", "aot", "jit", "off", "require")
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the native code was loaded. how: "aot", "jit" or "reference"."""
+
+    how: str
+    path: str = ""
+    reason: str = ""  # why not something better
+    advice: str = ""  # what to do about it
+    cuda: str = ""  # path of the CUDA kernels, if there are any
+
+    @property
+    def native(self) -> bool:
+        return self.how != "reference"
+
+
+def source_hash() -> str:
+    """sha256 (16 hex digits) of all sources and flags; empty where the sources are not there."""
+    if not CSRC.is_dir():
+        return ""
+    digest = hashlib.sha256(" ".join((*FLAGS, *NVCC_FLAGS)).encode())
+    for path in sorted(CSRC.rglob("*")):
+        if path.suffix in (".h", ".cpp", ".cu"):
+            digest.update(str(path.relative_to(CSRC)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def flags() -> list[str]:
+    """Compiler flags of both modules, the source hash and QSR_CXXFLAGS among them."""
+    return [*FLAGS, *_more_flags(), f"-I{CSRC}", f"-DQSR_SOURCE_HASH={source_hash()}"]
+
+
+def _more_flags() -> list[str]:
+    """Further compiler flags from the environment, for sanitizers and experiments."""
+    return shlex.split(os.environ.get("QSR_CXXFLAGS", ""))
+
+
+def cuda_toolkit() -> str:
+    """Where the CUDA toolkit for this torch is; "" without one or without CUDA in torch."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    return CUDA_HOME if torch.version.cuda and CUDA_HOME else ""
+
+
+@functools.cache
+def load() -> Status:
+    """Load the native operators, once per process; see the module docstring.
+
+    Raises ValueError for an unknown QSR_NATIVE, RuntimeError if it is `require`, `aot` or `jit` and
+    that way fails. Otherwise a failure gives the reference and one warning.
+    """
+    mode = os.environ.get("QSR_NATIVE", "auto")
+    if mode not in MODES:
+        raise ValueError(f"QSR_NATIVE is {mode!r}; it is one of {', '.join(MODES)}.")
+    if mode == "off":
+        return Status("reference", reason="QSR_NATIVE is off", advice="unset QSR_NATIVE")
+    reasons = []
+    for how, find in (("aot", _find_aot), ("jit", _build_jit)):
+        if mode in (how, "auto", "require"):
+            try:
+                return _open(how, find())
+            except _Unusable as error:
+                reasons.append(f"{how}: {error}")
+    reason = "; ".join(reasons)
+    advice = "install a C++ compiler (Debian: apt-get install g++), then run `qsr info`"
+    if mode != "auto":
+        raise RuntimeError(f"QSR_NATIVE is {mode} and the native code is missing ({reason})")
+    warnings.warn(
+        f"qsr runs without its native code, exact but slow ({reason}); {advice}", stacklevel=2
+    )
+    return Status("reference", reason=reason, advice=advice)
+
+
+@functools.cache
+def facts() -> ModuleType | None:
+    """The module qsr._C (processor and build facts), or None without native code."""
+    status = load()
+    if not status.native:
+        return None
+    folder = Path(status.path).parent
+    names = (f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_C.so")  # aot, jit
+    path = next((folder / name for name in names if (folder / name).exists()), None)
+    if path is None:
+        return None
+    spec = importlib.util.spec_from_file_location("qsr._C", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Unusable(Exception):
+    """Why one way of loading does not work, in one line."""
+
+
+def _open(how: str, path: Path) -> Status:
+    import torch
+
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise _Unusable(f"{path} does not load ({str(error).splitlines()[0]})") from error
+    cuda = next(iter(sorted(path.parent.glob("_cuda*.so"))), None)
+    if cuda is not None and torch.version.cuda:
+        try:
+            torch.ops.load_library(cuda)
+        except OSError as error:
+            raise _Unusable(f"{cuda} does not load ({str(error).splitlines()[0]})") from error
+        return Status(how, str(path), cuda=str(cuda))
+    return Status(how, str(path))
+
+
+def _find_aot() -> Path:
+    """The library compiled at installation, if it was made from the sources that are here."""
+    path = next(iter(sorted(PACKAGE.glob("_ops*.so"))), None)
+    if path is None:
+        raise _Unusable("not compiled at installation")
+    expected = source_hash()
+    if expected and f"qsr-source-hash:{expected}".encode() not in path.read_bytes():
+        raise _Unusable(f"{path.name} was compiled from other sources; install again")
+    return path
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("QSR_CACHE") or Path(base) / "qsr")
+
+
+def _build_jit() -> Path:
+    """Compile into the cache unless that was done before; returns the library's path."""
+    import filelock
+    import torch
+
+    if not CSRC.is_dir():
+        raise _Unusable("the C++ sources are not installed; install from a clone with pip -e")
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(shlex.split(compiler)[0]) is None:  # it may be "ccache g++"
+        raise _Unusable(f"no C++ compiler ({compiler!r} not found)")
+    more = shlex.join(_more_flags())
+    described = f"{torch.__version__} {sys.implementation.cache_tag} {compiler} {more}"
+    described += cuda_toolkit()
+    key = f"{source_hash()}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
+    folder = _cache_folder() / key
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.parent / f"{key}.lock"):
+            if not (folder / "_ops.so").exists():
+                _compile_into(folder)
+    except OSError as error:
+        raise _Unusable(
+            f"the cache {folder.parent} cannot be used ({error.strerror}); set QSR_CACHE"
+        ) from error
+    return folder / "_ops.so"
+
+
+def _compile_into(folder: Path) -> None:
+    from torch.utils import cpp_extension
+
+    print("qsr: building the native core once, about 20 seconds ...", file=sys.stderr, flush=True)
+    for left in folder.parent.glob("tmp*"):  # of builds that were killed
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix="tmp", dir=folder.parent))
+    path = os.environ["PATH"]
+    if shutil.which("ninja") is None:  # not on PATH in a venv that is not activated
+        import ninja
+
+        os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{path}"
+
+    def build(name: str, sources: Sequence[str], options: Sequence[str]) -> None:
+        (work / name).mkdir()
+        cpp_extension.load(
+            name,
+            [str(CSRC / source) for source in sources],
+            build_directory=str(work / name),
+            is_python_module=False,
+            extra_cflags=list(options),
+            extra_cuda_cflags=[*NVCC_FLAGS, f"-I{CSRC}", TORCH_TARGET, "-DUSE_CUDA"],
+            with_cuda=name == "_cuda",
+        )
+        os.replace(work / name / f"{name}.so", work / f"{name}.so")
+        shutil.rmtree(work / name)
+
+    try:
+        build("_ops", OPS_SOURCES, [*flags(), TORCH_TARGET])
+        with contextlib.suppress(RuntimeError):  # no Python.h: the kernels work without the facts
+            build("_C", BIND_SOURCES, flags())
+        if cuda_toolkit():
+            try:
+                build("_cuda", CUDA_SOURCES, [*flags(), TORCH_TARGET, "-DUSE_CUDA"])
+            except Exception as error:
+                print(
+                    f"qsr: the CUDA kernels do not compile ({_first_error(error)}); "
+                    "CUDA tensors run on the reference.",
+                    file=sys.stderr,
+                )
+        os.replace(work, folder)
+    except Exception as error:
+        raise _Unusable(f"the build failed ({_first_error(error)})") from error
+    finally:
+        os.environ["PATH"] = path
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _first_error(error: Exception) -> str:
+    """The line of a compiler's output that says what is wrong."""
+    lines = [line for line in str(error).splitlines() if "error" in line.lower()]
+    return (lines or str(error).splitlines() or ["unknown"])[0].strip()
