@@ -141,7 +141,7 @@ class SwinConfig(NetworkConfig):
             self.bits is None or not QUANTIZERS[self.quantizer].convolutions_only,
             "quantizer",
             self.quantizer,
-            "is another one for Swin blocks: this one is made for convolutions",
+            f"is another one here: {QUANTIZERS[self.quantizer].__name__} is made for convolutions",
         )
         for width in [] if self.attention_bits is None else split_bits(self.attention_bits):
             _require(

@@ -233,7 +233,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(model_file, monk
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(checkpoints, "save_file", save_half)
+    monkeypatch.setattr(file, "save_file", save_half)
     with pytest.raises((ValueError, KeyboardInterrupt)) as raised:
         qsr.save(model_file, network())
     assert model_file.read_bytes() == before
