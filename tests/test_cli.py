@@ -19,7 +19,7 @@ import qsr
 from qsr import cli
 from qsr.cli import train as cli_train
 from qsr.cli import use as cli_use
-from qsr.cli.common import DEFAULT_MODEL
+from qsr.cli.arguments import DEFAULT_MODEL
 from qsr.images.data import textures
 from qsr.models import zoo
 from qsr.models.file import describe
@@ -127,6 +127,7 @@ def test_every_command_has_help_that_fits_a_terminal(qsr_command, monkeypatch, c
     assert code == 0 and err == ""
     assert out.startswith("usage: qsr") and max(map(len, out.splitlines())) <= 80
     if not command:
+        assert list(cli.COMMANDS) == COMMANDS
         assert all(f"    {name}" in out for name in COMMANDS)
 
 
@@ -599,6 +600,8 @@ def test_sets_are_listed_and_a_bad_one_does_not_hide_the_others(qsr_command, her
     Path("train/Bad/a.png").write_text("no picture")
     code, out, err = qsr_command("data", "list")
     assert code == 2 and one_line(err) and "Bad/a.png" in err and "T91" in out
+    code, out, err = qsr_command("data", "list", "--json")
+    assert code == 2 and one_line(err) and json.loads(out) == rows
     assert qsr_command("data", "list", "T91")[0] == 0
 
 
@@ -617,6 +620,31 @@ def test_the_program_runs_as_a_process_and_returns_its_exit_code(here, model):
     assert (done.returncode, done.stdout, done.stderr) == (0, "b.png  14 x 10\n", "")
     done = run(sys.executable, *args)
     assert done.returncode == 2 and done.stdout == "" and one_line(done.stderr)
+
+
+WITHOUT_TORCH = """
+import contextlib, io, runpy, sys
+for module in ("qsr", "qsr.cli"):
+    for arguments in ("--help", "--version", "trian", ""):
+        sys.argv = ["qsr", *arguments.split()]
+        with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.suppress(SystemExit):
+            runpy.run_module(module, run_name="__main__")
+        assert "torch" not in sys.modules, (module, arguments)
+        print(err.getvalue())
+"""
+
+
+def test_help_and_a_mistyped_command_do_not_wait_for_torch(here):
+    done = run(sys.executable, "-c", WITHOUT_TORCH)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("usage: qsr [-h] [--version] COMMAND ...") == 2 + 2 + 2
+    assert done.stdout.count("invalid choice: 'trian'") == 2
+
+
+def test_a_new_process_knows_the_quantizers_of_the_baselines_by_name(here):
+    args = ["--print-config", "--quantizer", "cadyq", "--preset", "quantsr-c-x2-w4a8"]
+    done = run(sys.executable, "-m", "qsr", "train", *args)
+    assert json.loads(done.stdout)["network"]["quantizer"] == "cadyq", done.stderr
 
 
 def test_a_reader_that_stops_reading_is_no_error(here):
@@ -652,6 +680,12 @@ def test_train_pack_evaluate_and_upscale(qsr_command, photos):
     assert report["sets"][photos]["names"] == list(scores.names)
     code, out, _ = qsr_command("evaluate", photos, "--model", "bicubic", "--scale", 2, "--each")
     assert code == 0 and len(out.splitlines()) == 5 and "dB" in out
+
+    # Text comes as soon as a set is done, JSON when all are.
+    args = ["evaluate", photos, "nowhere", "--model", "bicubic", "--scale", 2]
+    code, out, _ = qsr_command(*args)
+    assert code == 2 and out.startswith(photos) and len(out.splitlines()) == 1
+    assert qsr_command(*args, "--json")[:2] == (2, "")
 
     args = ["upscale", f"{photos}/noise.png", "sr.png", "--model", "packed.qsr"]
     assert qsr_command(*args)[0] == 0 and size("sr.png") == (96, 96)

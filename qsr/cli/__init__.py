@@ -1,7 +1,8 @@
 """The command line: `qsr upscale | demo | train | evaluate | pack | export | data | bench | ...`.
 
 Bad input gives one line on stderr and exit code 2; Ctrl-C exits with 130. Numbers go to stdout, as
-text or with `--json`; progress and remarks go to stderr.
+text or with `--json`; progress and remarks go to stderr. A command's module, and torch with it, is
+imported when the command is asked for: `qsr --help` is there at once.
 """
 
 from __future__ import annotations
@@ -10,36 +11,52 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-import torch
+from tqdm.auto import tqdm
 
 from ..system.version import __version__
-from .bench import add_bench
-from .common import complain
-from .reproduce import add_reproduce
-from .train import add_data, add_pack, add_train
-from .use import add_demo, add_evaluate, add_export, add_info, add_models, add_upscale
+from .common import Failed, Json, add_commands, complain
 
+COMMANDS = {  # name: the module with its add_NAME, and what it does
+    "upscale": ("use", "Enlarge pictures, or all pictures of folders."),
+    "demo": ("use", "Enlarge the bundled photograph with every model and depth."),
+    "evaluate": ("use", "Score a model on test sets."),
+    "train": ("train", "Train a network; the same call resumes a stopped run."),
+    "pack": (
+        "train",
+        "Pack a trained network into a small .qsr file; full precision as float16.",
+    ),
+    "export": ("use", "Write a model as ONNX, for pictures of any size."),
+    "data": ("train", "List sets of pictures, or pack some into one file."),
+    "bench": ("bench", "Time kernels, a layer, or networks beside other engines."),
+    "reproduce": ("reproduce", "Compute a table or a figure of the paper."),
+    "models": ("use", "List the models that come with qsr."),
+    "info": ("use", "Say how qsr runs on this machine."),
+}
 OUT_OF_MEMORY = "out of memory; lower --memory (upscale), or --patch or --batch (train)."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv).parse_args(argv)
     try:
         if args.threads is not None:
             _set_threads(args.threads)
-        return args.run(args) or 0
-    except (ValueError, TypeError) as error:
-        complain(error)
+        for line in args.run(args):
+            if isinstance(line, Json) == args.json:
+                tqdm.write(line, file=sys.stdout)  # past a progress bar, if there is one
+        sys.stdout.flush()
+        return 0
+    except Failed:
+        pass
     except BrokenPipeError:  # `qsr models | head` has seen enough; nothing to flush at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
+    except (ValueError, TypeError, OSError) as error:
         complain(error)
-    except MemoryError:
-        complain(OUT_OF_MEMORY)
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
             raise
         complain(OUT_OF_MEMORY)
     except KeyboardInterrupt:
@@ -48,37 +65,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    import torch  # what raised this has imported it
+
+    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return memory or "allocate memory" in str(error)
+
+
 def _set_threads(threads: int) -> None:
     if threads < 1:
         raise ValueError(f"`--threads` is {threads}; it is 1 or more. Leave it out to use all.")
+    import torch
+
     torch.set_num_threads(threads)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of all commands, with the options of the one that argv asks for."""
     parser = argparse.ArgumentParser(prog="qsr", description="Low-bit super-resolution (QuantSR).")
     parser.add_argument("--version", action="version", version=f"qsr {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(
-        name: str, run, help: str, *, numbers: bool = False, threads: bool = True
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
-        sub.set_defaults(run=run, threads=None)
-        if threads:
-            sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
-        if numbers:
-            sub.add_argument("--json", action="store_true", help="print numbers as JSON")
-        return sub
-
-    add_upscale(command)
-    add_demo(command)
-    add_evaluate(command)
-    add_train(command)
-    add_pack(command)
-    add_export(command)
-    add_data(command)
-    add_bench(command)
-    add_reproduce(command)
-    add_models(command)
-    add_info(command)
+    parser.set_defaults(threads=None, json=False)  # for commands that have no such option
+    subs = add_commands(parser, {name: help for name, (_, help) in COMMANDS.items()})
+    asked = next((arg for arg in argv if arg in COMMANDS), None)
+    if asked is not None:
+        import_module("qsr.baselines")  # whose quantizers configurations name
+        module = import_module(f"qsr.cli.{COMMANDS[asked][0]}")
+        getattr(module, f"add_{asked}")(subs[asked])
     return parser

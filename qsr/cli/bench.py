@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from ..backbone import QuantSR
 from ..bench import engine, training
+from ..bench.report import markdown, write_figure, write_json
 from ..config import preset
 from ..integer.packing import PackedModel
 from ..models import zoo
 from ..system.files import replacing
-from .common import check_blocks, check_writable, complain
+from .arguments import check_blocks, check_writable
+from .common import Lines, complain, let_run, remark
 
 BENCH_PRESETS = ["quantsr-c-x4-w4a4", "quantsr-c-x4-w2a2"]
 
 
-def add_bench(command) -> None:
-    """The command `qsr bench`."""
-    sub = command(
-        "bench", _bench, "Time kernels, a layer, or networks beside other engines.", threads=False
-    )
+def add_bench(sub: argparse.ArgumentParser) -> None:
+    """The options of `qsr bench`, whose --threads and --json are its own."""
+    let_run(sub, _bench, threads=False, json=False)
     sub.add_argument(
         "what", nargs="?", choices=["kernel", "layer", "network", "train"], default="network"
     )
@@ -58,13 +57,13 @@ def add_bench(command) -> None:
     sub.add_argument(
         "--peers", nargs="+", default=["all"], metavar="NAME", help="all, none or names (all)"
     )
-    sub.add_argument("--json", metavar="FILE", help="also write all numbers there")
+    sub.add_argument("--json", dest="file", metavar="FILE", help="also write all numbers there")
     sub.add_argument(
         "--plot", metavar="FILE.png", help="also draw networks, the zoo's depths among them"
     )
 
 
-def _bench(args: argparse.Namespace) -> None:
+def _bench(args: argparse.Namespace) -> Lines:
     slow = args.what in ("network", "train")
     rounds = (5 if slow else 20) if args.rounds is None else args.rounds
     size = (24 if args.what == "train" else 128) if args.size is None else args.size
@@ -72,19 +71,20 @@ def _bench(args: argparse.Namespace) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"`--{name}` is {value}; it is 1 or more.")
-    for path in (args.json, args.plot):
+    for path in (args.file, args.plot):
         if path is not None:
             check_writable(Path(path).parent)
     if args.plot is not None and (args.what != "network" or Path(args.plot).suffix != ".png"):
         raise ValueError(f"`--plot` is {args.plot}; it draws networks, into a .png file.")
     if args.what == "train":
-        return _bench_train(args, size, rounds)
+        yield from _bench_train(args, size, rounds)
+        return
     if args.what != "network":
         report = engine.bench_local(args.what, size, args.counts, rounds)
     else:
-        chosen, remark = engine.choose_peers(args.peers)
-        if remark:
-            complain(remark)
+        chosen, missing = engine.choose_peers(args.peers)
+        if missing:
+            complain(missing)
         models = _bench_models(args, size)
         report = engine.bench_network(
             models,
@@ -95,22 +95,22 @@ def _bench(args: argparse.Namespace) -> None:
             args.blocks,
             depths=args.plot is not None,
         )
-    if args.json is not None:
-        report.write_json(report, args.json)
+    if args.file is not None:
+        write_json(report, args.file)
     if args.plot is not None:
-        print(*report.write_figure(report, args.plot), file=sys.stderr)
-    print(report.markdown(report))
+        remark(" ".join(map(str, write_figure(report, args.plot))))
+    yield markdown(report)
 
 
-def _bench_train(args: argparse.Namespace, size: int, rounds: int) -> None:
+def _bench_train(args: argparse.Namespace, size: int, rounds: int) -> Lines:
     reports = []
     for name in args.preset[:1] if args.preset is BENCH_PRESETS else args.preset:
         config = preset(name) if args.blocks is None else preset(name, blocks=args.blocks)
         options = (size, args.batch, args.counts, rounds, args.precision)
         reports.append(training.bench_train(config, *options))
-        print(training.table(reports[-1]))
-    if args.json is not None:
-        with replacing(args.json) as temporary:
+        yield training.table(reports[-1])
+    if args.file is not None:
+        with replacing(args.file) as temporary:
             temporary.write_text(json.dumps(reports, indent=1) + "\n")
 
 

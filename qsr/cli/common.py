@@ -1,99 +1,66 @@
-"""What several commands of the command line share: models by name, and checks before any work."""
+"""What `main` and every command share: how a command speaks, and how it gets its parser. No torch.
+
+A command is a function of its parsed arguments that yields lines for stdout, as they come.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import sys
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
-import torch
 from tqdm.auto import tqdm
 
-from ..backbone import QuantSR
-from ..integer.packing import PackedModel
-from ..models import zoo
-from ..runs.checkpoints import find_best, list_checkpoints, load_checkpoint
+Lines = Iterator[str]
 
-DEFAULT_MODEL = "quantsr-c-x4-w4a4"
+
+class Json(str):
+    """A line that is printed with --json, where no other line is; without, it is not printed."""
+
+
+class Failed(Exception):
+    """Ends a command with exit code 2, when what failed has been told already."""
+
+
+def as_json(data: object) -> Json:
+    """Numbers, strings, lists and dicts as they are printed with --json."""
+    return Json(json.dumps(data, indent=1))
+
+
+def remark(line: str) -> None:
+    """One line on stderr."""
+    tqdm.write(line, file=sys.stderr)  # past a progress bar, if there is one
 
 
 def complain(what: object) -> None:
-    """One line on stderr."""
+    """The first line of an error, or a line of ours, on stderr."""
     if isinstance(what, OSError):
         what = f"{what.filename or 'the system'}: {what.strerror or what}; check that place."
     line = (str(what).splitlines() or [type(what).__name__])[0]
-    tqdm.write(f"qsr: {line}", file=sys.stderr)  # past a progress bar, if there is one
+    remark(f"qsr: {line}")
 
 
-def actions(parent: argparse.ArgumentParser, threads: bool):
-    """A function that adds a command below `parent`, each with --json, and --threads if asked."""
-    actions = parent.add_subparsers(title="commands", metavar="COMMAND", required=True)
+def add_commands(
+    parent: argparse.ArgumentParser, helps: Mapping[str, str]
+) -> dict[str, argparse.ArgumentParser]:
+    """Add commands {name: what it does} below a parser -> their parsers, without options yet."""
+    commands = parent.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    return {
+        name: commands.add_parser(name, help=help, description=help) for name, help in helps.items()
+    }
 
-    def action(name: str, run, help: str) -> argparse.ArgumentParser:
-        sub = actions.add_parser(name, help=help, description=help)
-        sub.set_defaults(run=run)
-        if threads:
-            sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+
+def let_run(
+    sub: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], Lines],
+    *,
+    threads: bool = True,
+    json: bool = True,
+) -> None:
+    """Let a parser run a command, which has the options --threads and --json if asked."""
+    sub.set_defaults(run=command)
+    if threads:
+        sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+    if json:
         sub.add_argument("--json", action="store_true", help="print numbers as JSON")
-        return sub
-
-    return action
-
-
-def add_model(sub: argparse.ArgumentParser) -> None:
-    """The options --model and --blocks."""
-    sub.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="NAME",
-        help=f"a name from `qsr models`, or a .qsr file ({DEFAULT_MODEL})",
-    )
-    sub.add_argument("--blocks", type=int, metavar="N", help="depth: how many blocks run (all)")
-
-
-def load_network(name: str) -> QuantSR:
-    """A trained network by its file, zoo:NAME, checkpoint, or run: its best network on held-out
-    pictures, else its last."""
-    if Path(name).is_dir():
-        folder = find_best(name) or (list_checkpoints(name) or [Path(name)])[-1]
-        if not (folder / "state.json").exists():
-            raise ValueError(
-                f"{name} holds no checkpoint; name the folder of a run, or a .qsr file."
-            )
-        return load_checkpoint(folder)[0]
-    model = zoo.load(name.removeprefix("zoo:"))
-    if isinstance(model, PackedModel):
-        raise ValueError(
-            f"{name} is packed, and packed weights can't be trained; use a trained file."
-        )
-    return model
-
-
-def check_writable(folder: Path) -> None:
-    """Raise ValueError if nothing can be written to a folder, there or to be made."""
-    there = next(p for p in (folder, *folder.parents) if os.path.exists(p))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "is closed to writing" if there.is_dir() else "is no folder"
-        raise ValueError(f"{there} {what}; name another output folder.")
-
-
-def check_blocks(model, blocks: int | None) -> None:
-    """Raise ValueError if the model has not as many blocks."""
-    if blocks is not None and not 1 <= blocks <= model.config.blocks:
-        raise ValueError(
-            f"`--blocks` is {blocks}; this model has 1 to {model.config.blocks} and was trained at "
-            f"{', '.join(map(str, model.config.depths))}. Choose one of these."
-        )
-
-
-def check_device(name: str) -> None:
-    """Raise ValueError if torch does not know the device, or has it not here."""
-    try:
-        there = torch.device(name).type == "cpu" or torch.cuda.is_available()
-    except RuntimeError:
-        there = False
-    if not there:
-        raise ValueError(
-            f"`--device` is {name!r}, which this machine or this build of torch has not. Use cpu."
-        )

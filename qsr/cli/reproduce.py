@@ -3,50 +3,50 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import sys
 from pathlib import Path
 
 from ..paper import ablation, figures, records, table1, table1_report, table2
 from ..runs.checkpoints import list_checkpoints, load_checkpoint
 from ..system import distributed
-from .common import actions, check_device, check_writable
+from .arguments import check_device, check_writable
+from .common import Json, Lines, add_commands, as_json, let_run, remark
 from .train import add_training, parse_network, parse_training, train_here
 
-
-def add_reproduce(command) -> None:
-    """The command `qsr reproduce`."""
-    help = "Compute a table or a figure of the paper."
-    action = actions(command("reproduce", None, help, threads=False), threads=True)
-    _add_table1(action)
-    action("table2", _reproduce_table2, "Parameters and operations, under four counting rules.")
-    _add_ablation(action)
-    for number, what in FIGURES.items():
-        sub = action(f"figure{number}", _reproduce_figure, what)
-        sub.set_defaults(number=number)
-        sub.add_argument(
-            "--out", metavar="FOLDER", default="figures", help="for the PNG file (%(default)s)"
-        )
-        page = sub.add_mutually_exclusive_group()
-        page.add_argument("--dark", action="store_true", help="also a file for dark pages")
-        page.add_argument(
-            "--transparent", action="store_true", help="one file that can be read on both"
-        )
-        if number <= 2:
-            help = "of `qsr train`, with its log.jsonl (a short run in docs/results)"
-            sub.add_argument("--run", metavar="FOLDER", dest="folder", help=help)
-        if number >= 5:
-            help = "zoo models or .qsr files (all of the zoo)"
-            sub.add_argument("--model", nargs="+", metavar="NAME", help=help)
+FIGURES = {
+    1: "Step sizes of weights while a network trains.",
+    2: "tau of inputs while a network trains.",
+    3: "What phi does to gradients (trains a small network).",
+    4: "Features of DoReFa and QuantSR (trains small networks).",
+    5: "Crops at 4 bits, side by side.",
+    6: "More crops at 4 bits.",
+    7: "Crops at 2 bits, side by side.",
+    8: "More crops at 2 bits.",
+}
 
 
-def _reproduce_table2(args: argparse.Namespace) -> None:
-    print(table2.table2(json=args.json))
+def add_reproduce(sub: argparse.ArgumentParser) -> None:
+    """The commands of `qsr reproduce`."""
+    helps = {
+        "table1": "PSNR and SSIM of all networks, printed and ours.",
+        "table2": "Parameters and operations, under four counting rules.",
+        "ablation": "Quantizers on equal terms, trained here.",
+    }
+    helps |= {f"figure{number}": what for number, what in FIGURES.items()}
+    subs = add_commands(sub, helps)
+    _add_table1(subs["table1"])
+    let_run(subs["table2"], _reproduce_table2)
+    _add_ablation(subs["ablation"])
+    for number in FIGURES:
+        _add_figure(subs[f"figure{number}"], number)
 
 
-def _add_ablation(action) -> None:
-    sub = action("ablation", _ablation, "Quantizers on equal terms, trained here.")
+def _reproduce_table2(args: argparse.Namespace) -> Lines:
+    text = table2.table2(json=args.json)
+    yield Json(text) if args.json else text
+
+
+def _add_ablation(sub: argparse.ArgumentParser) -> None:
+    let_run(sub, _ablation)
     sub.add_argument(
         "--out", metavar="FOLDER", default="runs/ablation", help="records (%(default)s)"
     )
@@ -61,17 +61,18 @@ def _add_ablation(action) -> None:
     sub.add_argument("--methods", nargs="+", metavar="NAME", default=[], help="fewer of them")
 
 
-def _ablation(args: argparse.Namespace) -> None:
+def _ablation(args: argparse.Namespace) -> Lines:
     for name in ("steps", "seeds"):
         if getattr(args, name) < 1:
             raise ValueError(f"`--{name}` is {getattr(args, name)}; it is 1 or more.")
     check_writable(Path(args.out))
-    runs = ablation.ablation(args.out, args.data, args.steps, args.seeds, args.methods, args.sets)
-    print(json.dumps(runs, indent=1) if args.json else ablation.table(runs))
+    rows = ablation.ablation(args.out, args.data, args.steps, args.seeds, args.methods, args.sets)
+    yield as_json(rows)
+    yield ablation.table(rows)
 
 
-def _add_table1(action) -> None:
-    sub = action("table1", _reproduce_table1, "PSNR and SSIM of all networks, printed and ours.")
+def _add_table1(sub: argparse.ArgumentParser) -> None:
+    let_run(sub, _reproduce_table1)
     sub.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     sub.add_argument(
         "--rows", nargs="+", default=[], metavar="NAME", help="rows, or patterns: '*-x4*' (all)"
@@ -88,20 +89,20 @@ def _add_table1(action) -> None:
     add_training(sub, sub.add_argument_group("network (--train)"))
 
 
-def _reproduce_table1(args: argparse.Namespace) -> None:
+def _reproduce_table1(args: argparse.Namespace) -> Lines:
     if args.train:
-        with contextlib.redirect_stdout(sys.stderr):
-            _train_rows(args)
+        for line in _train_rows(args):
+            remark(line)
         if distributed.rank() > 0:
             return
     lines = table1.table1(args.rows, args.results)
-    style = "as_json" if args.json else "markdown" if args.markdown else "text"
-    print(getattr(table1_report, style)(lines))
+    yield Json(table1_report.as_json(lines))
+    yield table1_report.markdown(lines) if args.markdown else table1_report.text(lines)
 
 
-def _train_rows(args: argparse.Namespace) -> None:
+def _train_rows(args: argparse.Namespace) -> Lines:
     """Train and score each row that is named, and write its record; what is done is not repeated
-    but for the scores."""
+    but for the scores. Yields what was written."""
     if args.out is None or not args.rows:
         raise ValueError("--train needs --rows, and a folder for runs: --out.")
     if args.quantizer == "cadyq":
@@ -114,13 +115,13 @@ def _train_rows(args: argparse.Namespace) -> None:
     runs, train_config = args.out, parse_training(args)
     for name in table1.networks(args.rows):
         if name.startswith(records.BICUBIC):
-            print(records.write_record(records.make_record(name), args.results))
+            yield str(records.write_record(records.make_record(name), args.results))
             continue
         args.preset = name
         config = parse_network(args)
         args.out = str(Path(runs) / records.record_name(name, config))
         with distributed.started(args.device) as device:
-            train_here(args, config, train_config, device)
+            yield from train_here(args, config, train_config, device)
             if distributed.rank() > 0:
                 continue
         _, state = load_checkpoint(list_checkpoints(args.out)[-1])
@@ -129,22 +130,29 @@ def _train_rows(args: argparse.Namespace) -> None:
         call = {key: getattr(args, key) for key in ("patch", "batch", "seed", "init", "teacher")}
         call |= {"data": [Path(name).name for name in args.data], "device": args.device}
         record = records.make_record(name, args.out, call)
-        print(records.write_record(record, args.results))
+        yield str(records.write_record(record, args.results))
 
 
-FIGURES = {
-    1: "Step sizes of weights while a network trains.",
-    2: "tau of inputs while a network trains.",
-    3: "What phi does to gradients (trains a small network).",
-    4: "Features of DoReFa and QuantSR (trains small networks).",
-    5: "Crops at 4 bits, side by side.",
-    6: "More crops at 4 bits.",
-    7: "Crops at 2 bits, side by side.",
-    8: "More crops at 2 bits.",
-}
+def _add_figure(sub: argparse.ArgumentParser, number: int) -> None:
+    let_run(sub, _reproduce_figure)
+    sub.set_defaults(number=number)
+    sub.add_argument(
+        "--out", metavar="FOLDER", default="figures", help="for the PNG file (%(default)s)"
+    )
+    page = sub.add_mutually_exclusive_group()
+    page.add_argument("--dark", action="store_true", help="also a file for dark pages")
+    page.add_argument(
+        "--transparent", action="store_true", help="one file that can be read on both"
+    )
+    if number <= 2:
+        help = "of `qsr train`, with its log.jsonl (a short run in docs/results)"
+        sub.add_argument("--run", metavar="FOLDER", dest="folder", help=help)
+    if number >= 5:
+        help = "zoo models or .qsr files (all of the zoo)"
+        sub.add_argument("--model", nargs="+", metavar="NAME", help=help)
 
 
-def _reproduce_figure(args: argparse.Namespace) -> None:
+def _reproduce_figure(args: argparse.Namespace) -> Lines:
     check_writable(Path(args.out))
     paths = []
     for page in (None,) if args.transparent else ("light", "dark")[: 1 + args.dark]:
@@ -158,8 +166,7 @@ def _reproduce_figure(args: argparse.Namespace) -> None:
             drawn = figures.comparison(args.number, args.model, page)
         suffix = "_dark" if page == "dark" else ""
         paths.append(figures.write(drawn, Path(args.out) / f"figure{args.number}{suffix}.png"))
-    if args.json:
-        report = {"files": [str(path) for path in paths], "caption": drawn.caption}
-        print(json.dumps({**report, "alt": drawn.alt, "numbers": drawn.numbers}, indent=1))
-    else:
-        print(*paths, drawn.caption, sep="\n")
+    report = {"files": [str(path) for path in paths], "caption": drawn.caption}
+    yield as_json({**report, "alt": drawn.alt, "numbers": drawn.numbers})
+    yield from map(str, paths)
+    yield drawn.caption

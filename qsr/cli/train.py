@@ -22,16 +22,17 @@ from ..runs.checkpoints import list_checkpoints, load_checkpoint
 from ..runs.fit import fit
 from ..scores import agreement, evaluate
 from ..system import distributed
-from .common import DEFAULT_MODEL, actions, check_device, check_writable, complain, load_network
+from .arguments import DEFAULT_MODEL, check_device, check_writable, load_network
+from .common import Failed, Lines, add_commands, as_json, complain, let_run
 
 AGREED = 20  # pictures of a set on which a packed network is compared with its training graph
 
 # train --------------------------------------------------------------------------------------------
 
 
-def add_train(command) -> None:
-    """The command `qsr train`."""
-    sub = command("train", _train, "Train a network; the same call resumes a stopped run.")
+def add_train(sub: argparse.ArgumentParser) -> None:
+    """The options of `qsr train`."""
+    let_run(sub, _train, json=False)
     sub.add_argument("--out", metavar="FOLDER", help="checkpoints, log and model.qsr")
     sub.add_argument(
         "--print-config", action="store_true", help="print the configuration and do nothing"
@@ -143,7 +144,7 @@ def _layer_bits(text: str) -> tuple[str, int | tuple[int, ...]]:
     return name, bits[0] if len(bits) == 1 else bits
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> Lines:
     config, train_config = parse_network(args), parse_training(args)
     if args.print_config:
         named = ("data", "patch", "batch", "seed", "init", "teacher")
@@ -152,20 +153,20 @@ def _train(args: argparse.Namespace) -> None:
             "training": dataclasses.asdict(train_config),
             "call": {name: getattr(args, name) for name in named},
         }
-        print(json.dumps(parts, indent=1))
+        yield json.dumps(parts, indent=1)
         return
     if args.out is None:
         raise ValueError("`--out` is not given; name a folder for checkpoints and the result.")
     check_device(args.device)
     check_writable(Path(args.out))
     with distributed.started(args.device) as device:
-        train_here(args, config, train_config, device)
+        yield from train_here(args, config, train_config, device)
 
 
 def train_here(
     args: argparse.Namespace, config: NetworkConfig, train_config: TrainConfig, device: torch.device
-) -> None:
-    """One process's part of a run, which is all of it where there is one."""
+) -> Lines:
+    """One process's part of a run, which is all of it where there is one; yields what it wrote."""
     data = (args.data, config.scale)
     patches = Patches(*data, args.patch, args.batch, args.seed, device=device)
     torch.manual_seed(args.seed)
@@ -185,23 +186,21 @@ def train_here(
     )
     if distributed.rank() > 0:
         return
-    print(path)
+    yield str(path)
     _, state = load_checkpoint(path)
     if state["step"] == train_config.steps:
         best = load_network(args.out)
         model = Path(args.out) / "model.qsr"
         save(model, best, note=f"{args.preset}, {' '.join(patches.sets)}, {state['step']} steps")
-        print(model)
+        yield str(model)
 
 
 # pack ---------------------------------------------------------------------------------------------
 
 
-def add_pack(command) -> None:
-    """The command `qsr pack`."""
-    sub = command(
-        "pack", _pack, "Pack a trained network into a small .qsr file; full precision as float16."
-    )
+def add_pack(sub: argparse.ArgumentParser) -> None:
+    """The options of `qsr pack`."""
+    let_run(sub, _pack, json=False)
     sub.add_argument("input", metavar="IN", help="a trained .qsr file, or the folder of a run")
     sub.add_argument("output", metavar="OUT", help="the packed .qsr file")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -216,7 +215,7 @@ def add_pack(command) -> None:
     )
 
 
-def _pack(args: argparse.Namespace) -> None:
+def _pack(args: argparse.Namespace) -> Lines:
     output = Path(args.output)
     if output.suffix != ".qsr":
         raise ValueError(f"{output} has the suffix {output.suffix!r}; model files end in .qsr.")
@@ -229,7 +228,7 @@ def _pack(args: argparse.Namespace) -> None:
             next(iter(pairs(name, net.config.scale)))
     full = net.config.bits is None
     save(output, net if full else pack(net), note=note, overwrite=args.overwrite, half=full)
-    print(f"{output}  {output.stat().st_size:,} bytes")
+    yield f"{output}  {output.stat().st_size:,} bytes"
     if card is not None:
         model = load_model(output)  # what the file holds: in full precision, rounded weights
         scores = {
@@ -240,7 +239,7 @@ def _pack(args: argparse.Namespace) -> None:
         for name in () if full else args.sets:  # both layer by layer, so of a part of a large set
             some = itertools.islice(pairs(name, net.config.scale), AGREED)
             agreed[name] = agreement(net, model, some)
-        print(zoo.write_card(output, model, card, scores, agreed))
+        yield str(zoo.write_card(output, model, card, scores, agreed))
 
 
 def _words(card: str) -> str:
@@ -255,52 +254,52 @@ def _words(card: str) -> str:
 # data ---------------------------------------------------------------------------------------------
 
 
-def add_data(command) -> None:
-    """The command `qsr data`."""
-    help = "List sets of pictures, or pack some into one file."
-    action = actions(command("data", None, help, threads=False), threads=False)
-    sub = action("list", _data_list, "List sets: those that qsr finds, or those named.")
-    sub.add_argument(
+def add_data(sub: argparse.ArgumentParser) -> None:
+    """The commands of `qsr data`."""
+    helps = {
+        "list": "List sets: those that qsr finds, or those named.",
+        "pack": "Pack sets into one file that can be named wherever a set can.",
+    }
+    listing, packing = add_commands(sub, helps).values()
+    let_run(listing, _data_list, threads=False)
+    listing.add_argument(
         "sets", nargs="*", metavar="SET", help="sets, folders or packed files (all under QSR_DATA)"
     )
-    sub = action(
-        "pack", _data_pack, "Pack sets into one file that can be named wherever a set can."
-    )
-    sub.add_argument("output", metavar="OUT", help="the packed .zip file")
-    sub.add_argument("sets", nargs="+", metavar="SET", help="sets, folders or packed files")
-    sub.add_argument(
+    let_run(packing, _data_pack, threads=False)
+    packing.add_argument("output", metavar="OUT", help="the packed .zip file")
+    packing.add_argument("sets", nargs="+", metavar="SET", help="sets, folders or packed files")
+    packing.add_argument(
         "--max-mb", type=float, metavar="N", help="leave out pictures, so that OUT has at most N MB"
     )
-    sub.add_argument("--split", choices=SPLITS, default="all", help="which pictures (%(default)s)")
-    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    packing.add_argument(
+        "--split", choices=SPLITS, default="all", help="which pictures (%(default)s)"
+    )
+    packing.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
-def _data_list(args: argparse.Namespace) -> int:
-    rows, failed = [], 0
+def _data_list(args: argparse.Namespace) -> Lines:
+    rows, failed = [], False
     for name in args.sets or list_sets():
         try:
             rows += contents(name)
         except ValueError as error:  # one bad set does not hide the others
-            failed = 2
+            failed = True
             complain(error)
-    if args.json:
-        print(json.dumps(rows, indent=1))
-        return failed
+    yield as_json(rows)
     if rows:
-        print(f"{'set':20} {'pictures':>8} {'held out':>8} {'megapixels':>10} {'MB':>8}")
+        yield f"{'set':20} {'pictures':>8} {'held out':>8} {'megapixels':>10} {'MB':>8}"
     for row in rows:
-        print("{set:20} {pictures:8} {held_out:8} {megapixels:10.1f} {mb:8.1f}".format_map(row))
-    return failed
+        yield "{set:20} {pictures:8} {held_out:8} {megapixels:10.1f} {mb:8.1f}".format_map(row)
+    if failed:
+        raise Failed
 
 
-def _data_pack(args: argparse.Namespace) -> None:
+def _data_pack(args: argparse.Namespace) -> Lines:
     counts = pack_sets(args.output, args.sets, args.max_mb, args.split, args.overwrite)
     size = Path(args.output).stat().st_size
-    if args.json:
-        sets = {name: {"pictures": n, "of": of} for name, (n, of) in counts.items()}
-        print(json.dumps({"file": args.output, "bytes": size, "sets": sets}, indent=1))
-        return
+    sets = {name: {"pictures": n, "of": of} for name, (n, of) in counts.items()}
+    yield as_json({"file": args.output, "bytes": size, "sets": sets})
     for name, (n, of) in counts.items():
-        print(f"{name}  {n} of {of} pictures")
+        yield f"{name}  {n} of {of} pictures"
     n, of = map(sum, zip(*counts.values(), strict=True))
-    print(f"{args.output}  {n} of {of} pictures  {size / 1e6:.3f} MB")
+    yield f"{args.output}  {n} of {of} pictures  {size / 1e6:.3f} MB"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,14 +21,15 @@ from ..models import zoo
 from ..scores import evaluate
 from ..system import native
 from ..system.version import __version__
-from .common import add_model, check_blocks, check_writable, complain, load_network
+from .arguments import add_model, check_blocks, check_writable, load_network
+from .common import Failed, Lines, as_json, complain, let_run
 
 # upscale ------------------------------------------------------------------------------------------
 
 
-def add_upscale(command) -> None:
-    """The command `qsr upscale`."""
-    sub = command("upscale", _upscale, "Enlarge pictures, or all pictures of folders.")
+def add_upscale(sub: argparse.ArgumentParser) -> None:
+    """The options of `qsr upscale`."""
+    let_run(sub, _upscale, json=False)
     sub.add_argument("inputs", nargs="+", metavar="IN", help="pictures or folders of pictures")
     sub.add_argument("output", metavar="OUT", help="a picture for one IN, else a folder")
     add_model(sub)
@@ -48,7 +47,7 @@ def add_upscale(command) -> None:
     )
 
 
-def _upscale(args: argparse.Namespace) -> int:
+def _upscale(args: argparse.Namespace) -> Lines:
     jobs = _plan_upscale(args.inputs, Path(args.output))
     if args.skip_existing:
         jobs = [(source, target) for source, target in jobs if not target.exists()]
@@ -81,10 +80,11 @@ def _upscale(args: argparse.Namespace) -> int:
             complain(error if named else f"{source}: {error}")
         else:
             height, width = picture.colour.shape[2:]
-            tqdm.write(f"{target}  {width} x {height}", file=sys.stdout)
+            yield f"{target}  {width} x {height}"
     if many and failed:
         complain(f"{failed} of {len(jobs)} pictures failed.")
-    return 2 if failed else 0
+    if failed:
+        raise Failed
 
 
 def _plan_upscale(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]]:
@@ -116,38 +116,34 @@ def _plan_upscale(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]
 # demo, evaluate -----------------------------------------------------------------------------------
 
 
-def add_demo(command) -> None:
-    """The command `qsr demo`."""
-    sub = command(
-        "demo", _demo, "Enlarge the bundled photograph with every model and depth.", numbers=True
-    )
+def add_demo(sub: argparse.ArgumentParser) -> None:
+    """The options of `qsr demo`."""
+    let_run(sub, _demo)
     sub.add_argument("--out", default="demo", metavar="FOLDER", help="where pictures go (demo)")
 
 
-def _demo(args: argparse.Namespace) -> None:
+def _demo(args: argparse.Namespace) -> Lines:
     rows, figure = demo(args.out)
-    if args.json:
-        print(json.dumps({"rows": rows, "figure": str(figure)}, indent=1))
-        return
-    print(f"{'scale':5} {'model':22} {'blocks':>6} {'PSNR-Y':>9} {'bytes':>10} {'ms':>8}")
+    yield as_json({"rows": rows, "figure": str(figure)})
+    yield (f"{'scale':5} {'model':22} {'blocks':>6} {'PSNR-Y':>9} {'bytes':>10} {'ms':>8}")
     for row in rows:
-        print(
+        yield (
             f"x{row['scale']:<4} {row['model']:22} {row['blocks'] or '-':>6} "
             f"{row['psnr_y']:6.2f} dB {row['bytes'] or '-':>10} {row['ms']:8.1f}"
         )
-    print(f"before and after: {figure}")
+    yield f"before and after: {figure}"
 
 
-def add_evaluate(command) -> None:
-    """The command `qsr evaluate`."""
-    sub = command("evaluate", _evaluate, "Score a model on test sets.", numbers=True)
+def add_evaluate(sub: argparse.ArgumentParser) -> None:
+    """The options of `qsr evaluate`."""
+    let_run(sub, _evaluate)
     sub.add_argument("sets", nargs="+", metavar="SET", help="Set5, a folder, or 'embedded'")
     add_model(sub)
     sub.add_argument("--scale", type=int, metavar="S", help="for --model bicubic")
     sub.add_argument("--each", action="store_true", help="print every picture")
 
 
-def _evaluate(args: argparse.Namespace) -> None:
+def _evaluate(args: argparse.Namespace) -> Lines:
     model = args.model
     if model != "bicubic":
         model = zoo.load(model)
@@ -156,23 +152,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     for name in args.sets:
         scores = evaluate(model, name, args.scale, args.blocks, progress=True)
         results[name] = vars(scores)
-        if not args.json:
-            print(f"{name:12} {scores}")
-            if args.each:
-                for row in zip(scores.names, scores.psnr_each, scores.ssim_each, strict=True):
-                    print("  {:20} {:.3f} dB / {:.4f}".format(*row))
-    if args.json:
-        print(json.dumps({"model": args.model, "blocks": args.blocks, "sets": results}, indent=1))
+        yield f"{name:12} {scores}"
+        if args.each:
+            for row in zip(scores.names, scores.psnr_each, scores.ssim_each, strict=True):
+                yield "  {:20} {:.3f} dB / {:.4f}".format(*row)
+    yield as_json({"model": args.model, "blocks": args.blocks, "sets": results})
 
 
 # export -------------------------------------------------------------------------------------------
 
 
-def add_export(command) -> None:
-    """The command `qsr export`."""
-    sub = command(
-        "export", _export, "Write a model as ONNX, for pictures of any size.", numbers=True
-    )
+def add_export(sub: argparse.ArgumentParser) -> None:
+    """The options of `qsr export`."""
+    let_run(sub, _export)
     sub.add_argument("--onnx", action="store_true", required=True, help="the format of OUT")
     sub.add_argument(
         "model",
@@ -187,7 +179,7 @@ def add_export(command) -> None:
     sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
-def _export(args: argparse.Namespace) -> None:
+def _export(args: argparse.Namespace) -> Lines:
     output = Path(args.output)
     if output.suffix != ".onnx":
         raise ValueError(f"{output} has the suffix {output.suffix!r}; ONNX files end in .onnx.")
@@ -197,45 +189,41 @@ def _export(args: argparse.Namespace) -> None:
         model, output, args.blocks, check=not args.no_check, overwrite=args.overwrite
     )
     size = output.stat().st_size
-    if args.json:
-        rows = [vars(match) for match in matches]
-        print(json.dumps({"file": str(output), "bytes": size, "onnxruntime": rows}, indent=1))
-        return
-    print(f"{output}  {size:,} bytes")
+    rows = [vars(match) for match in matches]
+    yield as_json({"file": str(output), "bytes": size, "onnxruntime": rows})
+    yield f"{output}  {size:,} bytes"
     for match in matches:
-        print(f"  {match}")
+        yield f"  {match}"
 
 
 # models, info -------------------------------------------------------------------------------------
 
 
-def add_models(command) -> None:
-    """The command `qsr models`."""
-    command("models", _models, "List the models that come with qsr.", numbers=True)
+def add_models(sub: argparse.ArgumentParser) -> None:
+    """The options of `qsr models`."""
+    let_run(sub, _models)
 
 
-def _models(args: argparse.Namespace) -> None:
+def _models(args: argparse.Namespace) -> Lines:
     cards = [zoo.card(name) for name in zoo.names()]
-    if args.json:
-        print(json.dumps(cards, indent=1))
-        return
+    yield as_json(cards)
     for card in cards:
-        print(f"{card['name']}  x{card['scale']}  {card['bits']} bits  {card['bytes']:,} bytes")
+        yield f"{card['name']}  x{card['scale']}  {card['bits']} bits  {card['bytes']:,} bytes"
         for depth, scores in card["scores"].items():
             row = "  ".join(
                 f"{name} {psnr:.2f}/{ssim:.4f}" for name, (psnr, ssim) in scores.items()
             )
-            print(f"  {depth:>2} blocks  {row}")
-        print(textwrap.fill(card["training"], 98, initial_indent="  ", subsequent_indent="  "))
-        print(f"  sha256 {card['sha256']}")
+            yield f"  {depth:>2} blocks  {row}"
+        yield textwrap.fill(card["training"], 98, initial_indent="  ", subsequent_indent="  ")
+        yield f"  sha256 {card['sha256']}"
 
 
-def add_info(command) -> None:
-    """The command `qsr info`."""
-    command("info", _info, "Say how qsr runs on this machine.", numbers=True)
+def add_info(sub: argparse.ArgumentParser) -> None:
+    """The options of `qsr info`."""
+    let_run(sub, _info)
 
 
-def _info(args: argparse.Namespace) -> None:
+def _info(args: argparse.Namespace) -> Lines:
     status = native.load()
     facts = native.facts()
     report = {
@@ -255,13 +243,11 @@ def _info(args: argparse.Namespace) -> None:
         "models": zoo.names(),
         "data": os.environ.get("QSR_DATA", "QSR_DATA is not set"),
     }
-    if args.json:
-        print(json.dumps(report, indent=1))
-        return
+    yield as_json(report)
     for name, value in report.items():
         if isinstance(value, dict):
             value = "; ".join(f"{key}: {', '.join(names)}" for key, names in value.items())
         elif isinstance(value, (list, tuple)):
             value = ", ".join(value)
         if value:
-            print(f"{name:9} {value}")
+            yield f"{name:9} {value}"
