@@ -59,7 +59,7 @@ def test_the_float_layout_of_a_quantised_network_has_its_products():
 @pytest.mark.parametrize("collapsed", [False, True], ids=["ordinary", "collapsed"])
 def test_a_peer_computes_the_network(peer, collapsed, tmp_path):
     if peer.missing:
-        pytest.skip(f"needs {', '.join(peer.missing)}: pip install 'qsr[bench]'")
+        pytest.skip(f"needs {', '.join(peer.missing)}: pip install -e '.[bench]'")
     if peer.name in ("pytorch-compile", "openvino-int8"):
         pytest.skip("takes half a minute to compile or quantise; qsr bench checks it in each run")
     lr = engine.picture(SIZE).numpy()
@@ -77,7 +77,7 @@ def test_a_peer_that_is_missing_is_named_with_what_to_install(monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     chosen, remark = engine.choose_peers(["all"])
     assert all(not peer.needs for peer in chosen)
-    assert "ncnn" in remark and "pip install 'qsr[bench]'" in remark
+    assert "ncnn" in remark and "pip install -e '.[bench]' in a clone of qsr" in remark
     with pytest.raises(ValueError, match=r"needs ncnn: pip install"):
         engine.choose_peers(["ncnn-int8"])
 

@@ -14,7 +14,7 @@ import qsr
 from qsr import cli
 from qsr.export import onnx as export
 
-INSTALL = "pip install 'qsr[onnx]'"
+INSTALL = "pip install -e '.[onnx]' in a clone of qsr"
 onnx = pytest.importorskip("onnx", reason=f"needs onnx: {INSTALL}")
 onnxruntime = pytest.importorskip("onnxruntime", reason=f"needs onnxruntime: {INSTALL}")
 

@@ -483,7 +483,7 @@ def choose_peers(names: Sequence[str]) -> tuple[tuple[Peer, ...], str]:
     if list(names) == ["none"]:
         return (), ""
     known = {peer.name: peer for peer in peers.PEERS}
-    install = "pip install 'qsr[bench]'"
+    install = "pip install -e '.[bench]' in a clone of qsr"
     if list(names) == ["all"]:
         missing = sorted({module for peer in peers.PEERS for module in peer.missing})
         remark = f"not installed: {', '.join(missing)}. For all peers: {install}" if missing else ""

@@ -497,4 +497,4 @@ def compare(path: str | os.PathLike, model: Model, blocks: int | None = None) ->
 
 def _require(package: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise ValueError(f"{package} is not installed; pip install 'qsr[onnx]'.")
+        raise ValueError(f"{package} is not installed; pip install -e '.[onnx]' in a clone of qsr.")

@@ -112,7 +112,7 @@ def _halved(tensors: dict[str, Tensor], config: NetworkConfig) -> dict[str, Tens
     largest = torch.finfo(torch.float16).max
     for name, t in tensors.items():
         if t.is_floating_point() and not (t.abs() <= largest).all():
-            raise ValueError(f"{name!r} has values that float16 has not; save without `half`.")
+            raise ValueError(f"{name!r} has values that float16 cannot hold; save without `half`.")
     return {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
 
 

@@ -95,6 +95,7 @@ def _summary_writer(folder: str | os.PathLike, start: int):
     except ImportError as error:
         raise ValueError(
             "TensorBoard's files were asked for and the package is missing: "
-            "pip install 'qsr[tensorboard]', or leave them out (log.jsonl holds the same numbers)."
+            "pip install -e '.[tensorboard]' in a clone of qsr, or leave them out (log.jsonl holds "
+            "the same numbers)."
         ) from error
     return SummaryWriter(str(folder), purge_step=start + 1)
