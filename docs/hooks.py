@@ -2,14 +2,13 @@
 
 - `*` in the navigation, and a tutorial's number before its title;
 - what is made while building, so that it cannot be out of date: the slider of the home page, the
-  table of notebooks, the scores of the models, Tables 1 and 2, a page of the API for each module;
+  table of notebooks, the scores of the models, Tables 1 and 2;
 - tutorials: no cells that need a kernel, solutions folded, links to open or keep the notebook;
 - the versions in each page's footer.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import json
 import re
@@ -21,7 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
-from mkdocs.structure.files import File
 from mkdocs.structure.toc import get_toc
 
 import qsr
@@ -37,18 +35,6 @@ ROOT = Path(__file__).parent.parent
 TUTORIALS = Path(__file__).parent / "tutorials"
 MODEL = "quantsr-c-x4-w4a4"  # on the home page
 SETS = ("Set5", "Set14", "B100")  # of the table of models
-# The public modules in their order (tests/test_layering.py), and what the pages call their groups.
-ORDER = re.search(r'NAMES = """(.*?)"""', (ROOT / "tests" / "test_layering.py").read_text(), re.S)
-PACKAGE = Path(qsr.__file__).parent
-MODULES = [n for n in ORDER[1].split() if n[0] != "_" and (PACKAGE / f"{n}.py").exists()]
-GROUPS = {  # first module of a group: its heading
-    "files": "Pictures, data, numbers",
-    "layers": "Layers and kernels",
-    "blocks": "Networks",
-    "tail": "Packed networks",
-    "evaluate": "Measuring and training",
-    "viewers": "The course, tables, the command line",
-}
 GOAL = re.compile(r"^\d\. .*(?:\n +.*)*", re.MULTILINE)  # in the first cell of a notebook
 TAKES = re.compile(r"\*\*Takes\*\* about (\d+) seconds")
 
@@ -56,17 +42,9 @@ TAKES = re.compile(r"\*\*Takes\*\* about (\d+) seconds")
 def on_config(config):
     docs = Path(config.docs_dir)
     pages = sorted([*docs.rglob("*.md"), *docs.glob("tutorials/*.ipynb")])
-    names = [page.relative_to(docs).as_posix() for page in pages]
-    config.nav = _expanded(config.nav, [*names, *map(_page_of, sorted(MODULES))])
+    config.nav = _expanded(config.nav, [page.relative_to(docs).as_posix() for page in pages])
     config.copyright = _built_from()
     return config
-
-
-def on_files(files, config):
-    for name in MODULES:
-        text = f"# qsr.{name}\n\n::: qsr.{name}\n"
-        files.append(File.generated(config, _page_of(name), content=text))
-    return files
 
 
 def on_page_markdown(markdown, page, **_):
@@ -148,21 +126,6 @@ def _slider() -> str:
         f"{scores[1]:.2f} dB. The network is the file `{MODEL}.qsr` of {size / 1e6:.1f} MB, which "
         "comes with qsr. Photograph: NASA.*"
     )
-
-
-def _page_of(module: str) -> str:
-    return f"api/{module}.md"
-
-
-def _api() -> str:
-    """The public modules in groups, each with the first sentence of its docstring."""
-    lines = []
-    for name in MODULES:
-        if name in GROUPS:
-            lines.append(f"\n## {GROUPS[name]}\n")
-        docstring = ast.get_docstring(ast.parse((PACKAGE / f"{name}.py").read_text()))
-        lines.append(f"- [qsr.{name}]({name}.md): {docstring.splitlines()[0]}")
-    return "\n".join(lines)
 
 
 def _syllabus() -> str:
@@ -266,7 +229,6 @@ MADE = {
     "<!-- table 1 -->": _table1,
     "<!-- table 2 -->": _table2,
     "<!-- figures -->": _figures,
-    "<!-- api -->": _api,
 }
 
 
@@ -280,7 +242,8 @@ def tutorial(html: str, name: str, repository: str) -> str:
     page. repository: "owner/name" on GitHub, or "".
     """
     page = BeautifulSoup(html, "html.parser")
-    # Cells for Colab, and cells that need a kernel: their twin for the site follows them.
+    # What is for those who run it: the word on installing, and cells that need a kernel, whose
+    # twin for the site follows them.
     for cell in _cells(page, "install") + _cells(page, "live"):
         cell.decompose()
     for cell in _cells(page, "solution"):
