@@ -2,19 +2,26 @@
 
 import importlib.util
 import json
+import pkgutil
 import re
 import runpy
+import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 import pytest
+import torch
 from PIL import Image
 
 import qsr
+from qsr.system import native
+from qsr.train import make_optimizer
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+NATIVE = {"qsr._ops", "qsr._C"}  # only there where qsr was compiled while installing
 
 
 class Addresses(HTMLParser):
@@ -83,13 +90,73 @@ def test_each_page_says_what_it_was_built_from(site):
         assert f"qsr {qsr.__version__}, built with torch" in (site / name).read_text()
 
 
-def test_each_public_module_has_a_page_that_the_index_names(site):
-    modules = [p.stem for p in (ROOT / "qsr").glob("[a-z]*.py")]
-    index = (site / "api" / "index.html").read_text()
-    for name in modules:
-        page = (site / "api" / name / "index.html").read_text()
-        assert f'id="qsr.{name}.' in page, "a page without a function or class"
-        assert f'href="{name}/"' in index
+def test_the_api_reference_has_every_public_name_and_all_that_its_pages_list(site):
+    public = [getattr(qsr, name) for name in " ".join(qsr.NAMES.values()).split()]
+    wanted = {f"{each.__module__}.{each.__qualname__}" for each in public}
+    for page in (DOCS / "api").glob("*.md"):
+        lists = re.findall(
+            r"^::: (\S+)\n +options:\n +members:\s+\[(.*?)\]", page.read_text(), re.S | re.M
+        )
+        wanted |= {
+            f"{module}.{name}" for module, some in lists for name in re.findall(r"\w+", some)
+        }
+    pages = {page.parent.name: page for page in (site / "api").glob("*/index.html")}
+    assert wanted <= set().union(*(Addresses(page).anchors for page in pages.values()))
+    assert {f"{name}/" for name in pages} <= Addresses(site / "api" / "index.html").links
+
+
+# Names --------------------------------------------------------------------------------------------
+
+HISTORY = {"log.md", "changelog.md"}  # speak of what was
+PAGES = sorted(p for p in DOCS.rglob("*.md") if p.name not in HISTORY)
+TEXTS = [ROOT / "README.md", *PAGES, *sorted((ROOT / "tutorials").glob("*.ipynb"))]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_and_name_of_qsr_in_a_text_exists(path):
+    text = path.read_text()
+    for name in re.findall(r"`((?:qsr|csrc|docs|tests|benchmarks)/[\w/.-]+)`", text):
+        assert (ROOT / name).exists(), name
+    for name in set(re.findall(r"`(qsr(?:\.\w+)+)[`(]", text)) - NATIVE:
+        pkgutil.resolve_name(name)
+
+
+# Walks --------------------------------------------------------------------------------------------
+
+
+def files_of(call) -> set[str]:
+    """The files of qsr that a call passes, as "qsr/infer.py"."""
+    package, codes = Path(qsr.__file__).parent, set()
+    sys.setprofile(lambda frame, event, argument: codes.add(frame.f_code))
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    files = {Path(code.co_filename) for code in codes if code.co_name != "<module>"}
+    inside = (file for file in files if file.is_relative_to(package))
+    return {file.relative_to(package.parent).as_posix() for file in inside}
+
+
+@pytest.mark.skipif(not native.load().native, reason="the walks go through native code")
+@pytest.mark.parametrize("call", ["qsr.upscale", "qsr.train_step", "qsr.pack"])
+def test_a_walk_names_the_files_that_the_call_passes(call, tmp_path):
+    Image.new("RGB", (12, 8), "teal").save(tmp_path / "a.png")
+    net = qsr.QuantSR(qsr.quantsr_c(scale=2, bits=4, blocks=2, features=16))
+    lr, hr = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 16, 16)
+    qsr.calibrate(net, lr)
+    model, config = qsr.pack(net), qsr.TrainConfig()
+    optimizer = make_optimizer(net, config)
+    calls = {
+        "qsr.upscale": partial(qsr.upscale, tmp_path / "a.png", model),
+        "qsr.train_step": partial(qsr.train_step, net, optimizer, lr, hr, config),
+        "qsr.pack": partial(qsr.pack, net),
+    }
+    text = (DOCS / "walks.md").read_text()
+    (walk,) = (part for part in text.split("\n## ") if part.startswith(f"`{call}("))
+    rows = set(re.findall(r"^\| \d+\. `([^`]+)`", walk, re.M))
+    named = set(re.findall(r"`((?:qsr|csrc)/[^`]+)`", walk))
+    assert all((ROOT / name).is_file() for name in named)
+    assert {name for name in rows if name.endswith(".py")} <= files_of(calls[call]) <= named
 
 
 # All of qsr ---------------------------------------------------------------------------------------
@@ -98,8 +165,7 @@ def test_each_public_module_has_a_page_that_the_index_names(site):
 def test_all_of_qsr_names_all_of_qsr():
     text = (DOCS / "all-of-qsr.md").read_text()
     shown = set(re.findall(r"\bqsr\.(\w+)", text))
-    init = (ROOT / "qsr" / "__init__.py").read_text()
-    promised = set(re.findall(r"import \w+ as (\w+)", init))
+    promised = {*qsr.MODULES, *" ".join(qsr.NAMES.values()).split()}
     assert len(promised) > 30
     assert promised <= shown, f"not on the page: {', '.join(sorted(promised - shown))}"
 
