@@ -51,6 +51,7 @@ from ..models import zoo
 from ..models.file import load_model, save
 from ..paper.costs import complexity
 from ..system import native
+from ..system.errors import first_line
 from ..system.machine import machine
 from . import peers
 from .peers import Peer, Runner, Task
@@ -423,8 +424,7 @@ def _guarded(connection: Connection, serve: Callable[..., None], *args) -> None:
     except EOFError:  # nobody is listening any more
         return
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        connection.send(("failed", line))
+        connection.send(("failed", first_line(error)))
 
 
 def _write(connection: Connection, write: Callable[[], None]) -> None:

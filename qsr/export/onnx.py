@@ -41,6 +41,7 @@ from ..infer import Model
 from ..integer import kernels
 from ..integer.packing import PackedConv2d, PackedLinear, PackedMatmul, PackedModel, pack
 from ..quantizer import QuantSpec
+from ..system.errors import first_line
 from ..system.files import replacing
 from ..system.version import __version__
 
@@ -472,7 +473,7 @@ def compare(path: str | os.PathLike, model: Model, blocks: int | None = None) ->
     except Exception as error:  # its errors have no base of their own
         raise ValueError(
             f"onnxruntime {onnxruntime.__version__} can't open the file "
-            f"({str(error).splitlines()[0]}); opset {OPSET} needs 1.20 or newer."
+            f"({first_line(error)}); opset {OPSET} needs 1.20 or newer."
         ) from error
     mean = (model.network if isinstance(model, PackedModel) else model).mean
     photograph = imresize(photo().rgb, 1 / model.config.scale)

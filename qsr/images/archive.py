@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
+from ..system.errors import first_line
 from ..system.files import replacing
 from .picture import FORMATS
 
@@ -70,7 +71,7 @@ class Member:
         try:
             return io.BytesIO(self.archive.read(self.info))
         except _DAMAGE as error:
-            raise ValueError(f"{self} is damaged ({_first_line(error)}); copy it again.") from error
+            raise ValueError(f"{self} is damaged ({first_line(error)}); copy it again.") from error
 
     def __str__(self) -> str:
         return f"{self.archive.filename}/{self.info.filename}"
@@ -210,10 +211,6 @@ def _printable(text: str) -> str:
 
 def _refused(path: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{path} is no file made by `qsr data pack`, or is damaged ({_first_line(error)}); copy it "
+        f"{path} is no file made by `qsr data pack`, or is damaged ({first_line(error)}); copy it "
         "again, or name a set or a folder."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

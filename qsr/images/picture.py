@@ -24,6 +24,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..system.errors import first_line
 from ..system.files import replacing
 from .resize import imresize
 
@@ -310,7 +311,7 @@ def _decoded(image: Image.Image) -> Image.Image:
 
 
 def _unreadable(what: object, error: Exception) -> ValueError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "its content is none of these formats"
     return ValueError(

@@ -31,6 +31,7 @@ from torch import Tensor
 from ..backbone import QuantSR
 from ..config import ConvConfig, NetworkConfig, SwinConfig
 from ..integer.packing import PackedModel
+from ..system.errors import first_line
 from ..system.files import replacing
 
 FILE_VERSION = 1
@@ -187,7 +188,7 @@ def _unreadable(path: str | os.PathLike, error: Exception) -> ValueError:
         return ValueError(f"{path} is a folder; name a .qsr file in it.")
     return ValueError(
         f"{path} is no qsr model: it cannot be read as safetensors "
-        f"({str(error).splitlines()[0]}). Pickled checkpoints (.pt, .pth) are not loaded."
+        f"({first_line(error)}). Pickled checkpoints (.pt, .pth) are not loaded."
     )
 
 
