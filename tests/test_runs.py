@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_train import Noise
 from torch import distributed as dist
 
@@ -107,7 +108,7 @@ def test_the_average_of_a_run_is_calibrated_and_resumes_exactly(tmp_path):
     for _ in range(CONFIG.steps):
         qsr.fit(network(), patches(), CONFIG, parts, max_seconds=0)
     files = [list_checkpoints(f)[-1] / "average.safetensors" for f in (whole, parts)]
-    a, b = (file.load_file(file) for file in files)
+    a, b = (load_file(file) for file in files)
     assert same(a, b)
     net = network()
     net.load_state_dict(a)
@@ -263,7 +264,7 @@ def same_run(a, b):
         folders = [sorted(f.glob(f"{kind}-*"))[-1] for f in (a, b)]
         assert folders[0].name == folders[1].name
         for file in folders[0].glob("*.safetensors"):
-            mine, theirs = (file.load_file(f / file.name) for f in folders)
+            mine, theirs = (load_file(f / file.name) for f in folders)
             assert same(mine, theirs), file.name
     timed = ("seconds", "images_per_s")
     logs = [

@@ -6,7 +6,7 @@ depend on the seed and n alone and nothing else is drawn, so a run that is inter
 ends bit for bit where one that was not ends (same machine, same number of threads and ranks).
 
 A folder holds all of a run: its last checkpoints, the network that did best on held-out pictures,
-and the diary (`runlog`).
+and the diary (`log`).
 """
 
 from __future__ import annotations
@@ -72,6 +72,135 @@ def fit(
     Raises ValueError before the first step if `folder` holds a run of another network or training
     configuration, the scales differ, or the batch cannot be shared.
     """
+    run = Run(net, data, config, folder, validation, teacher, tensorboard)
+    with _stop_signals() as stop, contextlib.closing(run):
+        while run.done < config.steps:
+            run.step()
+            late = max_seconds is not None and run.clock.seconds() > max_seconds
+            ends = distributed.any_rank(late or bool(stop), run.device)
+            run.write(ends)
+            if ends:
+                break
+        distributed.wait()
+    if stop:
+        signal.raise_signal(stop.number)  # checkpoint saved: now let it do what it does
+    return list_checkpoints(folder)[-1]
+
+
+class Run:
+    """A training run between two steps, `done` of which are behind it.
+
+    Made from the last checkpoint in its folder, else from the start. Arguments and errors as `fit`.
+    All ranks take each `step`; what `validate`, `save` and `write` do, rank 0 does alone.
+    """
+
+    def __init__(
+        self,
+        net: QuantSR,
+        data: Patches,
+        config: TrainConfig,
+        folder: str | os.PathLike,
+        validation: Sequence[Pair] = (),
+        teacher: QuantSR | None = None,
+        tensorboard: bool = False,
+    ) -> None:
+        _check_batch(net, data, config)
+        self.net, self.data, self.config, self.folder = net, data, config, folder
+        self.validation = validation
+        net.train().to(memory_format=torch.channels_last)  # 3x3 convolutions are faster so
+        objective = Objective(net, config, teacher)
+        self.optimizer = make_optimizer(net, config)
+        self.start, progress = _resume(net, self.optimizer, config, folder)
+        self.done, self.recent = self.start, progress["recent"]
+        if self.done == 0 and not all(
+            m.calibrated for m in net.modules() if isinstance(m, Quantizer)
+        ):
+            calibrate(net, data.batch(0)[0])  # the whole batch on every rank
+        self.average = _average(net, config, folder)
+        self.objective = distributed.parallel(objective)
+        self.device = next(net.parameters()).device
+        chief = distributed.rank() == 0
+        if chief:
+            clear_unfinished(folder)
+        self.log = RunLog(folder, self.start, tensorboard) if chief else None
+        self.clock = _Clock(progress["seconds"])
+        if chief and self.log.last < self.start:  # killed after the checkpoint, before its line
+            self.log.write(self.start, progress["line"], net)
+        self.bar = tqdm(total=config.steps, initial=self.start, unit="step", disable=not chief)
+
+    def step(self) -> None:
+        """Train on the next batch."""
+        net, config, step = self.net, self.config, self.done
+        if config.joint and step == config.first_joint_step and len(net.config.depths) > 1:
+            _rank(net, self.data, config)
+        self.depths = trained_depths(net, config, step)
+        self.learning_rate = config.learning_rate_at(step)
+        set_learning_rate(self.optimizer, self.learning_rate)
+        batch = self.data.batch(step, distributed.rank(), distributed.size())
+        lr, hr = (x.to(memory_format=torch.channels_last) for x in batch)
+        measured = train_step(
+            net, self.optimizer, lr, hr, config,
+            depths=self.depths, objective=self.objective, step=step,
+        )  # fmt: skip
+        if self.average is not None:
+            update_average(self.average, net, config.ema, step)
+        recent = self.recent
+        for name, value in measured.items():  # a running mean over about 100 steps
+            recent[name] = value if name not in recent else 0.99 * recent[name] + 0.01 * value
+        self.done += 1
+        self.rate = (self.done - self.start) * self.data.batch_size / self.clock.seconds()
+        self.bar.update()
+        self.bar.set_postfix(_shown(recent, self.rate), refresh=False)
+
+    def write(self, ends: bool = False) -> None:
+        """What is due after a step: scores, a checkpoint, a line of the diary. ends: the run stops
+        here."""
+        if self.log is None:
+            return
+        done, config = self.done, self.config
+        last = done == config.steps
+        saves = done % config.checkpoint_every == 0 or last or ends
+        values = {"learning_rate": self.learning_rate, "images_per_s": self.rate}
+        if len(self.validation) and (done % config.validate_every == 0 or last):
+            values |= self.validate()
+        values |= {"seconds": self.clock.total(), **self.recent}
+        path = self.save(values) if saves else None
+        if saves or done % config.log_every == 0 or "validation" in values:
+            self.log.write(done, values, self.net if saves else None)
+        if ends and not last:
+            remark = f"stopped after step {done}; the same call goes on from {path}"
+            self.bar.write(remark, file=sys.stderr)
+
+    def validate(self) -> dict[str, float]:
+        """PSNR-Y on held-out pictures at each depth, and their mean ("validation"); keeps the
+        network, or its average, if that is the best."""
+        net, depths = self.average or self.net, self.depths
+        each = {d: evaluate(net, self.validation, blocks=d).psnr_y for d in depths}
+        scores = {f"validation_{d}": score for d, score in each.items()}
+        mean = sum(each.values()) / len(each)
+        # A network that has learned all depths goes before one that has learned the deepest alone.
+        if (len(depths), mean) > best_score(self.folder):
+            save_best(self.folder, net, self.done, self.config, len(depths), mean, scores)
+        told = ", ".join(f"{d} blocks {score:.3f}" for d, score in each.items())
+        self.bar.write(f"step {self.done}: held-out pictures, dB: {told}", file=sys.stderr)
+        return {"validation": mean, **scores}
+
+    def save(self, line: dict[str, float]) -> Path:
+        """Write a checkpoint; line: of the diary, in case that the run is killed before it."""
+        progress = {"seconds": self.clock.total(), "recent": self.recent, "line": line}
+        return save_checkpoint(
+            self.folder, self.net, self.optimizer, self.done, self.config, self.config.keep,
+            self.average, progress,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """End the progress bar and the diary."""
+        self.bar.close()
+        if self.log is not None:
+            self.log.close()
+
+
+def _check_batch(net: QuantSR, data: Patches, config: TrainConfig) -> None:
     if data.scale != net.config.scale:
         raise ValueError(
             f"the data have scale {data.scale} and the network {net.config.scale}; make both equal."
@@ -81,68 +210,6 @@ def fit(
             f"the batch is {data.batch_size}, and {distributed.size()} processes with `accumulate` "
             f"{config.accumulate} share it; it must be a multiple of their product."
         )
-    net.train().to(memory_format=torch.channels_last)  # 3x3 convolutions are faster so
-    objective = Objective(net, config, teacher)
-    optimizer = make_optimizer(net, config)
-    start, progress = _resume(net, optimizer, config, folder)
-    if start == 0 and not all(m.calibrated for m in net.modules() if isinstance(m, Quantizer)):
-        calibrate(net, data.batch(0)[0])  # the whole batch on every rank
-    average = _average(net, config, folder)
-    objective = distributed.parallel(objective)
-    chief = distributed.rank() == 0
-    if chief:
-        clear_unfinished(folder)
-    log = RunLog(folder, start, tensorboard) if chief else None
-    clock, recent, path = _Clock(progress["seconds"]), progress["recent"], None
-    if chief and log.last < start:  # killed after the checkpoint, before its line
-        log.write(start, progress["line"], net)
-    bar = tqdm(total=config.steps, initial=start, unit="step", disable=not chief)
-    with _stop_signals() as stop, bar, contextlib.closing(log or contextlib.ExitStack()):
-        for step in range(start, config.steps):
-            if config.joint and step == config.first_joint_step and len(net.config.depths) > 1:
-                _rank(net, data, config)
-            learning_rate = config.learning_rate_at(step)
-            set_learning_rate(optimizer, learning_rate)
-            batch = data.batch(step, distributed.rank(), distributed.size())
-            lr, hr = (x.to(memory_format=torch.channels_last) for x in batch)
-            depths = trained_depths(net, config, step)
-            measured = train_step(
-                net, optimizer, lr, hr, config, depths=depths, objective=objective, step=step
-            )
-            if average is not None:
-                update_average(average, net, config.ema, step)
-            for name, value in measured.items():  # a running mean over about 100 steps
-                recent[name] = value if name not in recent else 0.99 * recent[name] + 0.01 * value
-            done = step + 1
-            rate = (done - start) * len(lr) * distributed.size() / clock.seconds()
-            bar.update()
-            bar.set_postfix(_shown(recent, rate), refresh=False)
-            late = max_seconds is not None and clock.seconds() > max_seconds
-            ends = distributed.any_rank(late or bool(stop), lr.device)
-            last = done == config.steps
-            saves = done % config.checkpoint_every == 0 or last or ends
-            if chief:
-                values = {"learning_rate": learning_rate, "images_per_s": rate}
-                if len(validation) and (done % config.validate_every == 0 or last):
-                    values |= _validate(average or net, validation, depths, folder, done, config)
-                    bar.write(_score_line(done, values), file=sys.stderr)
-                values |= {"seconds": clock.total(), **recent}
-                if saves:
-                    progress = {"seconds": clock.total(), "recent": recent, "line": values}
-                    path = save_checkpoint(
-                        folder, net, optimizer, done, config, config.keep, average, progress
-                    )
-                if saves or done % config.log_every == 0 or "validation" in values:
-                    log.write(done, values, net if saves else None)
-            if ends:
-                if chief and not last:
-                    remark = f"stopped after step {done}; the same call goes on from {path}"
-                    bar.write(remark, file=sys.stderr)
-                break
-        distributed.wait()
-    if stop:
-        signal.raise_signal(stop.number)  # checkpoint saved: now let it do what it does
-    return path or list_checkpoints(folder)[-1]
 
 
 class _Clock:
@@ -206,32 +273,6 @@ def _average(net: QuantSR, config: TrainConfig, folder: str | os.PathLike) -> Qu
     if checkpoints:
         load_average(checkpoints[-1], average)
     return average
-
-
-def _validate(
-    net: QuantSR,
-    validation: Sequence[Pair],
-    depths: Sequence[int],
-    folder: str | os.PathLike,
-    step: int,
-    config: TrainConfig,
-) -> dict[str, float]:
-    """PSNR-Y at each depth and their mean ("validation"); keeps the network if that is the best."""
-    scores = {f"validation_{d}": evaluate(net, validation, blocks=d).psnr_y for d in depths}
-    mean = sum(scores.values()) / len(scores)
-    # A network that has learned all its depths goes before one that has learned the deepest alone.
-    if (len(depths), mean) > best_score(folder):
-        save_best(folder, net, step, config, len(depths), mean, scores)
-    return {"validation": mean, **scores}
-
-
-def _score_line(step: int, values: dict[str, float]) -> str:
-    parts = [
-        f"{name.removeprefix('validation_')} blocks {value:.3f}"
-        for name, value in values.items()
-        if name.startswith("validation_")
-    ]
-    return f"step {step}: held-out pictures, dB: {', '.join(parts)}"
 
 
 def _resume(
