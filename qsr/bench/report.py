@@ -8,7 +8,6 @@ it comes twice, for light and for dark pages.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..course import viewers
 from ..models import zoo
 from ..system.files import replacing
 from .engine import Report, Row
@@ -170,15 +170,9 @@ def write_figure(report: Report, path: str | os.PathLike) -> tuple[Path, Path]:
     Raises ValueError for another suffix, a report of something else, or nothing that was timed.
     """
     path = Path(path)
-    if path.suffix != ".png":
-        raise ValueError(f"{path} ends in {path.suffix!r}; figures are written as .png.")
+    light, dark = figure(report), figure(report, dark=True)
     twin = path.with_stem(f"{path.stem}_dark")
-    for target, dark in ((path, False), (twin, True)):
-        encoded = io.BytesIO()
-        figure(report, dark).savefig(encoded, format="png", metadata={"Software": None})
-        with replacing(target) as temporary:
-            temporary.write_bytes(encoded.getbuffer())
-    return path, twin
+    return viewers.write_figure(light, path), viewers.write_figure(dark, twin)
 
 
 def figure(report: Report, dark: bool = False) -> Figure:
@@ -191,7 +185,7 @@ def figure(report: Report, dark: bool = False) -> Figure:
     threads = min(row.threads for row in rows)
     rows = [row for row in rows if row.threads == threads]
     points = _points([row for row in rows if row.column == "depth"])
-    paper, ink = ("#0d1117", "#e6edf3") if dark else ("white", "black")
+    paper, ink, _ = viewers.DARK if dark else viewers.LIGHT
     drawn = Figure(figsize=(11 if points else 6.5, 4.8), dpi=120, facecolor=paper)
     axes = drawn.subplots(
         1, 2 if points else 1, squeeze=False, width_ratios=[3, 2][: 1 + bool(points)]

@@ -21,14 +21,17 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from ..images.picture import Picture, from_array, to_pil
+from ..system.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,6 +75,17 @@ STYLE = {
     "figure.dpi": 80,
     "image.interpolation": "nearest",  # a pixel is a square
 }
+
+
+class Colours(NamedTuple):
+    """The colours of a page: behind, of words and lines, and of words that matter less."""
+
+    paper: str
+    ink: str
+    faint: str
+
+
+LIGHT, DARK = Colours("white", "black", "#59636e"), Colours("#0d1117", "#e6edf3", "#9198a1")
 
 # Figures ------------------------------------------------------------------------------------------
 
@@ -126,7 +140,6 @@ def live(draw: Callable[..., Figure], **controls: object) -> object:
 def _png(fig: Figure, dpi: float | None = None) -> tuple[str, int]:
     """The figure as the address of a PNG, and its width in pixels. Closes the figure."""
     image = Image.open(_drawn(fig, dpi))
-    image.info.clear()  # the version of matplotlib
     return _address(image, "png"), image.width
 
 
@@ -134,10 +147,30 @@ def _drawn(fig: Figure, dpi: float | None = None) -> io.BytesIO:
     """The figure as a PNG. Closes the figure."""
     from matplotlib import pyplot  # here, so that `import qsr` stays fast
 
-    encoded = io.BytesIO()
-    fig.savefig(encoded, format="png", dpi=dpi or "figure")
+    encoded = _encoded(fig, dpi)
     pyplot.close(fig)
     return encoded
+
+
+def _encoded(fig: Figure, dpi: float | None = None, **options) -> io.BytesIO:
+    """The figure as a PNG, without the version of matplotlib."""
+    encoded = io.BytesIO()
+    fig.savefig(encoded, format="png", dpi=dpi or "figure", metadata={"Software": None}, **options)
+    return encoded
+
+
+def write_figure(fig: Figure, path: str | os.PathLike) -> Path:
+    """Write a matplotlib figure as PNG in its own colours, whole or not at all; the path.
+
+    Raises ValueError for another suffix, or a place that can't be written.
+    """
+    path = Path(path)
+    if path.suffix != ".png":
+        raise ValueError(f"{path} ends in {path.suffix!r}; figures are written as .png.")
+    encoded = _encoded(fig, facecolor=fig.get_facecolor())
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded.getbuffer())
+    return path
 
 
 def _address(image: Image.Image, quality: int | str) -> str:

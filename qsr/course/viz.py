@@ -8,12 +8,11 @@ chosen.
     demo("demo")                       the bundled photograph by every model and depth
     before_after([Row(...), ...])      crops side by side, for a page or a paper
 
-The figures and sliders of notebooks, in `qsr.viewers`, have their names here too: `viz.Frames`.
+The figures and sliders of notebooks, in `viewers`, have their names here too: `viz.Frames`.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,7 @@ from ..images.picture import Picture, to_uint8, write
 from ..infer import enlarge
 from ..models import zoo
 from ..scores import bicubic
-from ..system.files import replacing
+from .viewers import DARK, LIGHT, write_figure
 from .viewers import PALETTE as PALETTE
 from .viewers import STYLE as STYLE
 from .viewers import Compare as Compare
@@ -88,7 +87,7 @@ def demo(folder: str | os.PathLike) -> tuple[list[dict], Path]:
             rows += [row for row, _ in results]
             figure_rows.append(_figure_row(scale, pair.hr, results))
     for name, dark in (("before_after.png", False), ("before_after_dark.png", True)):
-        _save(before_after(figure_rows, dark=dark), folder / name)
+        write_figure(before_after(figure_rows, dark=dark), folder / name)
     return rows, folder / "before_after.png"
 
 
@@ -188,7 +187,7 @@ def before_after(rows: Sequence[Row], zoom: int = 3, dark: bool = False) -> Figu
 
     if not rows:
         raise ValueError("`rows` is empty; a figure needs at least one row of pictures.")
-    paper, ink, faint = ("#0d1117", "#e6edf3", "#9198a1") if dark else ("white", "black", "#59636e")
+    page = DARK if dark else LIGHT
     panels = [row.panels() for row in rows]
     # Everything is placed in whole pixels, or crops would be resampled.
     gap, head, side, dpi = 16, 30, 44, 100
@@ -198,14 +197,16 @@ def before_after(rows: Sequence[Row], zoom: int = 3, dark: bool = False) -> Figu
     width = side + columns * cell_width + columns * gap
     height = len(rows) * (head + cell_height) + gap
     size = (width / dpi, height / dpi)
-    figure = Figure(figsize=size, dpi=dpi, facecolor=paper, layout="none")
+    figure = Figure(figsize=size, dpi=dpi, facecolor=page.paper, layout="none")
 
     def text(x: float, y: float, words: str, size: float, colour: str, **options) -> None:
         figure.text(x / width, 1 - y / height, words, fontsize=size, color=colour, **options)
 
     for i, (row, cells) in enumerate(zip(rows, panels, strict=True)):
         top = i * (head + cell_height) + head
-        text(side / 2, top + cell_height / 2, f"×{row.scale}", 15, ink, ha="center", va="center")
+        text(
+            side / 2, top + cell_height / 2, f"×{row.scale}", 15, page.ink, ha="center", va="center"
+        )
         for j, (label, score, crop) in enumerate(cells):
             left = side + j * (cell_width + gap)
             h, w = zoom * crop.shape[0], zoom * crop.shape[1]
@@ -213,13 +214,6 @@ def before_after(rows: Sequence[Row], zoom: int = 3, dark: bool = False) -> Figu
             axes = figure.add_axes(box)
             axes.imshow(crop, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
-            text(left, top - 8, label, 11, ink)
-            text(left + w, top - 8, score, 11, faint, ha="right")
+            text(left, top - 8, label, 11, page.ink)
+            text(left + w, top - 8, score, 11, page.faint, ha="right")
     return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi="figure", metadata={"Software": None})
-    with replacing(path, overwrite=True) as temporary:
-        temporary.write_bytes(encoded.getbuffer())

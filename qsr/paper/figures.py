@@ -18,7 +18,6 @@ be read on both.
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from .. import baselines as baselines  # so that a configuration can name "dorefa"
 from ..backbone import QuantSR, load_weights
 from ..config import (
     NetworkConfig,
@@ -41,7 +41,7 @@ from ..config import (
     srresnet,
     swinir_s,
 )
-from ..course.viewers import PALETTE, STYLE
+from ..course.viewers import DARK, LIGHT, PALETTE, STYLE, write_figure
 from ..course.viz import Crop, Row, before_after
 from ..images.data import PICTURES, Pair, Patches, make_pair
 from ..images.metrics import psnr_y
@@ -53,7 +53,6 @@ from ..models.file import describe, load_model, save
 from ..quantizer import phi_slope
 from ..runs.log import read_log
 from ..scores import bicubic
-from ..system.files import replacing
 from ..train import make_optimizer, set_learning_rate, train_step
 from .records import RESULTS
 
@@ -77,18 +76,9 @@ class Drawn:
 
 
 def write(drawn: Drawn, path: str | os.PathLike) -> Path:
-    """Write the figure as PNG, whole or not at all. Raises ValueError for another suffix, or a
-    place that can't be written."""
-    path = Path(path)
-    if path.suffix != ".png":
-        raise ValueError(f"{path} ends in {path.suffix!r}; figures are written as .png.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded, paper = io.BytesIO(), drawn.figure.get_facecolor()
-    options = {"format": "png", "dpi": "figure", "metadata": {"Software": None}}
-    drawn.figure.savefig(encoded, facecolor=paper, **options)
-    with replacing(path) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
-    return path
+    """Write the figure as PNG into a folder that is made if need be. Errors as `write_figure`."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return write_figure(drawn.figure, path)
 
 
 def _new_figure(page: Page, size: tuple[float, float], **subplots):
@@ -98,7 +88,7 @@ def _new_figure(page: Page, size: tuple[float, float], **subplots):
 
     style = dict(STYLE)
     if page is not None:
-        paper, ink = {"light": ("white", "black"), "dark": ("#0d1117", "#e6edf3")}[page]
+        paper, ink, _ = {"light": LIGHT, "dark": DARK}[page]
         for key in STYLE:
             if key.endswith("facecolor"):
                 style[key] = paper
