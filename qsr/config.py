@@ -1,4 +1,6 @@
-"""Configurations: which network, and how it is trained. Frozen values, checked when they are made.
+"""Configurations: which network, and how it is trained.
+
+Frozen values, checked when they are made.
 
 A network is of one of two families, which differ in their blocks:
 

@@ -1,4 +1,4 @@
-"""Quantised layers: a familiar layer with a quantizer on its weights and one on its input.
+"""Quantised layers: a familiar layer, with a quantizer on its weights and one on its input.
 
     y = conv(input_quantizer(x), weight_quantizer(weight)) + bias
 

@@ -1,4 +1,4 @@
-"""What a pass is judged by: L1, and what a teacher and the methods of baselines add to it.
+"""What a pass is judged by: L1, and what a teacher and the baselines add to it.
 
 A pass through a network at one depth gives a picture and, on the way, features. L1 compares the
 picture with the truth, or in part with that of a full-precision teacher, which at a small budget

@@ -3,12 +3,13 @@
 import ast
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 import qsr
-from qsr.system.layout import LEVELS, NEVER, PACKAGE, core, modules, rooms
+from qsr.system.layout import LEVELS, NEVER, PACKAGE, core, modules, rooms, tree
 
 ORDER = [name for level in LEVELS for name in level]
 ROOT = PACKAGE.parent
@@ -76,6 +77,11 @@ def test_kernels_never_import_networks():
     for path in modules("integer"):
         if path.stem in ("kernels", "bitplanes", "reference"):
             assert not imports(path.read_text(), "integer")[0] & {"config", "backbone", "train"}
+
+
+def test_the_readme_shows_the_map():
+    shown = (ROOT / "README.md").read_text().split("<!-- layout -->")[1].split("<!-- /layout")[0]
+    assert textwrap.dedent(shown).strip().splitlines() == list(tree())
 
 
 # What `import qsr` gives --------------------------------------------------------------------------

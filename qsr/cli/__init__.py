@@ -1,4 +1,4 @@
-"""The command line: `qsr upscale | demo | train | evaluate | pack | export | data | bench | ...`.
+"""The command line: `qsr upscale | train | evaluate | pack | export | bench | ...`.
 
 Bad input gives one line on stderr and exit code 2; Ctrl-C exits with 130. Numbers go to stdout, as
 text or with `--json`; progress and remarks go to stderr. A command's module, and torch with it, is

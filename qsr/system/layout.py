@@ -6,7 +6,7 @@ it. A module imports only from levels before its own; inside a level from those 
 inside a room as that room likes. So training does not know that packing exists, kernels know
 neither networks nor training, and everything can be read, and tested, from the ground up.
 
-`tests/test_layering.py` holds every import to it, and README shows it as printed by
+`tests/test_layering.py` holds every import to it, and README shows it. With lines of code:
 
     python -m qsr.system.layout
 """
@@ -14,7 +14,7 @@ neither networks nor training, and everything can be read, and tested, from the 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 LEVELS = (
@@ -55,25 +55,24 @@ def modules(name: str) -> list[Path]:
     return sorted(folder.glob("*.py")) if folder.is_dir() else [PACKAGE / f"{name}.py"]
 
 
-def tree() -> Iterator[str]:
-    """Lines: each part with its lines of code and text, and the first of its docstring."""
-    yield f"qsr/            {_lines(core()):6,} lines in the core, {_lines(rooms()):,} in rooms"
-    for name in core():
-        yield _line(f"{name}.py", name)
-    for name in rooms():
-        yield _line(f"{name}/", name)
+def tree(lines: bool = False) -> Iterator[str]:
+    """Each part with the first line of its docstring; `lines`: and how many it has."""
+    counted = f" {_lines(core()):6,} lines in the core, {_lines(rooms()):,} in rooms"
+    yield "qsr/".ljust(15) + counted if lines else "qsr/"
+    for name in (*core(), *rooms()):
+        shown = f"  {name}/" if name in rooms() else f"  {name}.py"
+        count = f" {_lines([name]):6,}" if lines else ""
+        yield f"{shown:15}{count}  {_says(modules(name))}"
 
 
-def _line(shown: str, name: str) -> str:
-    files = modules(name)
+def _says(files: Sequence[Path]) -> str:
     first = next((p for p in files if p.name == "__init__.py"), files[0])
-    says = ast.get_docstring(ast.parse(first.read_text())) or ""
-    return f"  {shown:14}{_lines([name]):6,}  {says.splitlines()[0]}"
+    return (ast.get_docstring(ast.parse(first.read_text())) or "").split("\n")[0]
 
 
-def _lines(names) -> int:
+def _lines(names: Sequence[str]) -> int:
     return sum(len(p.read_text().splitlines()) for name in names for p in modules(name))
 
 
 if __name__ == "__main__":
-    print("\n".join(tree()))
+    print("\n".join(tree(lines=True)))
