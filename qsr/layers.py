@@ -84,6 +84,21 @@ def _multiply_codes(
     return scaled if bias is None else scaled + bias.view(shape)
 
 
+def _quantized_product(
+    layer: QConv2d | QLinear, x: Tensor, product: Callable[..., Tensor], channel_dim: int
+) -> Tensor:
+    """product(x, weight, bias) of a layer, both factors quantised; channel_dim: of the result."""
+    inputs, weights = layer.input_quantizer, layer.weight_quantizer
+    in_16_bits = _in_16_bits(x, inputs, weights)
+    with _no_autocast(x):
+        x = x.to(layer.weight.dtype)
+        if in_16_bits:
+            sums = functools.partial(product, bias=None)
+            factors = (inputs, x), (weights, layer.weight)
+            return _multiply_codes(sums, *factors, channel_dim, layer.bias)
+        return product(inputs(x), weights(layer.weight), layer.bias)
+
+
 class QConv2d(nn.Conv2d):
     """nn.Conv2d whose weights and input are quantised. Zero padding only.
 
@@ -117,14 +132,7 @@ class QConv2d(nn.Conv2d):
         self.input_quantizer = quantizer(activation_bits, channels=in_channels, channel_dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        inputs, weights = self.input_quantizer, self.weight_quantizer
-        in_16_bits = _in_16_bits(x, inputs, weights)
-        with _no_autocast(x):
-            x = x.to(self.weight.dtype)
-            if in_16_bits:
-                conv = functools.partial(self._conv_forward, bias=None)
-                return _multiply_codes(conv, (inputs, x), (weights, self.weight), 1, self.bias)
-            return self._conv_forward(inputs(x), weights(self.weight), self.bias)
+        return _quantized_product(self, x, self._conv_forward, 1)
 
 
 class QLinear(nn.Linear):
@@ -151,13 +159,7 @@ class QLinear(nn.Linear):
         self.input_quantizer = quantizer(activation_bits, channels=in_features, channel_dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        inputs, weights = self.input_quantizer, self.weight_quantizer
-        in_16_bits = _in_16_bits(x, inputs, weights)
-        with _no_autocast(x):
-            x = x.to(self.weight.dtype)
-            if in_16_bits:
-                return _multiply_codes(F.linear, (inputs, x), (weights, self.weight), -1, self.bias)
-            return F.linear(inputs(x), weights(self.weight), self.bias)
+        return _quantized_product(self, x, F.linear, -1)
 
 
 class QMatmul(nn.Module):
