@@ -39,93 +39,63 @@ constexpr Kernel<QuantizePack> kQuantizePack[] = {
     {"scalar", anywhere, anything<QuantizePack>, quantize_pack_scalar},
 };
 
-constexpr const Conv3x3Kernel* kConv3x3[] = {&kConv3x3Vnni, &kConv3x3Avx2, &kConv3x3Portable};
+// Rows of whole layers stand beside their kernels, as constants.
+const Conv3x3Kernel kConv3x3[] = {kConv3x3Vnni, kConv3x3Avx2, kConv3x3Portable};
+const SwinKernel kSwin[] = {kSwinVnni, kSwinAvx2, kSwinPortable};
+const TailKernel kTail[] = {kTailAvx512, kTailAvx2, kTailPortable};
 
-constexpr const SwinKernel* kSwin[] = {&kSwinVnni, &kSwinAvx2, &kSwinPortable};
+// Which rows to look at: those that take a job, those that multiply so many bits, or all.
+template <class Job>
+auto taking(const Job& job) {
+  return [&job](const Kernel<Job>& row) { return row.takes(job); };
+}
+auto multiplying(int bits) {
+  return [bits](const auto& row) { return bits <= row.max_bits; };
+}
+constexpr auto kAll = [](const auto&) { return true; };
 
-constexpr const TailKernel* kTail[] = {&kTailAvx512, &kTailAvx2, &kTailPortable};
-
-template <class Job, size_t N>
-const Kernel<Job>* find(const Kernel<Job> (&table)[N], const char* name, const Job& job) {
-  bool reached = std::strcmp(name, "auto") == 0;
-  for (const Kernel<Job>& row : table) {
-    const bool named = std::strcmp(name, row.name) == 0;
-    if (named && !row.supported()) return nullptr;
-    reached = reached || named;
-    if (reached && row.supported() && row.takes(job)) return &row;
-  }
+template <class Row, size_t N, class Wanted>
+const Row* find(const Row (&table)[N], const char* name, const Wanted& wanted) {
+  const bool any = std::strcmp(name, "auto") == 0;
+  for (const Row& row : table)
+    if ((any || std::strcmp(name, row.name) == 0) && row.supported() && wanted(row)) return &row;
   return nullptr;
 }
 
-template <class Job, size_t N>
-std::string names(const Kernel<Job> (&table)[N]) {
+template <class Row, size_t N, class Wanted>
+std::string names(const Row (&table)[N], const Wanted& wanted) {
   std::string list;
-  for (const Kernel<Job>& row : table)
-    if (row.supported()) list += (list.empty() ? "" : ",") + std::string(row.name);
+  for (const Row& row : table)
+    if (row.supported() && wanted(row)) list += (list.empty() ? "" : ",") + std::string(row.name);
   return list;
 }
 
 }  // namespace
 
 const Kernel<Conv2d>* find_conv2d(const char* name, const Conv2d& job) {
-  return find(kConv2d, name, job);
+  return find(kConv2d, name, taking(job));
 }
+std::string conv2d_names(const Conv2d& job) { return names(kConv2d, taking(job)); }
 const Kernel<QuantizePack>* find_quantize_pack(const char* name, const QuantizePack& job) {
-  return find(kQuantizePack, name, job);
+  return find(kQuantizePack, name, taking(job));
 }
-
 const Conv3x3Kernel* find_conv3x3(const char* name, int bits) {
-  const bool any = std::strcmp(name, "auto") == 0;
-  for (const Conv3x3Kernel* row : kConv3x3)
-    if ((any || std::strcmp(name, row->name) == 0) && row->supported() && bits <= row->max_bits)
-      return row;
-  return nullptr;
+  return find(kConv3x3, name, multiplying(bits));
 }
-
-const TailKernel* find_tail(const char* name) {
-  for (const TailKernel* row : kTail)
-    if (std::strcmp(name, row->name) == 0 && row->supported()) return row;
-  return nullptr;
-}
-
-std::string tail_names() {
-  std::string list;
-  for (const TailKernel* row : kTail)
-    if (row->supported()) list += (list.empty() ? "" : ",") + std::string(row->name);
-  return list;
-}
-
-std::string conv3x3_names(int bits) {
-  std::string list;
-  for (const Conv3x3Kernel* row : kConv3x3)
-    if (row->supported() && bits <= row->max_bits)
-      list += (list.empty() ? "" : ",") + std::string(row->name);
-  return list;
-}
-
+std::string conv3x3_names(int bits) { return names(kConv3x3, multiplying(bits)); }
 const SwinKernel* find_swin(const char* name, int bits) {
-  const bool any = std::strcmp(name, "auto") == 0;
-  for (const SwinKernel* row : kSwin)
-    if ((any || std::strcmp(name, row->name) == 0) && row->supported() && bits <= row->max_bits)
-      return row;
-  return nullptr;
+  return find(kSwin, name, multiplying(bits));
 }
+std::string swin_names(int bits) { return names(kSwin, multiplying(bits)); }
+const TailKernel* find_tail(const char* name) { return find(kTail, name, kAll); }
 
-std::string swin_names(int bits) {
-  std::string list;
-  for (const SwinKernel* row : kSwin)
-    if (row->supported() && bits <= row->max_bits)
-      list += (list.empty() ? "" : ",") + std::string(row->name);
-  return list;
-}
-
-std::string available(const char* op) {
-  if (std::strcmp(op, "attention") == 0) return swin_names(1);
-  if (std::strcmp(op, "tail") == 0) return tail_names();
-  if (std::strcmp(op, "conv3x3") == 0) return conv3x3_names(1);
-  if (std::strcmp(op, "conv2d") == 0) return names(kConv2d);
-  if (std::strcmp(op, "quantize_pack") == 0) return names(kQuantizePack);
+std::string available(const char* op, int bits) {
+  if (std::strcmp(op, "conv2d") == 0) return names(kConv2d, kAll);
+  if (std::strcmp(op, "quantize_pack") == 0) return names(kQuantizePack, kAll);
   if (std::strcmp(op, "conv2d_float") == 0) return "native";
+  if (std::strcmp(op, "conv3x3") == 0) return conv3x3_names(bits);
+  if (std::strcmp(op, "attention") == 0) return swin_names(bits);
+  if (std::strcmp(op, "tail") == 0) return names(kTail, kAll);
   return "";
 }
 

@@ -44,8 +44,8 @@ struct FloatConv2d {
   int64_t n, height, width, channels, out_channels, out_channels_padded, kernel_h, kernel_w;
 };
 
-// A row of the dispatch table: rows of output [first, last) of the job. A row that does not take a
-// job leaves it to the rows below; the last takes all.
+// A row of a table of dispatch.cpp: run computes the rows of output [first, last) of a job that the
+// row takes. The last row of a table takes all jobs.
 template <class Job>
 struct Kernel {
   const char* name;
@@ -90,12 +90,14 @@ void pack_codes(const uint8_t* codes, Word* out, int64_t count, int64_t channels
 void unpack_codes(const Word* words, uint8_t* codes, int64_t count, int64_t channels,
                   int64_t groups, int bits, bool is_signed);
 
-// dispatch.cpp: THE tables, best first: from the row called `name` downwards ("auto": from the
-// first) the first that is supported and takes the job; null if the processor has no row of that
-// name.
+// dispatch.cpp: THE tables, best first. find: the row called `name`, if this processor runs it and
+// it takes the job; for "auto" the first such row; null if there is none. names: of all such rows,
+// comma-separated.
 const Kernel<Conv2d>* find_conv2d(const char* name, const Conv2d& job);
+std::string conv2d_names(const Conv2d& job);
 const Kernel<QuantizePack>* find_quantize_pack(const char* name, const QuantizePack& job);
-// Comma-separated names of the supported rows of an op ("conv2d", "quantize_pack"), best first.
-std::string available(const char* op);
+// Names of the rows of an op that this processor runs. bits: what conv3x3 (activations or weights)
+// and attention (two factors together) must take; the rows of other ops decide job by job.
+std::string available(const char* op, int bits);
 
 }  // namespace qsr

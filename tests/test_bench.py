@@ -208,6 +208,7 @@ def test_kernels_and_layers_are_timed_in_one_table(what):
     if what == "kernel":
         for name in kernels.available("conv2d")[:-1]:
             assert f"conv2d {name} w2a2" in text
+        assert "conv2d scalar w4a4" in text and "conv2d table w4a4" not in text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Each test runs a fresh Python, because a process loads the native code once.
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from qsr import infer, quantizer
+from qsr.integer import bitplanes, kernels, program, program_swin, reference, tail
 from qsr.system import native
 
-ROOT = Path(native.__file__).resolve().parents[2]
+ROOT = native.PACKAGE.parent
 
 # A small convolution by whatever is there, compared with the reference.
 SCRIPT = """
@@ -54,7 +57,9 @@ def test_off_is_the_reference_and_the_status_says_why():
 
 
 def test_nothing_is_compiled_or_loaded_at_import():
-    code = "import sys, qsr, qsr.kernels; print(qsr.system.native.load.cache_info().misses)"
+    code = (
+        "import qsr.kernels; from qsr.system import native; print(native.load.cache_info().misses)"
+    )
     done = run(code, QSR_NATIVE="require", CXX="/nonexistent/c++")
     assert done.stdout.strip() == "0", done.stderr
 
@@ -116,25 +121,59 @@ def test_a_changed_source_changes_the_hash(package_copy):
 
 def test_every_source_is_built():
     listed = {*native.OPS_SOURCES, *native.BIND_SOURCES, *native.CUDA_SOURCES}
-    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".cu")]
-    assert listed == {str(p.relative_to(ROOT / "csrc")) for p in sources}
+    there = [p for p in native.CSRC.rglob("*") if p.suffix in (".cpp", ".cu")]
+    assert listed == {p.relative_to(native.CSRC).as_posix() for p in there}
 
 
 def test_kernels_never_see_torch():
-    for path in (ROOT / "csrc").rglob("*.*"):
-        if path.suffix in (".cpp", ".h", ".cu") and path.parent.name != "torch":
-            assert "torch/" not in path.read_text(), path
+    for path in native.CSRC.rglob("*"):
+        if path.suffix in (".cpp", ".h") and path.parent.name != "torch":
+            assert "torch/" not in path.read_text(), path.name
 
 
-def test_the_facts_are_those_of_this_build():
+def test_the_facts_are_those_of_this_processor():
     if not native.load().native:
         pytest.skip("no native code here")
     facts = native.facts()
-    from qsr.integer.bitplanes import FORMAT_VERSION
+    assert facts.threads == len(os.sched_getaffinity(0))
+    flags = re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    if platform.machine() != "x86_64" or flags is None:
+        assert facts.features == {}
+    else:
+        known = {"avx512vnni": "avx512_vnni"}  # what Linux calls it
+        flags = flags[1].split()
+        assert {"popcnt", "avx2", "avx512vnni"} <= set(facts.features)
+        for name, there in facts.features.items():
+            assert there is (known.get(name, name) in flags), name
 
-    assert facts.format_version == FORMAT_VERSION
-    assert facts.hardware_threads() >= 1
-    assert all(isinstance(has, bool) for has in facts.cpu_features().values())
+
+MIRRORED = [  # constants of C++, and the same in Python
+    ("format.h", "kFormatVersion", bitplanes.FORMAT_VERSION),
+    ("format.h", "kWordBits", bitplanes.WORD_BITS),
+    ("kernels.h", "kFloatLanes", kernels.FLOAT_LANES),
+    ("network/conv3x3.h", "kMapChannels", program.MAP_CHANNELS),
+    ("network/conv3x3.h", "kMapTile", program.MAP_TILE),
+    ("network/swin.h", "kRowLanes", reference.LANES),
+    ("network/tail.h", "kTailRows", infer.TAIL_TILE),
+    ("network/tail.h", "kTailClasses", len(tail.SHOWN)),
+    ("network/tail_kernel.h", "kReach", tail.REACH),
+    ("torch/ops_network.cpp", "kTailLanes", tail.OUT_LANES),
+    ("torch/ops_swin.cpp", "kNever", program_swin.NEVER),
+    ("torch/ops_train.cpp", "kMinStep", quantizer.MIN_STEP_SIZE),
+]
+
+
+@pytest.mark.parametrize(("file", "name", "value"), MIRRORED, ids=[name for _, name, _ in MIRRORED])
+def test_a_number_that_python_repeats_is_that_of_the_sources(file, name, value):
+    found = re.findall(rf"\b{name} = ([-+.\w]+?)f?[,;]", (native.CSRC / file).read_text())
+    assert [float(number) for number in found] == [value]
+
+
+def test_codes_have_as_many_bits_as_the_kernels_know():
+    most = int(re.search(r"kMaxBits = (\d+)", (native.CSRC / "format.h").read_text())[1])
+    assert quantizer.QuantSpec(most).bits == most
+    with pytest.raises(ValueError, match=f"`bits` is {most + 1}"):
+        quantizer.QuantSpec(most + 1)
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qsr
-from qsr.integer import program_conv
 from qsr.integer.program_conv import ConvProgram
 
 torch.set_num_threads(1)
@@ -50,7 +49,7 @@ def test_a_program_equals_the_layers_bit_for_bit_on_every_kernel(name, height, w
     lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
     slow = qsr.pack(net, "reference")
     assert slow.program is None
-    for kernel in program_conv.available(net.config):
+    for kernel in ConvProgram.available(net.config):
         program = ConvProgram(qsr.pack(net).network, kernel)
         for blocks in range(1, len(net.blocks) + 1):
             plan = net.plan(blocks)
@@ -132,9 +131,9 @@ def test_other_threads_of_python_run_while_a_program_does():
 
 def test_networks_without_a_program_run_layer_by_layer():
     released = qsr.quantsr_c(2, 4, quantize_body_conv=False, **SMALL)
-    assert program_conv.available(released) == ()
-    assert program_conv.available(qsr.srresnet(2)) == ()
-    assert program_conv.available(qsr.quantsr_t(2)) == ()
+    assert ConvProgram.available(released) == ()
+    assert ConvProgram.available(qsr.srresnet(2)) == ()
+    assert ConvProgram.available(qsr.quantsr_t(2)) == ()
     net = qsr.QuantSR(released)
     qsr.calibrate(net, torch.rand(1, 3, 8, 8))
     packed = qsr.pack(net)
@@ -149,7 +148,7 @@ def test_a_kernel_that_is_not_there_is_refused_with_those_that_are():
 def test_opcheck_of_the_operator():
     program, plan = qsr.pack(trained("4 bits")).program, trained("4 bits").plan()
     arguments = program.arguments(torch.rand(3, 6, 5), plan)
-    torch.library.opcheck(torch.ops.qsr.residual_body.default, arguments)
+    torch.library.opcheck(torch.ops.qsr_native.residual_body.default, arguments)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +157,6 @@ def test_opcheck_of_the_operator():
         (0, torch.rand(1, 6, 5), "lr must be"),
         (6, torch.rand(3, 3, 64), "arrays must be"),
         (5, torch.zeros(9, 5, dtype=torch.uint8), "laid out for this kernel"),
-        (11, "warp", "no kernel 'warp'"),
         (12, torch.zeros(5, dtype=torch.uint8), "workspace must be"),
         (13, torch.zeros(6, 5, 63), "multiple of 64"),
     ],
@@ -168,4 +166,12 @@ def test_the_raw_operator_refuses_what_could_read_outside(position, value, words
     arguments = list(program.arguments(torch.rand(3, 6, 5), plan))
     arguments[position] = value
     with pytest.raises(RuntimeError, match=words):
+        torch.ops.qsr_native.residual_body(*arguments)
+
+
+def test_the_raw_operator_refuses_a_kernel_that_is_not_there():
+    program, plan = qsr.pack(trained("4 bits")).program, trained("4 bits").plan()
+    arguments = list(program.arguments(torch.rand(3, 6, 5), plan))
+    arguments[11] = "warp"
+    with pytest.raises(ValueError, match="`kernel` is 'warp', which does not run 3x3 layers of 4"):
         torch.ops.qsr_native.residual_body(*arguments)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import qsr
-from qsr.integer import program_swin, reference
-from qsr.integer.program_conv import code_map_bytes
+from qsr.integer import reference
+from qsr.integer.program import code_map_bytes, padded
 from qsr.integer.program_swin import SwinProgram
 from qsr.system import native
 
@@ -49,7 +49,7 @@ def close(a, b):
 def test_a_program_equals_the_layers_bit_for_bit_on_every_kernel_at_every_depth(name, size):
     net = trained(name)
     lr = torch.rand(2, 3, *size)
-    slow, names = qsr.pack(net, "reference"), program_swin.available(net.config)
+    slow, names = qsr.pack(net, "reference"), SwinProgram.available(net.config)
     assert slow.program is None and names
     for kernel in names:
         program = SwinProgram(qsr.pack(net).network, kernel)
@@ -110,8 +110,8 @@ def test_a_wrong_kernel_is_refused_and_a_float_network_has_no_program():
     network = qsr.pack(trained("paper")).network
     with pytest.raises(ValueError, match="`kernel` is 'wings'"):
         SwinProgram(network, "wings")
-    assert program_swin.available(qsr.swinir_s(2)) == ()
-    assert program_swin.available(qsr.quantsr_c(2)) == ()
+    assert SwinProgram.available(qsr.swinir_s(2)) == ()
+    assert SwinProgram.available(qsr.quantsr_c(2)) == ()
 
 
 # The operators ------------------------------------------------------------------------------------
@@ -120,16 +120,16 @@ def test_a_wrong_kernel_is_refused_and_a_float_network_has_no_program():
 @pytest.mark.parametrize("features", [1, 12, 60, 64, 130])
 def test_layer_norm_of_every_kernel_is_the_reference(features):
     native.load()
-    channels = program_swin.padded(features)
+    channels = padded(features)
     x = torch.zeros(50, channels)
     x[:, :features] = 3 * torch.randn(50, features) + 1
     x[7] = 0
     weight, bias = (torch.zeros(channels) for _ in range(2))
     weight[:features], bias[:features] = torch.randn(features), torch.randn(features)
     expected = reference.layer_norm(x[:, :features], weight[:features], bias[:features])
-    for name in program_swin.available(qsr.quantsr_t(2, 4)):
+    for name in SwinProgram.available(qsr.quantsr_t(2, 4)):
         out = torch.empty_like(x)
-        torch.ops.qsr.swin_norm(x, weight, bias, 1e-5, features, name, out)
+        torch.ops.qsr_native.swin_norm(x, weight, bias, 1e-5, features, name, out)
         assert torch.equal(out[:, :features], expected), name
         assert not out[:, features:].any()
 
@@ -166,10 +166,12 @@ def samples():
 
 def test_the_operators_pass_opcheck_and_refuse_what_does_not_fit():
     for name, arguments in samples():
-        operator = getattr(torch.ops.qsr, name).default
+        operator = getattr(torch.ops.qsr_native, name).default
         torch.library.opcheck(operator, arguments)
         for i, argument in enumerate(arguments):
             if isinstance(argument, torch.Tensor) and argument.numel() > 1 and name != "swin_norm":
                 short = (*arguments[:i], argument.flatten()[:-1], *arguments[i + 1 :])
-                with pytest.raises(RuntimeError):
+                # of `arrays` only the layer knows how many there must be
+                called = operator._schema.arguments[i].name
+                with pytest.raises(RuntimeError, match=f"{called} (must|of a Swin layer are too)"):
                     operator(*short)

@@ -145,4 +145,4 @@ def test_opcheck_of_the_operator(tails):
         pytest.skip("no native code")
     features, sr = torch.randn(5, 6, 64), torch.empty(3, 15, 18)
     arguments = (features, tail.inside, tail.ring, tail.lane_biases, 3, tail.kernel, sr)
-    torch.library.opcheck(torch.ops.qsr.tail.default, arguments)
+    torch.library.opcheck(torch.ops.qsr_native.tail.default, arguments)

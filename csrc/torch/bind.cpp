@@ -1,12 +1,10 @@
-// qsr._C: facts about the build and the processor, through pybind11, without any torch header.
+// qsr._C: what an operator cannot say in a string, through pybind11, without any torch header.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <map>
 #include <string>
 #include <thread>
-
-#include "format.h"
 
 #define QSR_STRING(x) #x
 #define QSR_QUOTE(x) QSR_STRING(x)
@@ -15,24 +13,29 @@ extern "C" __attribute__((used)) const char qsr_source_hash_c[] =
 
 namespace {
 
-std::map<std::string, bool> cpu_features() {
+struct Processor {
+  std::map<std::string, bool> features;  // instruction set extensions, and whether they are there
+  unsigned threads = std::thread::hardware_concurrency();
+};
+
+Processor processor() {
+  Processor here;
 #if defined(__x86_64__) && defined(__GNUC__)
-  return {{"popcnt", __builtin_cpu_supports("popcnt") != 0},
-          {"avx2", __builtin_cpu_supports("avx2") != 0},
-          {"fma", __builtin_cpu_supports("fma") != 0},
-          {"avx512f", __builtin_cpu_supports("avx512f") != 0},
-          {"avx512vnni", __builtin_cpu_supports("avx512vnni") != 0}};
-#else
-  return {};
+  here.features = {{"popcnt", __builtin_cpu_supports("popcnt") != 0},
+                   {"avx2", __builtin_cpu_supports("avx2") != 0},
+                   {"fma", __builtin_cpu_supports("fma") != 0},
+                   {"avx512f", __builtin_cpu_supports("avx512f") != 0},
+                   {"avx512vnni", __builtin_cpu_supports("avx512vnni") != 0}};
 #endif
+  return here;
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Facts about qsr's native build and this processor.";
-  m.def("cpu_features", &cpu_features, "Instruction set extensions that kernels ask for.");
-  m.def("hardware_threads", [] { return std::thread::hardware_concurrency(); });
-  m.attr("compiler") = __VERSION__;
-  m.attr("format_version") = qsr::kFormatVersion;
+  m.doc() = "Facts about this processor.";
+  pybind11::class_<Processor>(m, "Processor")
+      .def_readonly("features", &Processor::features, "{instruction set extension: is it there}")
+      .def_readonly("threads", &Processor::threads, "how many the hardware runs at once");
+  m.def("processor", &processor);
 }

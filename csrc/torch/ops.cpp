@@ -1,8 +1,9 @@
-// The only file that sees torch, through its stable ABI: one binary for several torch versions.
+// The raw operators `qsr_native::*` of single layers. Like the other files of this folder it sees
+// torch through its stable ABI: one binary for several torch versions.
 //
-// These are the raw operators `qsr_native::*`. The public ones, `qsr::*`, are declared in
-// qsr/kernels.py, which checks its arguments with full messages and then calls these; the checks
-// here are the net below, so that no call can read or write outside its tensors.
+// The public operators, `qsr::*`, are declared in qsr/integer/kernels.py, which checks its arguments
+// with full messages and then calls these; the checks here are the net below, so that no call can
+// read or write outside its tensors.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -13,8 +14,9 @@
 #include <string>
 #include <vector>
 
-#include "torch/ops_conv2d.h"
 #include "kernels.h"
+#include "torch/checks.h"
+#include "torch/threads.h"
 
 #define QSR_STRING(x) #x
 #define QSR_QUOTE(x) QSR_STRING(x)
@@ -32,13 +34,18 @@ void check_words(const Tensor& t, const char* name) {
   qsr::check_words(t, name);
 }
 
-// Split [0, rows) over torch's threads, about `work` operations a row.
-template <class Job>
-void run(void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t rows, int64_t work) {
-  constexpr int64_t kWorthAThread = 100000;
-  const int64_t grain = 1 + kWorthAThread / (work + 1);
-  torch::stable::parallel_for(0, rows, grain,
-                              [&](int64_t first, int64_t last) { kernel(job, first, last); });
+// A convolution as an error names it.
+std::string described(const qsr::Conv2d& job) {
+  const auto codes = [](int bits, bool is_signed) {
+    return std::to_string(bits) + (is_signed ? " signed bits" : " unsigned bits");
+  };
+  const auto pair = [](int64_t y, int64_t x) {
+    return std::to_string(y) + "x" + std::to_string(x);
+  };
+  return "a convolution of " + codes(job.a_bits, job.a_signed) + " by weights of " +
+         codes(job.w_bits, job.w_signed) + ", kernel " + pair(job.kernel_h, job.kernel_w) +
+         ", stride " + pair(job.stride_h, job.stride_w) + ", padding " +
+         pair(job.pad_h, job.pad_w) + ", groups " + std::to_string(job.groups);
 }
 
 Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
@@ -47,11 +54,11 @@ Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
   check_words(w, "w");
   Tensor out;
   const qsr::Conv2d job = qsr::conv2d_job(a, w, a_signed, w_signed, stride, padding, out);
-  const auto* row = qsr::find_conv2d(kernel.c_str(), job);
-  STD_TORCH_CHECK(row, "no kernel '", kernel, "' for conv2d on this processor");
-  run(row->run, job, job.n * job.out_h,
-      job.out_w * job.out_channels * job.kernel_h * job.kernel_w * job.words * job.a_bits *
-          job.w_bits);
+  const auto& row = qsr::chosen(qsr::find_conv2d(kernel.c_str(), job), kernel, described(job),
+                                qsr::conv2d_names(job));
+  qsr::run(row.run, job, job.n * job.out_h,
+           job.out_w * job.out_channels * job.kernel_h * job.kernel_w * job.words * job.a_bits *
+               job.w_bits);
   return out;
 }
 
@@ -59,7 +66,7 @@ Tensor quantize_pack(const Tensor& x, double step_size, std::optional<Tensor> ta
                      bool is_signed, int64_t groups, std::string kernel) {
   STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 4,
                   "x must be float32 [N, C, H, W] on the CPU");
-  STD_TORCH_CHECK(bits >= 1 && bits <= qsr::kMaxBits, "bits must be 1 to 8");
+  qsr::check_bits(bits);
   STD_TORCH_CHECK(groups >= 1 && x.size(1) >= 1 && x.size(1) % groups == 0,
                   "groups must divide the channels");
   qsr::QuantizePack job{};
@@ -69,19 +76,14 @@ Tensor quantize_pack(const Tensor& x, double step_size, std::optional<Tensor> ta
   job.groups = groups, job.words = qsr::words_for(job.channels / groups);
   job.bits = static_cast<int>(bits), job.is_signed = is_signed;
   job.step_size = static_cast<float>(step_size);
-  if (tau.has_value()) {
-    STD_TORCH_CHECK(tau->is_cpu() && tau->scalar_type() == ScalarType::Float &&
-                        tau->is_contiguous() && tau->numel() == job.channels,
-                    "tau must be contiguous float32 [C] on the CPU");
-    job.tau = static_cast<const float*>(tau->const_data_ptr());
-  }
-  const auto* row = qsr::find_quantize_pack(kernel.c_str(), job);
-  STD_TORCH_CHECK(row, "no kernel '", kernel, "' for quantize_pack on this processor");
+  if (tau.has_value()) job.tau = qsr::exactly<float>(*tau, job.channels, "tau");
+  const auto& row = qsr::chosen(qsr::find_quantize_pack(kernel.c_str(), job), kernel,
+                                "quantize_pack", qsr::available("quantize_pack", 0));
   Tensor out = torch::stable::new_empty(x, {job.n, job.height, job.width, groups, bits, job.words},
                                         ScalarType::Long);
   job.x = static_cast<const float*>(x.const_data_ptr());
   job.out = static_cast<qsr::Word*>(out.mutable_data_ptr());
-  run(row->run, job, job.n * job.height, job.width * job.channels * 8);
+  qsr::run(row.run, job, job.n * job.height, job.width * job.channels * 8);
   return out;
 }
 
@@ -89,7 +91,7 @@ Tensor pack_codes(const Tensor& codes, int64_t bits, int64_t groups) {
   STD_TORCH_CHECK(
       codes.is_cpu() && codes.is_contiguous() && codes.dim() == 4 && codes.element_size() == 1,
       "codes must be contiguous bytes [N, H, W, C] on the CPU");
-  STD_TORCH_CHECK(bits >= 1 && bits <= qsr::kMaxBits, "bits must be 1 to 8");
+  qsr::check_bits(bits);
   const int64_t channels = codes.size(3);
   STD_TORCH_CHECK(groups >= 1 && channels >= 1 && channels % groups == 0,
                   "groups must divide the channels");
@@ -121,11 +123,9 @@ Tensor unpack_codes(const Tensor& words, bool is_signed, int64_t channels) {
 
 Tensor conv2d_float(const Tensor& x, const Tensor& w, std::optional<Tensor> bias,
                     int64_t out_channels) {
-  for (const Tensor* t : {&x, &w})
-    STD_TORCH_CHECK(
-        t->is_cpu() && t->is_contiguous() && t->scalar_type() == ScalarType::Float && t->dim() == 4,
-        "x and w must be contiguous float32 of four dimensions on the CPU");
+  STD_TORCH_CHECK(x.dim() == 4 && w.dim() == 4, "x and w must have four dimensions");
   qsr::FloatConv2d job{};
+  job.x = qsr::elements<float>(x, "x"), job.w = qsr::elements<float>(w, "w");
   job.kernel_h = w.size(0), job.kernel_w = w.size(1), job.channels = w.size(2);
   job.out_channels_padded = w.size(3), job.out_channels = out_channels;
   job.n = x.size(0), job.height = x.size(1) - job.kernel_h + 1;
@@ -135,22 +135,18 @@ Tensor conv2d_float(const Tensor& x, const Tensor& w, std::optional<Tensor> bias
   STD_TORCH_CHECK(job.out_channels_padded % qsr::kFloatLanes == 0 && out_channels >= 1 &&
                       out_channels <= job.out_channels_padded,
                   "the last dimension of w must be out_channels, filled up to a multiple of 16");
-  if (bias.has_value()) {
-    STD_TORCH_CHECK(bias->is_cpu() && bias->is_contiguous() &&
-                        bias->scalar_type() == ScalarType::Float && bias->numel() == out_channels,
-                    "bias must be contiguous float32 [out_channels] on the CPU");
-    job.bias = static_cast<const float*>(bias->const_data_ptr());
-  }
+  if (bias.has_value()) job.bias = qsr::exactly<float>(*bias, out_channels, "bias");
   Tensor out = torch::stable::new_empty(x, {job.n, job.height, job.width, out_channels});
-  job.x = static_cast<const float*>(x.const_data_ptr());
-  job.w = static_cast<const float*>(w.const_data_ptr());
   job.out = static_cast<float*>(out.mutable_data_ptr());
-  run(&qsr::conv2d_float, job, job.n * job.height,
-      job.width * job.out_channels_padded * job.channels * job.kernel_h * job.kernel_w / 8);
+  qsr::run(&qsr::conv2d_float, job, job.n * job.height,
+           job.width * job.out_channels_padded * job.channels * job.kernel_h * job.kernel_w / 8);
   return out;
 }
 
-std::string available(std::string op) { return qsr::available(op.c_str()); }
+std::string available(std::string op, int64_t bits) {
+  return qsr::available(op.c_str(), static_cast<int>(bits));
+}
+std::string compiler() { return __VERSION__; }
 std::string peak_names() { return qsr::peak_names(); }
 double peak(std::string name, double seconds) { return qsr::peak(name.c_str(), seconds); }
 
@@ -166,7 +162,8 @@ STABLE_TORCH_LIBRARY(qsr_native, m) {
   m.def("conv2d_float(Tensor x, Tensor w, Tensor? bias, int out_channels) -> Tensor");
   m.def("pack_codes(Tensor codes, int bits, int groups) -> Tensor");
   m.def("unpack_codes(Tensor words, bool signed, int channels) -> Tensor");
-  m.def("available(str op) -> str");
+  m.def("available(str op, int bits=1) -> str");
+  m.def("compiler() -> str");
   m.def("peak_names() -> str");
   m.def("peak(str name, float seconds) -> float");
 }
@@ -181,6 +178,7 @@ STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(qsr_native, CompositeExplicitAutograd, m) {
   m.impl("available", TORCH_BOX(&available));
+  m.impl("compiler", TORCH_BOX(&compiler));
   m.impl("peak_names", TORCH_BOX(&peak_names));
   m.impl("peak", TORCH_BOX(&peak));
 }

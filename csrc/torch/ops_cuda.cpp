@@ -7,8 +7,8 @@
 #include <optional>
 #include <string>
 
-#include "torch/ops_conv2d.h"
 #include "cuda/launch.h"
+#include "torch/checks.h"
 
 namespace {
 
@@ -26,6 +26,11 @@ void check(cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
 }
 
+void check_kernel(const std::string& kernel, const char* op) {
+  const bool there = kernel == "cuda" || kernel == "auto";
+  qsr::chosen(there ? &kernel : nullptr, kernel, op, "cuda");
+}
+
 const float* floats(const Tensor& t, const Tensor& like, int64_t count, const char* name) {
   STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index() &&
                       t.is_contiguous() && t.scalar_type() == ScalarType::Float &&
@@ -36,7 +41,7 @@ const float* floats(const Tensor& t, const Tensor& like, int64_t count, const ch
 
 Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
               std::vector<int64_t> stride, std::vector<int64_t> padding, std::string kernel) {
-  STD_TORCH_CHECK(kernel == "cuda", "no kernel '", kernel, "' for conv2d on a GPU");
+  check_kernel(kernel, "conv2d");
   STD_TORCH_CHECK(a.is_cuda() && w.is_cuda() && a.get_device_index() == w.get_device_index(),
                   "a and w must be on one GPU");
   const torch::stable::accelerator::DeviceGuard guard(a.get_device_index());
@@ -53,7 +58,7 @@ Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
 Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
                  std::optional<Tensor> mask, int64_t heads, double query_scale,
                  std::vector<int64_t> bits, std::vector<int64_t> is_signed, std::string kernel) {
-  STD_TORCH_CHECK(kernel == "cuda", "no kernel '", kernel, "' for attention on a GPU");
+  check_kernel(kernel, "attention");
   STD_TORCH_CHECK(qkv.dim() == 3 && heads >= 1 && qkv.size(1) >= 1 && qkv.size(2) >= 3 * heads &&
                       qkv.size(2) % (3 * heads) == 0,
                   "qkv must be [windows, T, 3 * features], and heads must divide the features");
@@ -79,7 +84,7 @@ Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
   const float* step = static_cast<const float*>(steps.const_data_ptr());
   qsr::CodeRange* const ranges[4] = {&job.q, &job.k, &job.p, &job.v};
   for (int i = 0; i < 4; ++i) {
-    STD_TORCH_CHECK(bits[i] >= 1 && bits[i] <= 8, "bits must be 1 to 8");
+    qsr::check_bits(bits[i]);
     const int half = 1 << (bits[i] - 1);
     *ranges[i] = {step[i], is_signed[i] ? -static_cast<float>(half) : 0.0f,
                   static_cast<float>(is_signed[i] ? half - 1 : 2 * half - 1)};

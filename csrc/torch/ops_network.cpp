@@ -10,26 +10,15 @@
 
 #include "network/residual_network.h"
 #include "network/tail.h"
+#include "torch/checks.h"
+#include "torch/threads.h"
 
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-template <class T>
-T* data(const Tensor& t, ScalarType type, int64_t numel, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.scalar_type() == type && t.numel() >= numel,
-                  name, " must be contiguous, on the CPU, of the right type, with ", numel,
-                  " elements or more");
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
-const qsr::Conv3x3Kernel& find(const std::string& kernel, int64_t bits) {
-  const auto* row = qsr::find_conv3x3(kernel.c_str(), static_cast<int>(bits));
-  STD_TORCH_CHECK(row, "no kernel '", kernel, "' for 3x3 layers of ", bits,
-                  " bits on this processor");
-  return *row;
-}
+constexpr int64_t kTailLanes = 16;  // outputs are filled up to a multiple; OUT_LANES of tail.py
 
 void check_channels(int64_t channels) {
   STD_TORCH_CHECK(channels > 0 && channels % qsr::kMapChannels == 0 && channels <= 4096,
@@ -43,26 +32,19 @@ Tensor lay_out_layers(const Tensor& codes, const Tensor& numbers, int64_t bits,
   STD_TORCH_CHECK(codes.dim() == 5 && codes.size(1) == codes.size(4) && codes.size(2) == 3 &&
                       codes.size(3) == 3,
                   "codes must be [layers, C, 3, 3, C]");
-  STD_TORCH_CHECK(bits >= 1 && bits <= 8, "bits must be 1 to 8");
+  qsr::check_bits(bits);
   const int64_t count = codes.size(0), c = codes.size(1);
   check_channels(c);
-  const qsr::Conv3x3Kernel& row = find(kernel, bits);
+  const qsr::Conv3x3Kernel& row = qsr::chosen_conv3x3(kernel, bits);
   const int64_t bytes = row.laid_out_bytes(c, c);
-  const int8_t* from = data<int8_t>(codes, ScalarType::Char, codes.numel(), "codes");
-  const float* number = data<float>(numbers, ScalarType::Float, count * 4, "numbers");
+  const int8_t* from = qsr::elements<int8_t>(codes, "codes");
+  const float* number = qsr::at_least<float>(numbers, count * 4, "numbers");
   Tensor out = torch::stable::new_zeros(codes, {count, bytes}, ScalarType::Byte);
   uint8_t* to = static_cast<uint8_t*>(out.mutable_data_ptr());
   for (int64_t i = 0; i < count; ++i)
     row.lay_out(from + i * 9 * c * c, c, c, number[i * 4 + 3] != 0.0f, static_cast<int>(bits),
                 to + i * bytes);
   return out;
-}
-
-std::string conv3x3_kernels(int64_t bits) { return qsr::conv3x3_names(static_cast<int>(bits)); }
-
-void parallel(int64_t count, int64_t cost, const std::function<void(int64_t, int64_t)>& work) {
-  constexpr int64_t kWorthAThread = 100000;
-  torch::stable::parallel_for(0, count, 1 + kWorthAThread / (cost + 1), work);
 }
 
 void residual_body(const Tensor& lr, const Tensor& mean, double range, const Tensor& head_weights,
@@ -73,26 +55,26 @@ void residual_body(const Tensor& lr, const Tensor& mean, double range, const Ten
   STD_TORCH_CHECK(
       features.dim() == 3 && features.size(0) == lr.size(1) && features.size(1) == lr.size(2),
       "features must be [H, W, channels]");
-  STD_TORCH_CHECK(bits >= 1 && bits <= 8, "bits must be 1 to 8");
+  qsr::check_bits(bits);
   qsr::ResidualNetwork net{};
   net.height = lr.size(1), net.width = lr.size(2), net.channels = features.size(2);
   net.bits = static_cast<int>(bits), net.range = static_cast<float>(range);
   net.blocks = static_cast<int64_t>(kept.size());
   check_channels(net.channels);
   const int64_t c = net.channels, count = 2 * net.blocks + 1;
-  const qsr::Conv3x3Kernel& row = find(kernel, bits);
-  net.lr = data<float>(lr, ScalarType::Float, 0, "lr");
-  net.mean = data<float>(mean, ScalarType::Float, 3, "mean");
-  net.head_weights = data<float>(head_weights, ScalarType::Float, 27 * c, "head_weights");
-  net.head_bias = data<float>(head_bias, ScalarType::Float, c, "head_bias");
-  net.shortcuts = data<float>(shortcuts, ScalarType::Float, net.blocks, "shortcuts");
-  net.features = data<float>(features, ScalarType::Float, net.height * net.width * c, "features");
+  const qsr::Conv3x3Kernel& row = qsr::chosen_conv3x3(kernel, bits);
+  net.lr = qsr::elements<float>(lr, "lr");
+  net.mean = qsr::at_least<float>(mean, 3, "mean");
+  net.head_weights = qsr::at_least<float>(head_weights, 27 * c, "head_weights");
+  net.head_bias = qsr::at_least<float>(head_bias, c, "head_bias");
+  net.shortcuts = qsr::at_least<float>(shortcuts, net.blocks, "shortcuts");
+  net.features = qsr::at_least<float>(features, net.height * net.width * c, "features");
   const int64_t bytes = row.laid_out_bytes(c, c);
   STD_TORCH_CHECK(weights.dim() == 2 && weights.size(1) == bytes, "weights must be [layers, ",
                   bytes, "], laid out for this kernel");
-  const uint8_t* laid = data<uint8_t>(weights, ScalarType::Byte, count * bytes, "weights");
-  const float* array = data<float>(arrays, ScalarType::Float, count * 3 * c, "arrays");
-  const float* number = data<float>(numbers, ScalarType::Float, count * 4, "numbers");
+  const uint8_t* laid = qsr::at_least<uint8_t>(weights, count * bytes, "weights");
+  const float* array = qsr::at_least<float>(arrays, count * 3 * c, "arrays");
+  const float* number = qsr::at_least<float>(numbers, count * 4, "numbers");
   std::vector<qsr::PackedLayer> layers;
   for (int64_t i = 0; i < count; ++i) {
     const float *a = array + i * 3 * c, *n = number + i * 4;
@@ -100,40 +82,40 @@ void residual_body(const Tensor& lr, const Tensor& mean, double range, const Ten
   }
   net.layers = layers.data(), net.kept = kept.data();
   const int64_t needed = qsr::workspace_bytes(net.height, net.width, c) + 64;
-  uint8_t* space = data<uint8_t>(workspace, ScalarType::Byte, needed, "workspace");
+  uint8_t* space = qsr::at_least<uint8_t>(workspace, needed, "workspace");
   net.workspace = space + (-reinterpret_cast<intptr_t>(space) & 63);
   if (net.height == 0 || net.width == 0) return;
-  qsr::run(net, row, parallel);
+  qsr::run(net, row, qsr::parallel<std::function<void(int64_t, int64_t)>>);
 }
 
 void tail(const Tensor& features, const Tensor& inside, const Tensor& ring, const Tensor& biases,
           int64_t scale, std::string kernel, Tensor sr) {
   STD_TORCH_CHECK(features.dim() == 3 && inside.dim() == 4 && scale >= 1 && scale <= 4,
                   "features must be [H, W, channels] and inside [8, 8, channels, outputs]");
-  const auto* row = qsr::find_tail(kernel.c_str());
-  STD_TORCH_CHECK(row, "no kernel '", kernel, "' for a tail on this processor");
+  const auto& row = qsr::chosen(qsr::find_tail(kernel.c_str()), kernel, "a tail",
+                                qsr::available("tail", 0));
   qsr::Tail job{};
   job.height = features.size(0), job.width = features.size(1), job.channels = features.size(2);
   job.scale = scale, job.outputs = inside.size(3);
   STD_TORCH_CHECK(job.channels > 0 && job.channels % 16 == 0 && inside.size(2) == job.channels,
                   "channels must be a multiple of 16, those of the weights");
-  STD_TORCH_CHECK(job.outputs % 16 == 0 && job.outputs >= 3 * scale * scale && job.outputs <= 48,
+  STD_TORCH_CHECK(job.outputs % kTailLanes == 0 && job.outputs >= 3 * scale * scale &&
+                      job.outputs <= 48,
                   "outputs must be 3 * scale^2, filled up to a multiple of 16");
   const int64_t c = job.channels, o = job.outputs, pixels = job.height * job.width;
-  job.features = data<float>(features, ScalarType::Float, pixels * c, "features");
-  job.inside = data<float>(inside, ScalarType::Float, 64 * c * o, "inside");
-  job.ring = data<float>(ring, ScalarType::Float, 16 * 25 * c * o, "ring");
-  job.biases = data<float>(biases, ScalarType::Float, 16 * o, "biases");
-  job.sr = data<float>(sr, ScalarType::Float, 3 * scale * scale * pixels, "sr");
+  job.features = qsr::at_least<float>(features, pixels * c, "features");
+  job.inside = qsr::at_least<float>(inside, 64 * c * o, "inside");
+  job.ring = qsr::at_least<float>(ring, 16 * 25 * c * o, "ring");
+  job.biases = qsr::at_least<float>(biases, 16 * o, "biases");
+  job.sr = qsr::at_least<float>(sr, 3 * scale * scale * pixels, "sr");
   if (pixels == 0) return;
-  parallel((job.height + qsr::kTailRows - 1) / qsr::kTailRows, job.width * c * o * 16,
-           [&](int64_t first, int64_t last) { row->run(job, first, last); });
+  qsr::run(row.run, job, (job.height + qsr::kTailRows - 1) / qsr::kTailRows,
+           job.width * c * o * 16);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(qsr_native, m) {
-  m.def("conv3x3_kernels(int bits) -> str");
   m.def("lay_out_layers(Tensor codes, Tensor numbers, int bits, str kernel) -> Tensor");
   m.def(
       "residual_body(Tensor lr, Tensor mean, float range, Tensor head_weights, Tensor head_bias, "
@@ -148,8 +130,4 @@ STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
   m.impl("lay_out_layers", TORCH_BOX(&lay_out_layers));
   m.impl("residual_body", TORCH_BOX(&residual_body));
   m.impl("tail", TORCH_BOX(&tail));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(qsr_native, CompositeExplicitAutograd, m) {
-  m.impl("conv3x3_kernels", TORCH_BOX(&conv3x3_kernels));
 }

@@ -12,6 +12,8 @@
 
 #include "network/swin.h"
 #include "network/swin_conv.h"
+#include "torch/checks.h"
+#include "torch/threads.h"
 
 namespace {
 
@@ -20,34 +22,18 @@ using torch::stable::Tensor;
 
 constexpr float kNever = -1e30f;  // bias of a pair that is not there: its exp is 0
 
-template <class T>
-T* data(const Tensor& t, ScalarType type, int64_t numel, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.scalar_type() == type && t.numel() == numel,
-                  name, " must be contiguous, on the CPU, of the right type, with ", numel,
-                  " elements");
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
 int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 const qsr::SwinKernel& find(const std::string& kernel, int64_t bits) {
-  const auto* row = qsr::find_swin(kernel.c_str(), static_cast<int>(bits));
-  STD_TORCH_CHECK(row, "no kernel '", kernel, "' for Swin layers of ", bits,
-                  " bits on this processor");
-  return *row;
-}
-
-template <class Job>
-void run(void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t count,
-         int64_t cost) {
-  constexpr int64_t kWorthAThread = 100000;
-  torch::stable::parallel_for(0, count, 1 + kWorthAThread / (cost + 1),
-                              [&](int64_t first, int64_t last) { kernel(job, first, last); });
+  const int most = static_cast<int>(bits);
+  return qsr::chosen(qsr::find_swin(kernel.c_str(), most), kernel,
+                     "Swin layers of " + std::to_string(bits) + " bits, two factors together",
+                     qsr::swin_names(most));
 }
 
 // Codes of `bits` bits, kept as u8 (left factor) or s8 (right factor).
 qsr::ByteCodes byte_codes(float step, int64_t bits, bool is_signed, bool left) {
-  STD_TORCH_CHECK(bits >= 1 && bits <= 8, "bits must be 1 to 8");
+  qsr::check_bits(bits);
   const int64_t half = int64_t{1} << (bits - 1);
   const int64_t offset = left ? (is_signed ? half : 0) : (!is_signed && bits == 8 ? -128 : 0);
   return {step, static_cast<float>(is_signed ? -half : 0),
@@ -67,7 +53,7 @@ void set_codes(qsr::WindowAttention& a, const float* steps, const std::vector<in
   a.qk_scale = steps[0] * steps[1], a.pv_scale = steps[2] * steps[3];
 }
 
-// Bits of two factors together, as factor_bits of qsr/kernels.py.
+// Bits of two factors together, the most of (left, right, left, right, ...).
 int64_t together(const std::vector<int64_t>& bits, const std::vector<int64_t>& is_signed) {
   int64_t most = 0;
   for (size_t i = 0; i < bits.size(); i += 2) {
@@ -89,14 +75,14 @@ Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
   a.heads = heads, a.width = qkv.size(2) / (3 * heads);
   STD_TORCH_CHECK(a.pixels <= 4096 && qkv.size(2) <= 3 * 4096, "at most 4096 pixels and features");
   a.query_scale = static_cast<float>(query_scale);
-  job.qkv = data<float>(qkv, ScalarType::Float, qkv.numel(), "qkv");
-  set_codes(a, data<float>(steps, ScalarType::Float, 4, "steps"), bits, is_signed);
+  job.qkv = qsr::elements<float>(qkv, "qkv");
+  set_codes(a, qsr::exactly<float>(steps, 4, "steps"), bits, is_signed);
   if (mask.has_value()) {
     job.masks = mask->size(0);
     STD_TORCH_CHECK(job.masks >= 1, "mask must not be empty");
-    job.mask = data<float>(*mask, ScalarType::Float, job.masks * a.pixels * a.pixels, "mask");
+    job.mask = qsr::exactly<float>(*mask, job.masks * a.pixels * a.pixels, "mask");
   }
-  const float* given = data<float>(bias, ScalarType::Float, heads * a.pixels * a.pixels, "bias");
+  const float* given = qsr::exactly<float>(bias, heads * a.pixels * a.pixels, "bias");
   std::vector<float> padded(heads * a.pixels * a.padded, kNever);
   for (int64_t i = 0; i < heads * a.pixels; ++i)
     std::memcpy(padded.data() + i * a.padded, given + i * a.pixels, a.pixels * sizeof(float));
@@ -104,7 +90,7 @@ Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
   const qsr::SwinKernel& row = find(kernel, together(bits, is_signed));
   Tensor out = torch::stable::new_empty(qkv, {job.windows, a.pixels, heads * a.width});
   job.out = static_cast<float*>(out.mutable_data_ptr());
-  run(row.attention, job, job.windows, a.pixels * a.padded * heads * (a.width + 8));
+  qsr::run(row.attention, job, job.windows, a.pixels * a.padded * heads * (a.width + 8));
   return out;
 }
 
@@ -121,8 +107,9 @@ struct Reader {
 };
 
 // stream: [height, width, C]; shape: height, width, window, shift, features, hidden channels,
-// heads; weights, starts, arrays, numbers: see SwinProgram in qsr/program_swin.py, which lays them
-// out. attention_bits, attention_signed: of q, k, probabilities and v; empty: products in float32.
+// heads; weights, starts, arrays, numbers: see _Layer in qsr/integer/program_swin.py, which lays
+// them out. attention_bits, attention_signed: of q, k, probabilities and v; empty: products in
+// float32.
 void swin_layer(Tensor stream, std::vector<int64_t> shape, const Tensor& weights,
                 const Tensor& starts, const Tensor& arrays, const Tensor& numbers,
                 const Tensor& position_bias, std::vector<int64_t> attention_bits,
@@ -142,16 +129,16 @@ void swin_layer(Tensor stream, std::vector<int64_t> shape, const Tensor& weights
   const int64_t c = up(job.features, 64), triple = up(3 * job.features, 64),
                 hidden = up(shape[5], 64);
   job.channels = c;
-  job.stream = data<float>(stream, ScalarType::Float, job.height * job.width * c, "stream");
+  job.stream = qsr::exactly<float>(stream, job.height * job.width * c, "stream");
   Reader<int8_t> weight{
-      data<int8_t>(weights, ScalarType::Char, c * (triple + c + 2 * hidden), "weights"), nullptr};
+      qsr::exactly<int8_t>(weights, c * (triple + c + 2 * hidden), "weights"), nullptr};
   weight.end = weight.at + weights.numel();
-  Reader<int32_t> start{data<int32_t>(starts, ScalarType::Int, triple + hidden + 2 * c, "starts"),
+  Reader<int32_t> start{qsr::exactly<int32_t>(starts, triple + hidden + 2 * c, "starts"),
                         nullptr};
   start.end = start.at + starts.numel();
-  Reader<float> array{data<float>(arrays, ScalarType::Float, arrays.numel(), "arrays"), nullptr};
+  Reader<float> array{qsr::elements<float>(arrays, "arrays"), nullptr};
   array.end = array.at + arrays.numel();
-  const float* number = data<float>(numbers, ScalarType::Float, 23, "numbers");
+  const float* number = qsr::exactly<float>(numbers, 23, "numbers");
   for (qsr::Norm* norm : {&job.norm1, &job.norm2})
     norm->weight = array.take(c), norm->bias = array.take(c), norm->eps = *number++;
   const int64_t sizes[4][2] = {{c, triple}, {c, c}, {c, hidden}, {hidden, c}};
@@ -169,10 +156,10 @@ void swin_layer(Tensor stream, std::vector<int64_t> shape, const Tensor& weights
   a.query_scale = number[0];
   if (!attention_bits.empty()) set_codes(a, number + 1, attention_bits, attention_signed);
   a.bias =
-      data<float>(position_bias, ScalarType::Float, a.heads * a.pixels * a.padded, "position_bias");
+      qsr::exactly<float>(position_bias, a.heads * a.pixels * a.padded, "position_bias");
   const int64_t both = together(attention_bits, attention_signed);
   const qsr::SwinKernel& row = find(kernel, both > bits ? both : bits);
-  run(row.layer, job, job.height * job.width / a.pixels,
+  qsr::run(row.layer, job, job.height * job.width / a.pixels,
       a.pixels * c * (c + triple + 2 * hidden) / 8);
 }
 
@@ -183,11 +170,11 @@ void swin_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double
   STD_TORCH_CHECK(
       job.channels > 0 && job.channels % 16 == 0 && features >= 1 && features <= job.channels,
       "x must have a multiple of 16 channels, `features` of them used");
-  job.x = data<float>(x, ScalarType::Float, x.numel(), "x");
-  job.out = data<float>(out, ScalarType::Float, x.numel(), "out");
-  job.norm = {data<float>(weight, ScalarType::Float, job.channels, "weight"),
-              data<float>(bias, ScalarType::Float, job.channels, "bias"), static_cast<float>(eps)};
-  run(find(kernel, 0).norm, job, x.numel() / job.channels, job.channels);
+  job.x = qsr::elements<float>(x, "x");
+  job.out = qsr::exactly<float>(out, x.numel(), "out");
+  job.norm = {qsr::exactly<float>(weight, job.channels, "weight"),
+              qsr::exactly<float>(bias, job.channels, "bias"), static_cast<float>(eps)};
+  qsr::run(find(kernel, 0).norm, job, x.numel() / job.channels, job.channels);
 }
 
 // stream = shortcut * residual + conv3x3(codes of stream); all [height, width, C]. weights: from
@@ -198,15 +185,13 @@ void swin_conv(Tensor stream, const Tensor& residual, double shortcut, const Ten
   STD_TORCH_CHECK(
       stream.dim() == 3 && stream.size(2) % qsr::kMapChannels == 0 && stream.size(2) > 0,
       "stream must be [height, width, C], C a multiple of 64");
-  const auto* row = qsr::find_conv3x3(kernel.c_str(), static_cast<int>(bits));
-  STD_TORCH_CHECK(row, "no kernel '", kernel, "' for 3x3 layers of ", bits,
-                  " bits on this processor");
+  const qsr::Conv3x3Kernel& row = qsr::chosen_conv3x3(kernel, bits);
   const int64_t height = stream.size(0), width = stream.size(1), c = stream.size(2);
-  const float* a = data<float>(array, ScalarType::Float, 3 * c, "array");
-  const float* n = data<float>(number, ScalarType::Float, 4, "number");
+  const float* a = qsr::exactly<float>(array, 3 * c, "array");
+  const float* n = qsr::exactly<float>(number, 4, "number");
   qsr::CodeMap map{nullptr, height, width, c};
-  map.data = data<uint8_t>(codes, ScalarType::Byte, map.bytes(), "codes");
-  float* x = data<float>(stream, ScalarType::Float, height * width * c, "stream");
+  map.data = qsr::exactly<uint8_t>(codes, map.bytes(), "codes");
+  float* x = qsr::exactly<float>(stream, height * width * c, "stream");
   qsr::Conv3x3 job{};
   job.finish.scale = a, job.finish.bias = a + c;
   job.finish.codes = map, job.finish.tau = a + 2 * c;
@@ -215,18 +200,16 @@ void swin_conv(Tensor stream, const Tensor& residual, double shortcut, const Ten
   const auto quantize = [&](int64_t first, int64_t last) {
     qsr::quantize_map(x, job.finish, first, last);
   };
-  torch::stable::parallel_for(0, height, 1 + 100000 / (width * c + 1), quantize);
+  qsr::parallel(height, width * c, quantize);
   job.in = map, job.in_signed = n[3] != 0.0f, job.in_bits = static_cast<int>(bits);
-  job.weights = data<uint8_t>(weights, ScalarType::Byte, row->laid_out_bytes(c, c), "weights");
+  job.weights = qsr::exactly<uint8_t>(weights, row.laid_out_bytes(c, c), "weights");
   job.out_channels = c;
   job.finish.codes.data = nullptr;
-  job.finish.residual = data<float>(residual, ScalarType::Float, height * width * c, "residual");
+  job.finish.residual = qsr::exactly<float>(residual, height * width * c, "residual");
   job.finish.shortcut = static_cast<float>(shortcut);
   job.finish.out = x;
-  run(row->run, job, (height + row->rows - 1) / row->rows, row->rows * width * c * c / 8);
+  qsr::run(row.run, job, (height + row.rows - 1) / row.rows, row.rows * width * c * c / 8);
 }
-
-std::string swin_kernels(int64_t bits) { return qsr::swin_names(static_cast<int>(bits)); }
 
 }  // namespace
 
@@ -246,7 +229,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(qsr_native, m) {
   m.def(
       "swin_conv(Tensor(a!) stream, Tensor residual, float shortcut, Tensor weights, Tensor array, "
       "Tensor number, int bits, str kernel, Tensor(b!) codes) -> ()");
-  m.def("swin_kernels(int bits) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
@@ -254,8 +236,4 @@ STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
   m.impl("swin_layer", TORCH_BOX(&swin_layer));
   m.impl("swin_norm", TORCH_BOX(&swin_norm));
   m.impl("swin_conv", TORCH_BOX(&swin_conv));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(qsr_native, CompositeExplicitAutograd, m) {
-  m.impl("swin_kernels", TORCH_BOX(&swin_kernels));
 }

@@ -1,5 +1,5 @@
 // The raw operators of training, `qsr_native::fake_quantize` and its backward. Called by
-// qsr/fake_quantize.py, which says what they compute.
+// qsr/system/fused.py; qsr/quantizer.py says what they compute.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "torch/checks.h"
 #include "train/fake_quantize.h"
 
 namespace {
@@ -18,11 +19,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-const float* values(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.scalar_type() == ScalarType::Float, name,
-                  " must be contiguous float32 on the CPU");
-  return static_cast<const float*>(t.const_data_ptr());
-}
+constexpr float kMinStep = 1e-8f;  // MIN_STEP_SIZE of qsr/quantizer.py
 
 bool channels_last(const Tensor& t) {
   if (t.dim() != 4 || t.is_contiguous()) return false;
@@ -43,13 +40,13 @@ qsr::FakeQuantize make_job(const Tensor& x, const Tensor& step, const std::optio
       "x must be float32 on the CPU, contiguous or channels last");
   qsr::FakeQuantize job{};
   job.x = static_cast<const float*>(x.const_data_ptr());
-  job.step = values(step, "step");
+  job.step = qsr::elements<float>(step, "step");
   job.steps = step.numel(), job.channels = 1;
   STD_TORCH_CHECK(job.steps == 1 || (x.dim() > 0 && job.steps == x.size(0)),
                   "step must have one value, or one along dimension 0 of x");
   int64_t inner = 1;
   if (tau.has_value()) {
-    job.tau = values(*tau, "tau");
+    job.tau = qsr::elements<float>(*tau, "tau");
     job.channels = tau->numel();
     if (job.channels == 1) channel = 0, inner = x.numel();
     STD_TORCH_CHECK(job.steps == 1 && 0 <= channel && channel < x.dim() &&
@@ -62,7 +59,7 @@ qsr::FakeQuantize make_job(const Tensor& x, const Tensor& step, const std::optio
   }
   job.qmin = static_cast<float>(qmin), job.qmax = static_cast<float>(qmax);
   STD_TORCH_CHECK(-1024 <= qmin && qmin <= 0 && 0 < qmax && qmax <= 1024, "codes are small");
-  job.min_step = 1e-8f;  // MIN_STEP_SIZE of qsr/fake_quantize.py
+  job.min_step = kMinStep;
   qsr::plan_fake_quantize(job, x.numel(), inner);
   return job;
 }

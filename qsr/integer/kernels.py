@@ -10,9 +10,10 @@ that torch.compile and torch.export see them); all are exact and forward only:
     conv2d_float    float convolution in one fixed order of summation, for head and tail
     attention       window attention with quantised q, k, v and probabilities
 
-Every operator takes `kernel`: "auto" for the best that this processor runs, "reference" for the
-slow definition in `qsr.reference`, or a name from `available()`. All give the same integers. Where
-the native code is missing, "auto" is the reference, and `qsr info` says why.
+Every operator takes `kernel`: "auto" for the best that this processor runs and that takes the job,
+"reference" for the slow definition in `qsr.reference`, or a name from `available()`. All give the
+same integers. A named kernel runs or raises ValueError: none hands its job to another. Where the
+native code is missing, "auto" is the reference, and `qsr info` says why.
 
 The functions below take `BitPlanes`, check their arguments and call the operators.
 """
@@ -45,33 +46,30 @@ def available(op: str = "conv2d", device: str | torch.device = "cpu") -> tuple[s
     """
     if op not in NATIVE_OPS:
         raise ValueError(f"`op` is {op!r}; kernels are chosen for {', '.join(NATIVE_OPS)}.")
-    status, kind = native.load(), torch.device(device).type
-    if kind == "cuda" and status.cuda and op in CUDA_OPS:
+    kind = torch.device(device).type
+    if kind == "cuda" and native.load().cuda and op in CUDA_OPS:
         return ("cuda", REFERENCE)
-    if kind != "cpu" or not status.native:
+    if kind != "cpu":
         return (REFERENCE,)
-    names = torch.ops.qsr_native.available("conv2d" if op == "linear" else op)
-    return (*(names.split(",") if names else ()), REFERENCE)
+    return (*native.rows("conv2d" if op == "linear" else op), REFERENCE)
 
 
-def _choose(op: str, kernel: str, device: torch.device) -> str:
-    """The kernel to run. Raises ValueError for a name that is not available here."""
-    if kernel == REFERENCE:
-        return kernel
+def _is_reference(op: str, kernel: str, device: torch.device) -> bool:
+    """Whether the reference runs `op`: by name, or as there is nothing else. Raises ValueError for
+    a name that is not available here; csrc/dispatch.cpp chooses among the others.
+    """
     names = available(op, device)
-    if kernel == "auto":
-        return names[0]
-    if kernel not in names:
+    if kernel not in ("auto", *names):
         raise ValueError(
             f"`kernel` is {kernel!r}; on this machine {op} has {', '.join(names)}, or 'auto'."
         )
-    return kernel
+    return kernel == REFERENCE or names == (REFERENCE,)
 
 
 # Operators ----------------------------------------------------------------------------------------
 #
-# Their last argument is the name of a row of the table, `kernel` in the functions below:
-# torch.compile keeps that word for itself.
+# Their last argument is `kernel` of the functions below, by another name: torch.compile keeps that
+# word for itself. "row", for what it names is a row of a table in csrc/dispatch.cpp.
 
 
 @torch.library.custom_op("qsr::quantize_pack", mutates_args=())
@@ -84,12 +82,11 @@ def _quantize_pack(
     groups: int,
     row: str = "auto",
 ) -> Tensor:
-    name = _choose("quantize_pack", row, x.device)
-    if name == REFERENCE:
+    if _is_reference("quantize_pack", row, x.device):
         return reference.quantize(x, step_size, tau, bits, signed, groups).words
     tau = None if tau is None else tau.contiguous()
     step = step_size.item()
-    return torch.ops.qsr_native.quantize_pack(x, step, tau, bits, signed, groups, name)
+    return torch.ops.qsr_native.quantize_pack(x, step, tau, bits, signed, groups, row)
 
 
 @_quantize_pack.register_fake
@@ -136,11 +133,10 @@ def _conv2d(
     padding: Sequence[int],
     row: str = "auto",
 ) -> Tensor:
-    name = _choose("conv2d", row, a.device)
-    if name == REFERENCE:
+    if _is_reference("conv2d", row, a.device):
         return reference.conv2d(*_planes(a, w, a_signed, w_signed), tuple(stride), tuple(padding))
     return torch.ops.qsr_native.conv2d(
-        a.contiguous(), w.contiguous(), a_signed, w_signed, list(stride), list(padding), name
+        a.contiguous(), w.contiguous(), a_signed, w_signed, list(stride), list(padding), row
     )
 
 
@@ -154,13 +150,7 @@ def _(a, w, a_signed, w_signed, stride, padding, row="auto"):
 
 @torch.library.custom_op("qsr::linear", mutates_args=())
 def _linear(a: Tensor, w: Tensor, a_signed: bool, w_signed: bool, row: str = "auto") -> Tensor:
-    name = _choose("linear", row, a.device)
-    if name == REFERENCE:
-        return reference.linear(*_planes(a, w, a_signed, w_signed))
-    out = torch.ops.qsr_native.conv2d(
-        a.contiguous(), w.contiguous(), a_signed, w_signed, [1, 1], [0, 0], name
-    )
-    return out.view(len(a), len(w))
+    return torch.ops.qsr.conv2d(a, w, a_signed, w_signed, [1, 1], [0, 0], row).flatten(1)
 
 
 @_linear.register_fake
@@ -177,7 +167,7 @@ def _conv2d_float(
     row: str = "auto",
 ) -> Tensor:
     padded = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    if _choose("conv2d_float", row, x.device) == REFERENCE:
+    if _is_reference("conv2d_float", row, x.device):
         return reference.conv2d_float(padded, weight, bias)
     # The kernel wants [kh, kw, Cin, Cout], filled up to whole tiles of output channels.
     laid_out = F.pad(weight.permute(2, 3, 1, 0), (0, -len(weight) % FLOAT_LANES)).contiguous()
@@ -201,17 +191,8 @@ def _attention(
     signed: Sequence[bool],
     row: str = "auto",
 ) -> Tensor:
-    name = _choose("attention", row, qkv.device)
-    if name == REFERENCE:
+    if _is_reference("attention", row, qkv.device):
         return reference.attention(qkv, steps, bias, mask, heads, bits, signed)
-    if qkv.is_cuda:
-        names = [name]
-    else:  # which rows there are depends on the bits
-        names = torch.ops.qsr_native.swin_kernels(factor_bits(bits, signed)).split(",")
-    if row not in ("auto", *names):
-        raise ValueError(
-            f"`kernel` is {row!r}; products of {list(bits)} bits run on {', '.join(names)}."
-        )
     width = qkv.shape[2] // (3 * heads)
     return torch.ops.qsr_native.attention(
         qkv.contiguous(),
@@ -222,26 +203,13 @@ def _attention(
         width**-0.5,
         list(bits),
         [int(s) for s in signed],
-        names[0] if row == "auto" else row,
+        row,
     )
 
 
 @_attention.register_fake
 def _(qkv, steps, bias, mask, heads, bits, signed, row="auto"):
     return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
-
-
-def factor_bits(bits: Sequence[int], signed: Sequence[bool]) -> int:
-    """Bits of the two bytes of a product together, the most of (left, right, left, right, ...).
-
-    A right factor is a signed byte: unsigned codes below 8 bits need one bit more for its sign;
-    those of 8 bits are kept as code - 128.
-
-    >>> factor_bits([4, 4, 4, 4], [True, True, False, True]), factor_bits([4, 4], [False, False])
-    (8, 9)
-    """
-    pairs = zip(bits[::2], bits[1::2], signed[1::2], strict=True)
-    return max((a + b + (0 if s or b == 8 else 1) for a, b, s in pairs), default=0)
 
 
 def _planes(a: Tensor, w: Tensor, a_signed: bool, w_signed: bool) -> tuple[BitPlanes, BitPlanes]:

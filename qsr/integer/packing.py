@@ -30,7 +30,7 @@ from ..blocks import WindowAttention
 from ..config import NetworkConfig
 from ..layers import QConv2d, QLinear, QMatmul, replace_layers
 from ..quantizer import Quantizer, QuantSpec, to_codes
-from . import kernels, program_conv, program_swin, reference
+from . import kernels, reference
 from .bitplanes import BitPlanes, check_tail, words_for
 from .program_conv import ConvProgram
 from .program_swin import SwinProgram
@@ -62,7 +62,9 @@ class PackedLayer(nn.Module):
 
     @torch.no_grad()
     def fill(self, layer: QConv2d | QLinear) -> PackedLayer:
-        """Take the values of a trained layer. Raises ValueError if it is not calibrated."""
+        """Take the values of a trained layer. Raises ValueError if it is not calibrated, or if the
+        kernel of this name does not run such a layer.
+        """
         inputs, weights = layer.input_quantizer, layer.weight_quantizer
         codes = weights.codes(_weights_channels_last(layer).float())
         self.signed = inputs.spec.signed
@@ -75,7 +77,15 @@ class PackedLayer(nn.Module):
             self.tau.copy_(_tau(inputs))
         if self.bias is not None:
             self.bias.copy_(layer.bias)
+        taps = self.weight.shape[1:3]
+        smallest = torch.zeros(1, *taps, self.groups * self.channels, dtype=self.spec.dtype)
+        codes = kernels.pack_codes(smallest, bits=self.bits, signed=self.signed, groups=self.groups)
+        self.multiply(codes)  # raises if the kernel does not take it
         return self
+
+    def multiply(self, codes: BitPlanes) -> Tensor:
+        """Sums of products of packed input codes and weights, int32, channels last."""
+        raise NotImplementedError
 
     def codes(self, x: Tensor) -> Tensor:
         """The integer codes of the layer's input x, in the shape of x."""
@@ -132,17 +142,22 @@ class PackedConv2d(PackedLayer):
         super().__init__(layer, kernel)
         self.stride, self.padding = layer.stride, layer.padding
 
+    def multiply(self, codes: BitPlanes) -> Tensor:
+        return kernels.conv2d(codes, self.planes, self.stride, self.padding, self.kernel)
+
     def forward(self, x: Tensor) -> Tensor:
-        acc = kernels.conv2d(self.quantize(x), self.planes, self.stride, self.padding, self.kernel)
+        acc = self.multiply(self.quantize(x))
         return epilogue(acc, self.scale, self.bias).permute(0, 3, 1, 2)
 
 
 class PackedLinear(PackedLayer):
     """A QLinear on integers. x: float32 [..., in_features] -> float32 [..., out_features]."""
 
+    def multiply(self, codes: BitPlanes) -> Tensor:
+        return kernels.linear(codes, self.planes, self.kernel)
+
     def forward(self, x: Tensor) -> Tensor:
-        codes = self.quantize(x.reshape(-1, x.shape[-1], 1, 1))
-        acc = kernels.linear(codes, self.planes, self.kernel)
+        acc = self.multiply(self.quantize(x.reshape(-1, x.shape[-1], 1, 1)))
         return epilogue(acc, self.scale, self.bias).view(*x.shape[:-1], -1)
 
 
@@ -329,8 +344,8 @@ class PackedModel(nn.Module):
     def program(self) -> ConvProgram | SwinProgram | None:
         """The planned program, or None where the network runs layer by layer."""
         if self._program is None and self.network.mean.device.type == "cpu":
-            for module, program in ((program_conv, ConvProgram), (program_swin, SwinProgram)):
-                names = module.available(self.config)
+            for program in (ConvProgram, SwinProgram):
+                names = program.available(self.config)
                 if names and self.kernel in ("auto", *names):
                     self._program = program(self.network, self.kernel)
         return self._program
@@ -377,8 +392,9 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
     """A copy of `module` whose quantised layers run on packed integers, in eval mode, on the CPU.
 
     A QuantSR becomes a `PackedModel`; any other module stays what it is, with packed layers inside.
-    kernel: "auto", "reference", or a name from qsr.kernels.available().
-    Raises ValueError if there is nothing to pack, or a layer that the kernels can't run.
+    kernel: "auto", "reference", or a name from qsr.kernels.available(), which then runs every
+    quantised layer (a network of linear layers needs one that multiplies 1x1).
+    Raises ValueError if there is nothing to pack, or a layer that the kernel can't run.
     """
     if kernel != "auto" and kernel not in kernels.available("conv2d"):
         raise ValueError(

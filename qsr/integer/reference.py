@@ -1,7 +1,9 @@
-"""What right is: convolution, linear layer, quantisation and epilogue, slow and obvious.
+"""What right is: each operator on integers and the float functions between them, slow and obvious.
 
 Every kernel must give the same integers as the functions here, for every shape. They unpack the
 codes and multiply plain integers; they share no trick with any kernel, not even the bit planes.
+The float functions of QuantSR-T (LayerNorm, GELU, softmax, attention) every kernel gives bit for
+bit.
 
 A packed layer is then, in float32, each operation rounded once and none fused:
 
@@ -62,8 +64,7 @@ def conv2d(
 
 def linear(a: BitPlanes, w: BitPlanes) -> Tensor:
     """Integer matrix product: a [M, 1, 1, 1, ...], w [Cout, 1, 1, 1, ...] -> int32 [M, Cout]."""
-    codes, weights = unpack_codes(a).long(), unpack_codes(w).long()
-    return (codes.flatten(1) @ weights.flatten(1).T).to(torch.int32)
+    return conv2d(a, w).flatten(1)
 
 
 def conv2d_float(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -31,11 +31,11 @@ from torch.nn import functional as F
 from ..system import native
 from . import kernels
 
-REACH = 2  # lr pixels to each side
+REACH = 2  # lr pixels to each side; kReach of csrc/network/tail_kernel.h
 FIRST, INSIDE, LAST, ONLY = range(4)
 # The shortest picture that shows a class, and where: class -> (length, position).
 SHOWN = {FIRST: (3, 0), INSIDE: (5, 2), LAST: (3, 2), ONLY: (1, 0)}
-OUT_LANES = 16  # outputs of the native kernel are filled up to a multiple
+OUT_LANES = 16  # kTailLanes of csrc/torch/ops_network.cpp: its outputs fill whole vectors
 
 # Deriving -----------------------------------------------------------------------------------------
 
@@ -103,8 +103,8 @@ def axis_classes(length: int) -> list[tuple[int, int, int]]:
 
 # Running ------------------------------------------------------------------------------------------
 
-# Winograd's F(4x4, 5x5) on the points 0, 1, -1, 2, -2, 1/2, -1/2 and infinity (csrc/tail_kernel.h):
-# weights g become c_p * (g0 + g1 p + ... + g4 p^4).
+# Winograd's F(4x4, 5x5) on the points 0, 1, -1, 2, -2, 1/2, -1/2 and infinity
+# (csrc/network/tail_kernel.h): weights g become c_p * (g0 + g1 p + ... + g4 p^4).
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 FACTORS = (1.0, -2 / 9, -2 / 9, 1 / 90, 1 / 90, 32 / 45, 32 / 45)
 
@@ -158,9 +158,7 @@ class CollapsedTail:
     @staticmethod
     def kernels() -> tuple[str, ...]:
         """Names of the kernels that run a tail here, best first; the last is "reference"."""
-        if not native.load().native:
-            return (kernels.REFERENCE,)
-        return (*torch.ops.qsr_native.available("tail").split(","), kernels.REFERENCE)
+        return (*native.rows("tail"), kernels.REFERENCE)
 
     def __call__(self, features: Tensor) -> Tensor:
         """features float32 [H, W, channels] -> sr float32 [3, scale H, scale W]."""
@@ -168,7 +166,7 @@ class CollapsedTail:
             return self.reference(features)
         height, width, _ = features.shape
         sr = features.new_empty(3, self.scale * height, self.scale * width)
-        torch.ops.qsr.tail(
+        torch.ops.qsr_native.tail(
             features.contiguous(),
             self.inside,
             self.ring,
@@ -190,21 +188,3 @@ class CollapsedTail:
                     window, self.weights[row, column], self.biases[row, column]
                 )
         return F.pixel_shuffle(values, self.scale)[0]
-
-
-@torch.library.custom_op("qsr::tail", mutates_args=("sr",))
-def _tail(
-    features: Tensor,
-    inside: Tensor,
-    ring: Tensor,
-    biases: Tensor,
-    scale: int,
-    kernel: str,
-    sr: Tensor,
-) -> None:
-    torch.ops.qsr_native.tail(features, inside, ring, biases, scale, kernel, sr)
-
-
-@_tail.register_fake
-def _(features, inside, ring, biases, scale, kernel, sr):
-    return None

@@ -22,7 +22,7 @@ def machine() -> dict[str, str]:
         name, family, model = (fields.get(key.strip(), fields.get(key, "?")) for key in keys)
         cpu = f"{name.strip()}, family {family}, model {model}"
     facts = native.facts()
-    features = [] if facts is None else [n for n, there in facts.cpu_features().items() if there]
+    features = [] if facts is None else [n for n, there in facts.features.items() if there]
     found = {"cpu": cpu, "cores": str(os.cpu_count()), "features": " ".join(features)}
     found |= {"qsr": __version__, "python": platform.python_version()}
     for package in ("torch", "onnxruntime", "openvino", "nncf", "ncnn"):

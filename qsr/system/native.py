@@ -31,7 +31,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Protocol
 
 PACKAGE = Path(__file__).resolve().parents[1]  # qsr/
 CSRC = PACKAGE.parent / "csrc"
@@ -75,6 +75,8 @@ FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=
 # -fmad=false is -ffp-contract=off in nvcc's words; the other lets device code call constexpr
 # functions.
 NVCC_FLAGS = ("-O3", "-fmad=false", "--expt-relaxed-constexpr")
+# Operators that write into their arguments and return nothing; programs call them as they are.
+IN_PLACE = ("residual_body", "tail", "swin_layer", "swin_conv", "swin_norm")
 MODES = ("auto", "aot", "jit", "off", "require")
 
 
@@ -91,6 +93,13 @@ class Status:
     @property
     def native(self) -> bool:
         return self.how != "reference"
+
+
+class Processor(Protocol):
+    """What csrc/torch/bind.cpp knows of the processor."""
+
+    features: dict[str, bool]  # instruction set extensions, and whether they are there
+    threads: int  # that the hardware runs at once
 
 
 def source_hash() -> str:
@@ -151,9 +160,22 @@ def load() -> Status:
     return Status("reference", reason=reason, advice=advice)
 
 
+def rows(op: str, bits: int = 1) -> tuple[str, ...]:
+    """Names of the native kernels that run `op` on this processor, best first; () without any.
+
+    op, bits: see `available` of csrc/kernels.h.
+    """
+    if not load().native:
+        return ()
+    import torch
+
+    names = torch.ops.qsr_native.available(op, bits)
+    return tuple(names.split(",")) if names else ()
+
+
 @functools.cache
-def facts() -> ModuleType | None:
-    """The module qsr._C (processor and build facts), or None without native code."""
+def facts() -> Processor | None:
+    """What qsr._C knows of this processor, or None without native code."""
     status = load()
     if not status.native:
         return None
@@ -165,7 +187,7 @@ def facts() -> ModuleType | None:
     spec = importlib.util.spec_from_file_location("qsr._C", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return module.processor()
 
 
 class _Unusable(Exception):
@@ -179,6 +201,8 @@ def _open(how: str, path: Path) -> Status:
         torch.ops.load_library(path)
     except OSError as error:
         raise _Unusable(f"{path} does not load ({str(error).splitlines()[0]})") from error
+    for op in IN_PLACE:  # what torch.compile and torch.export run to learn of shapes
+        torch.library.register_fake(f"qsr_native::{op}", lambda *arguments, **options: None)
     cuda = next(iter(sorted(path.parent.glob("_cuda*.so"))), None)
     if cuda is not None and torch.version.cuda:
         try:

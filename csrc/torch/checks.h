@@ -1,16 +1,69 @@
-// From tensors to a Conv2d: the checks that keep a call inside its tensors, the same on every
-// device.
+// What keeps a call inside its tensors: a kernel gets pointers and sizes only through here.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "kernels.h"
+#include "network/conv3x3.h"
 
 namespace qsr {
+
+template <class T>
+constexpr auto kTypeOf = torch::headeronly::ScalarType::Float;
+template <>
+inline constexpr auto kTypeOf<uint8_t> = torch::headeronly::ScalarType::Byte;
+template <>
+inline constexpr auto kTypeOf<int8_t> = torch::headeronly::ScalarType::Char;
+template <>
+inline constexpr auto kTypeOf<int32_t> = torch::headeronly::ScalarType::Int;
+
+// The elements of a contiguous tensor on the CPU; its type must be T.
+template <class T>
+T* elements(const torch::stable::Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.scalar_type() == kTypeOf<T>, name,
+                  " must be contiguous, on the CPU, of the right type");
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// The same, of a tensor that must have `count` elements.
+template <class T>
+T* exactly(const torch::stable::Tensor& t, int64_t count, const char* name) {
+  STD_TORCH_CHECK(t.numel() == count, name, " must have ", count, " elements");
+  return elements<T>(t, name);
+}
+
+// The same, of a tensor that must have `count` elements or more.
+template <class T>
+T* at_least(const torch::stable::Tensor& t, int64_t count, const char* name) {
+  STD_TORCH_CHECK(t.numel() >= count, name, " must have ", count, " elements or more");
+  return elements<T>(t, name);
+}
+
+inline void check_bits(int64_t bits) {
+  STD_TORCH_CHECK(bits >= 1 && bits <= kMaxBits, "bits must be 1 to 8");
+}
+
+// A named kernel runs or raises; only "auto" chooses. row: what a `find` of dispatch.cpp gave;
+// able: those that could. std::invalid_argument is ValueError in Python.
+template <class Row>
+const Row& chosen(const Row* row, const std::string& kernel, const std::string& job,
+                  const std::string& able) {
+  if (row) return *row;
+  throw std::invalid_argument("`kernel` is '" + kernel + "', which does not run " + job +
+                              " here; choose one of " + able + ", or 'auto'.");
+}
+
+inline const Conv3x3Kernel& chosen_conv3x3(const std::string& kernel, int64_t bits) {
+  const int most = static_cast<int>(bits);
+  return chosen(find_conv3x3(kernel.c_str(), most), kernel,
+                "3x3 layers of " + std::to_string(bits) + " bits", conv3x3_names(most));
+}
 
 inline void check_words(const torch::stable::Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");

@@ -1,0 +1,144 @@
+"""What planned programs share: one kernel, weights laid out once, buffers allocated once.
+
+Layer by layer, a packed network writes every float map to memory and reads it again, and allocates
+as it goes. A program does the same arithmetic, in the same order for every pixel, in fused native
+calls. So its features are those of the layers, bit for bit; only the tail, collapsed into one
+convolution (`qsr.integer.tail`), sums in another order.
+
+Between runs a program keeps its buffers for the last picture size. Threads are torch's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..backbone import DepthPlan, QuantSR
+from ..blocks import Shortcut
+from ..config import NetworkConfig
+from . import kernels
+from .tail import CollapsedTail
+
+MAP_CHANNELS, MAP_TILE = 64, 4  # kMapChannels and kMapTile of csrc/network/conv3x3.h
+
+
+class Program:
+    """A packed network, planned. `network`: one whose layers are packed throughout.
+
+    kernel: "auto" or a name from `available(network.config)`. Raises ValueError for another.
+    The program copies what it needs: later changes of the network do not reach it.
+    """
+
+    family: ClassVar[str]  # of the configurations that it runs
+
+    def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
+        config = network.config
+        names = self.available(config)
+        if kernel not in ("auto", *names):
+            raise ValueError(
+                f"`kernel` is {kernel!r}; programs of this network have {', '.join(names)}."
+            )
+        self.kernel = names[0] if kernel == "auto" else kernel
+        self.config, self.channels = config, padded(config.features)
+        self.mean = network.mean.contiguous()
+        self.tail = CollapsedTail(
+            network.tail, config.scale, config.pixel_range, self.mean.flatten(), self.channels
+        )
+        self._size, self._buffers = None, ()
+
+    @classmethod
+    def available(cls, config: NetworkConfig) -> tuple[str, ...]:
+        """Names of the kernels that a program of this network can run on, best first.
+
+        Empty: no program; the network runs layer by layer. So it is without native code, for a
+        network of another family, without quantised layers or with layers of several widths.
+        """
+        fits = config.family == cls.family and config.bits is not None and not config.layer_bits
+        return cls._rows(config) if fits else ()
+
+    @staticmethod
+    def _rows(config: NetworkConfig) -> tuple[str, ...]:
+        """The same for a network of the family whose quantised layers have one width."""
+        raise NotImplementedError
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Working memory per lr pixel."""
+        raise NotImplementedError
+
+    def features(self, lr: Tensor, plan: DepthPlan) -> Tensor:
+        """lr float32 [3, H, W] -> float32 [H, W, C], H and W up to whole windows, C filled up.
+
+        The result is a buffer of the program: it holds until the next call.
+        """
+        raise NotImplementedError
+
+    def __call__(self, lr: Tensor, plan: DepthPlan) -> Tensor:
+        """lr float [N, 3, H, W], N >= 1 -> sr float32 [N, 3, scale H, scale W], not clipped."""
+        height, width = (self.config.scale * n for n in lr.shape[-2:])
+        pictures = [
+            self.tail(self.features(picture, plan))[:, :height, :width] for picture in lr.float()
+        ]
+        return pictures[0][None] if len(pictures) == 1 else torch.stack(pictures)
+
+    def _buffers_for(self, height: int, width: int) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():  # a traced program owns its buffers
+            return self._allocate(height, width)
+        if self._size != (height, width):
+            self._buffers = ()  # free the old ones first
+            with torch.inference_mode(False):  # the next call may come without that mode
+                self._buffers = self._allocate(height, width)
+            self._size = (height, width)
+        return self._buffers
+
+    def _allocate(self, height: int, width: int) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+
+# Laying out ---------------------------------------------------------------------------------------
+
+
+def padded(channels: int) -> int:
+    """Channels inside a program: filled up to a multiple of 64.
+
+    >>> padded(60), padded(180)
+    (64, 192)
+    """
+    return -(-channels // MAP_CHANNELS) * MAP_CHANNELS
+
+
+def filled(x: Tensor | None, length: int) -> Tensor:
+    """float32 [n] -> [length], filled up with zeros; zeros for None."""
+    return torch.zeros(length) if x is None else F.pad(x.detach().float(), (0, length - len(x)))
+
+
+def code_map_bytes(height: int, width: int, channels: int) -> int:
+    """Bytes of a CodeMap of csrc/network/conv3x3.h: whole tiles of pixels in a frame."""
+    tiles = [-(-n // MAP_TILE) * MAP_TILE + 2 for n in (height, width)]
+    return tiles[0] * tiles[1] * channels
+
+
+def factor(block: nn.Module) -> float:
+    """The number with which a block multiplies the stream."""
+    shortcut = block if isinstance(block, Shortcut) else block.shortcut
+    return 1.0 if shortcut.scale is None else shortcut.scale.item()
+
+
+class CodeConv:
+    """A packed 3x3 layer, channels filled up.
+
+    codes: int8 [C, 3, 3, C]; array: scale, bias and tau, float32 [3, C]; number: step size, lowest
+    and highest code of the input, and whether it is signed, float32 [4].
+    """
+
+    def __init__(self, conv: nn.Module, channels: int) -> None:
+        features = len(conv.weight)
+        fill = (0, channels - features)
+        self.codes = F.pad(kernels.unpack_codes(conv.planes), (*fill, 0, 0, 0, 0, *fill))
+        arrays = (conv.scale.expand(features), conv.bias, conv.tau)
+        self.array = torch.stack([filled(x, channels) for x in arrays])
+        spec, step = conv.spec, conv.step_size.item()
+        self.number = torch.tensor([step, spec.qmin, spec.qmax, float(spec.signed)])
