@@ -100,11 +100,13 @@ lint: $(VENV)/test-$(WANTED)
 	$(BIN)/ruff check qsr tests benchmarks tutorials docs setup.py
 	$(BIN)/ruff format --check qsr tests benchmarks docs setup.py
 
-# A run on the slow reference must not pass for a test of the kernels: QSR_NATIVE=require.
+# A run on the slow reference must not pass for a test of the kernels: QSR_NATIVE=require. Files run
+# side by side, one thread each, in the order of tests/conftest.py; ARGS='-n0' runs them in a row.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: lint
 	@QSR_NATIVE=require; export QSR_NATIVE; $(call build_core)
-	QSR_NATIVE=require $(BIN)/python -m pytest --doctest-modules \
-	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	QSR_NATIVE=require OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
+	    --doctest-modules --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    --durations=10 tests qsr $(NOTEBOOKS) $(ARGS)
 
 # The native code once more, with sanitizers, in a cache of its own. Python itself leaks by design.
