@@ -43,6 +43,7 @@ from ..quantizer import QUANTIZERS
 from ..runs.fit import fit
 from ..scores import evaluate
 from ..system.files import replacing
+from . import report
 
 SCALE, BLOCKS, FEATURES = 2, 4, 32
 SETS = ("Set5", "Set14", "B100")
@@ -197,10 +198,7 @@ def table(records: Sequence[dict]) -> str:
     for record in records:
         groups.setdefault((record["method"], record["bits"]), {})[record["seed"]] = record
     sets = list(records[0]["psnr_y"])
-    lines = [
-        f"| method | bits | {' | '.join(sets)} | minus RLQ | seeds |",
-        f"|---|---:|{'---:|' * len(sets)}---:|---:|",
-    ]
+    lines = []
     for (method, bits), runs in groups.items():
         cells = [_spread([run["psnr_y"][name] for run in runs.values()]) for name in sets]
         base = groups.get(("RLQ", bits), groups.get(("RLQ", 4), {}))
@@ -208,8 +206,8 @@ def table(records: Sequence[dict]) -> str:
         gap = _spread(differences, "+.3f") if differences and base is not runs else "-"
         chosen = [run["mean_bits"] for run in runs.values() if "mean_bits" in run]
         width = f"8, {_spread(chosen)}" if chosen else bits
-        lines.append(f"| {method} | {width} | {' | '.join(cells)} | {gap} | {len(runs)} |")
-    return "\n".join(lines)
+        lines.append((method, width, *cells, gap, len(runs)))
+    return report.markdown(("method", "bits", *sets, "minus RLQ", "seeds"), lines)
 
 
 def _spread(values: Sequence[float], style: str = ".2f") -> str:

@@ -39,7 +39,7 @@ ATTENTION = "-attn"  # of names: the attention products are quantised too, as in
 
 
 @dataclass(frozen=True)
-class PrintedRow:
+class PrintedScores:
     """A row of Table 1. name: as `qsr.preset` has it, or bicubic-xS. cells: {set: (PSNR, SSIM)},
     digit for digit."""
 
@@ -96,11 +96,11 @@ def scale_of(name: str) -> int:
     return int(name.partition("-x")[2][0])
 
 
-def _parse(line: str) -> PrintedRow:
+def _parse(line: str) -> PrintedScores:
     name, blocks, *cells = line.split()
     pairs = zip(cells[::2], cells[1::2], strict=True)
     count = None if blocks == "-" else int(blocks)
-    return PrintedRow(name, count, dict(zip(TEST_SETS, pairs, strict=True)))
+    return PrintedScores(name, count, dict(zip(TEST_SETS, pairs, strict=True)))
 
 
 TABLE1 = tuple(_parse(line) for line in _PRINTED.strip().splitlines())
@@ -120,7 +120,7 @@ MISPRINTS = {
 }
 
 
-def intended(row: PrintedRow, name: str) -> tuple[float | None, float]:
+def intended(row: PrintedScores, name: str) -> tuple[float | None, float]:
     """(PSNR, SSIM) that a cell should hold: as printed, misprints put right; None if it is lost."""
     psnr, ssim = row.cells[name]
     psnr, _ = MISPRINTS.get((row.name, row.blocks, name), (psnr, ""))
@@ -157,7 +157,7 @@ class Measured:
     finished: bool | None = None
 
 
-def chosen_rows(patterns: Sequence[str] = ()) -> tuple[PrintedRow, ...]:
+def chosen_rows(patterns: Sequence[str] = ()) -> tuple[PrintedScores, ...]:
     """The rows whose names fit one of the patterns (`*-x4*`); none given: all. A name with -attn
     stands for the rows of the network without it, which the paper has.
 
@@ -188,7 +188,7 @@ def networks(patterns: Sequence[str] = ()) -> list[str]:
 
 
 def measure(
-    rows: Sequence[PrintedRow], records: Mapping[str, dict], here: bool = True
+    rows: Sequence[PrintedScores], records: Mapping[str, dict], here: bool = True
 ) -> list[Measured]:
     """What we have for these rows, networks of other sizes or quantizers too.
 
@@ -283,7 +283,7 @@ class Line:
     name: str
     blocks: int | None
     of: int | None
-    printed: PrintedRow | None
+    printed: PrintedScores | None
     ours: Measured | None
     why: str
     gaps: Mapping[str, Gap]
@@ -329,14 +329,14 @@ def method_and_bits(name: str) -> tuple[str, str]:
 
 
 def lines(
-    rows: Sequence[PrintedRow], measured: Sequence[Measured], records: Mapping[str, dict]
+    rows: Sequence[PrintedScores], measured: Sequence[Measured], records: Mapping[str, dict]
 ) -> list[Line]:
     """The printed rows in their order, each with ours; our other networks after those of their
     name. records: where full precision is looked up that is not measured."""
     left = {(m.name, m.blocks, m.of): m for m in measured}
     result = []
 
-    def add(key: tuple, printed: PrintedRow | None) -> None:
+    def add(key: tuple, printed: PrintedScores | None) -> None:
         ours = left.pop(key, None)
         why = "" if ours or printed is None else _why(printed, measured)
         result.append(Line(*key, printed, ours, why, _gaps(ours, measured, records)))
@@ -349,7 +349,7 @@ def lines(
     return result
 
 
-def _why(row: PrintedRow, measured: Sequence[Measured]) -> str:
+def _why(row: PrintedScores, measured: Sequence[Measured]) -> str:
     """Why a row has nothing of ours."""
     if row.name.startswith(BICUBIC):
         return "no data: set QSR_DATA"
@@ -391,7 +391,7 @@ def full_precision(name: str) -> str | None:
     return None
 
 
-def paper_gap(row: PrintedRow, name: str) -> float | None:
+def paper_gap(row: PrintedScores, name: str) -> float | None:
     """dB by which the paper's own row is below its full-precision network on a set."""
     full = next((r for r in TABLE1 if r.name == full_precision(row.name)), None)
     psnr, _ = intended(row, name)

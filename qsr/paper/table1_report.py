@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterator, Sequence
 
+from . import report
 from .records import TEST_SETS
 from .table1 import MISPRINTS, Line, Measured, Origin, method_and_bits, paper_gap, scale_of
 
@@ -35,30 +35,31 @@ def text(table: Sequence[Line]) -> str:
         *(f"{mark} {meaning}" for mark, meaning in LEGEND.items()),
     ]
     for scale, part in _by_scale(table):
-        out += ["", f"{f'x{scale}':34}" + "".join(f"{name:>15}" for name in TEST_SETS)]
+        rows = [(f"x{scale}", *TEST_SETS)]
         for line in part:
             first, *rest = _rows(line)
-            for label, cells in [(line.label, first[1]), *(("  " + a, b) for a, b in rest)]:
-                if line.ours is None and label == "  ours":
-                    cells = ["   " + line.why]
-                out.append((f"{label:34}" + "".join(f"{cell:>15}" for cell in cells)).rstrip())
-    return "\n".join([*out, *_wrapped("Misprints", misprints(table)), *_wrapped("Notes", NOTES)])
+            rows.append((line.label, *first[1]))
+            for what, cells in rest:
+                missing = line.ours is None and what == "ours"
+                rows.append((f"  {what}", *(["   " + line.why] if missing else cells)))
+        out += ["", *report.text(rows, (34, *[15] * len(TEST_SETS)))]
+    for title, items in (("Misprints", misprints(table)), ("Notes", NOTES)):
+        out += ["", title, *report.notes(items, 108)] if items else []
+    return "\n".join(out)
 
 
 def markdown(table: Sequence[Line]) -> str:
     """The table in Markdown, one for each scale, then what its marks and empty cells mean."""
     out: list[str] = []
     for scale, part in _by_scale(table):
-        out += [f"**×{scale}**, PSNR-Y in dB / SSIM-Y", ""]
-        out += [f"| network | | {' | '.join(TEST_SETS)} |"]
-        out += [f"|---|---|{'---:|' * len(TEST_SETS)}"]
+        rows = []
         for line in part:
             label = line.label
             for what, cells in _rows(line):
-                body = " | ".join(cell.strip().replace("*", "\\*") for cell in cells)
-                out.append(f"| {label} | {what} | {body} |")
+                rows.append((label, what, *(c.strip().replace("*", "\\*") for c in cells)))
                 label = ""
-        out.append("")
+        out += [f"**×{scale}**, PSNR-Y in dB / SSIM-Y", ""]
+        out += [report.markdown(("network", "", *TEST_SETS), rows, right=2), ""]
     marks = "; ".join(f"{mark.replace('*', chr(92) + '*')} {m}" for mark, m in LEGEND.items())
     out += [f"Marks: {marks}.", "", "Empty cells:", ""]
     out += [f"- {reason[0].upper()}{reason[1:]}." for reason in empty_cells(table)]
@@ -138,13 +139,6 @@ def _score(ours: Measured, name: str) -> str:
     if score is None:
         return "no data "
     return f"{score.psnr:.2f}/{score.ssim:.4f}{MARKS[score.origin]}"
-
-
-def _wrapped(title: str, items: Sequence[str]) -> Iterator[str]:
-    if items:
-        yield from ("", title)
-    for item in items:
-        yield from textwrap.wrap(f"- {item}", 108, subsequent_indent="  ")
 
 
 def _json_row(line: Line) -> dict:

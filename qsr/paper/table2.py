@@ -10,13 +10,13 @@ does not agree is marked, and a note says what most likely happened.
 from __future__ import annotations
 
 import json as json_format
-import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from typing import Literal
 
 from ..config import NetworkConfig, quantsr_c, quantsr_t, srresnet, swinir_s
+from . import report
 from .costs import RULES, Complexity, complexity
 
 Verdict = Literal["=", "~", "!"]
@@ -28,7 +28,7 @@ SCALE = 4  # as the caption says; the rules "printed" and "stated" count x2 what
 
 
 @dataclass(frozen=True)
-class PrintedRow:
+class PrintedCosts:
     """A row of Table 2, digit for digit: thousands of parameters, 1e9 operations, savings in %.
 
     psnr: dB in Table 2; psnr_table1: the same network's value for Set5 x4 in Table 1.
@@ -46,7 +46,7 @@ class PrintedRow:
 
 
 TABLE2 = tuple(
-    PrintedRow(method, int(bits), int(blocks), *cells)
+    PrintedCosts(method, int(bits), int(blocks), *cells)
     for method, bits, blocks, *cells in (
         line.split()
         for line in """
@@ -116,14 +116,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class CountedRow:
     """A row of Table 2 with its cells judged and its network counted under each rule.
 
     saved: rule -> share of (parameters, operations) saved, %, against the full-precision network
     under the same rule.
     """
 
-    printed: PrintedRow
+    printed: PrintedCosts
     cells: dict[str, Cell]
     costs: dict[str, Complexity]
     saved: dict[str, tuple[float, float]]
@@ -147,7 +147,7 @@ def judge(printed: str, ours: float, recomputed: float | None = None) -> Verdict
     return "~" if close else "!"
 
 
-def table2_rows() -> Iterator[Row]:
+def table2_rows() -> Iterator[CountedRow]:
     """The rows of Table 2, each with its cells judged. Seconds: each network is walked twice."""
     for printed in TABLE2:
         config = _config(printed)
@@ -161,10 +161,10 @@ def table2_rows() -> Iterator[Row]:
             )
             for rule in RULES
         }
-        yield Row(printed, _judged(printed, full_printed, costs, saved), costs, saved)
+        yield CountedRow(printed, _judged(printed, full_printed, costs, saved), costs, saved)
 
 
-def _config(row: PrintedRow) -> NetworkConfig:
+def _config(row: PrintedCosts) -> NetworkConfig:
     if row.bits == 32:
         return {"SRResNet": srresnet, "SwinIR_S": swinir_s}[row.method](SCALE)
     return {"QuantSR-C": quantsr_c, "QuantSR-T": quantsr_t}[row.method](SCALE, row.bits)
@@ -175,8 +175,8 @@ def _saved(cost: float, full: float) -> float:
 
 
 def _judged(
-    printed: PrintedRow,
-    full: PrintedRow,
+    printed: PrintedCosts,
+    full: PrintedCosts,
     costs: dict[str, Complexity],
     saved: dict[str, tuple[float, float]],
 ) -> dict[str, Cell]:
@@ -233,21 +233,20 @@ def table2(json: bool = False) -> str:
             *(f"  {_label(row)} {name}: {cell.why}" for row, name, cell in _deviations(rows)),
             "",
             "Notes",
-            *_wrapped(NOTES),
+            *report.notes(NOTES),
         ]
     )
 
 
-def _label(row: Row) -> str:
+def _label(row: CountedRow) -> str:
     bits = f"{row.printed.bits}/{row.printed.bits}"
     return f"{row.printed.method:<9} {bits:>5} {row.printed.blocks:>2}"
 
 
 def _costs_block(
-    rows: Iterable[Row], name: Literal["parameters", "ops"], index: int, unit: float
+    rows: Iterable[CountedRow], name: Literal["parameters", "ops"], index: int, unit: float
 ) -> Iterator[str]:
-    headings = ("paper", *RULES)
-    yield f"{'':18} " + " ".join(f"{heading:>17}" for heading in headings)
+    lines = [("", "paper", *RULES)]
     for row in rows:
         value, saved = row.cells[name], row.cells[f"{name}_saved"]
         paper = f"{value.printed + value.verdict:>8} {f'({saved.printed})' + saved.verdict:>8}"
@@ -255,41 +254,36 @@ def _costs_block(
             f"{getattr(row.costs[rule], name) / unit:>8.2f} {f'({row.saved[rule][index]:.2f})':>8}"
             for rule in RULES
         )
-        yield f"{_label(row)} {paper:>17} " + " ".join(ours)
+        lines.append((_label(row), paper, *ours))
+    return report.text(lines, [18] * len(lines[0]))
 
 
-def _contents_block(rows: Iterable[Row]) -> Iterator[str]:
-    yield f"{'':18} {'honest':>45} {'collapsed':>45}"
-    column = f"{'numbers':>11} {'bytes':>11} {'on floats':>10} {'on codes':>10}"
-    yield f"{'':18} {column} {column}"
+def _contents_block(rows: Iterable[CountedRow]) -> Iterator[str]:
+    yield from report.text([("", "honest", "collapsed")], (18, 46, 46))
+    lines = [("", *("numbers", "bytes", "on floats", "on codes") * 2)]
     for row in rows:
-        halves = (
-            f"{cost.elements:>11,} {cost.bytes:>11,} "
-            f"{cost.float_macs / 1e9:>10.2f} {cost.quantised_macs / 1e9:>10.2f}"
-            for cost in (row.costs["honest"], row.costs["collapsed"])
-        )
-        yield f"{_label(row)} " + " ".join(halves)
+        cells = []
+        for cost in (row.costs["honest"], row.costs["collapsed"]):
+            cells += [f"{cost.elements:,}", f"{cost.bytes:,}"]
+            cells += [f"{macs / 1e9:.2f}" for macs in (cost.float_macs, cost.quantised_macs)]
+        lines.append((_label(row), *cells))
+    yield from report.text(lines, (18, *(12, 12, 11, 11) * 2))
 
 
-def _psnr_block(rows: Iterable[Row]) -> Iterator[str]:
-    for row in rows:
-        cell = row.cells["psnr"]
-        yield f"{_label(row)} {cell.printed + cell.verdict:>17} {row.printed.psnr_table1:>8}"
+def _psnr_block(rows: Iterable[CountedRow]) -> Iterator[str]:
+    cells = ((row, row.cells["psnr"]) for row in rows)
+    lines = ((_label(r), c.printed + c.verdict, r.printed.psnr_table1) for r, c in cells)
+    return report.text(lines, (18, 18, 9))
 
 
-def _deviations(rows: Iterable[Row]) -> Iterator[tuple[Row, str, Cell]]:
+def _deviations(rows: Iterable[CountedRow]) -> Iterator[tuple[CountedRow, str, Cell]]:
     for row in rows:
         for name, cell in row.cells.items():
             if cell.verdict == "!":
                 yield row, name, cell
 
 
-def _wrapped(notes: Iterable[str]) -> Iterator[str]:
-    for note in notes:
-        yield from textwrap.wrap(note, 100, initial_indent="- ", subsequent_indent="  ")
-
-
-def _table2_json(rows: Iterable[Row]) -> dict:
+def _table2_json(rows: Iterable[CountedRow]) -> dict:
     """Plain data: the printed row, its judged cells, and the cost under each rule."""
     return {
         "input": [3, *INPUT],
