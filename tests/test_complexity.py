@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qsr.backbone import DepthPlan, QuantSR, slice_depth
 from qsr.config import quantsr_c, quantsr_t, srresnet, swinir_s
 from qsr.layers import calibrate
-from qsr.paper.costs import RULES, complexity, walk
+from qsr.paper.costs import RULES, complexity, layer_table
 
 quick = settings(deadline=None, max_examples=15)
 SCALES = st.sampled_from([2, 3, 4])
@@ -105,7 +105,7 @@ def test_the_tail_of_srresnet_collapses_to_a_tenth_and_that_of_swinir_stays():
 
     assert tail_macs_per_pixel(srresnet(4), "honest") == 764_928
     assert tail_macs_per_pixel(srresnet(4), "collapsed") == 76_800
-    assert complexity(swinir_s(4), rule="collapsed").layers == walk(swinir_s(4))
+    assert complexity(swinir_s(4), rule="collapsed").layers == layer_table(swinir_s(4))
 
 
 @torch.no_grad()
@@ -166,7 +166,7 @@ def test_printed_and_stated_differ_by_the_factor_of_two_bits_alone():
 
 def test_walking_leaves_the_random_numbers_of_the_caller_alone():
     before = torch.get_rng_state()
-    walk(srresnet(2, blocks=1, features=7), (3, 5))
+    layer_table(srresnet(2, blocks=1, features=7), (3, 5))
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from qsr.backbone import QuantSR
 from qsr.config import quantsr_c
 from qsr.course import viz
-from qsr.course.viz import Row, before_after, demo
+from qsr.course.viz import Scene, before_after, demo
 from qsr.images.metrics import psnr_y
 from qsr.images.picture import read, to_uint8
 from qsr.integer.packing import pack
@@ -90,7 +90,7 @@ def test_the_figure_shows_the_best_network_beside_bicubic(monkeypatch, bits, lab
 def test_a_pixel_of_a_crop_is_a_square_of_the_figure():
     hr = torch.rand(1, 3, 30, 40)
     sr = torch.rand(1, 3, 30, 40)
-    figure = before_after([Row(2, hr, {"mine": sr}, (3, 5, 20, 24))], zoom=3)
+    figure = before_after([Scene(2, hr, {"mine": sr}, (3, 5, 20, 24))], zoom=3)
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png")
     page = np.array(Image.open(encoded).convert("RGB"))
@@ -105,7 +105,7 @@ def test_a_figure_gives_the_decibels_of_the_whole_picture():
     hr = torch.rand(1, 3, 30, 40)
     sr = hr.clone()
     sr[..., :20] = 0.5  # the crop, on the right, is perfect
-    row = Row(2, hr, {"half": sr}, (5, 22, 10, 10))
+    row = Scene(2, hr, {"half": sr}, (5, 22, 10, 10))
     (label, score, _), (last, none, _) = row.panels()
     assert (label, score) == ("half", f"{psnr_y(sr, hr, crop=2).item():.2f} dB")
     assert (last, none) == ("original", "")
@@ -114,11 +114,11 @@ def test_a_figure_gives_the_decibels_of_the_whole_picture():
 @pytest.mark.parametrize("crop", [(0, 0, 9, 4), (-1, 0, 4, 4), (0, 5, 4, 4), (2, 2, 0, 4)])
 def test_a_crop_outside_the_picture_is_refused(crop):
     with pytest.raises(ValueError, match="crop"):
-        Row(2, torch.rand(1, 3, 8, 8), {}, crop)
+        Scene(2, torch.rand(1, 3, 8, 8), {}, crop)
 
 
 def test_the_layout_of_notebooks_does_not_move_crops():
-    row = Row(4, torch.rand(1, 3, 12, 16), {"mine": torch.rand(1, 3, 12, 16)}, (0, 0, 8, 8))
+    row = Scene(4, torch.rand(1, 3, 12, 16), {"mine": torch.rand(1, 3, 12, 16)}, (0, 0, 8, 8))
     plain = before_after([row]).axes[0].get_position()
     with rc_context(viz.STYLE):
         figure = before_after([row])
@@ -133,5 +133,5 @@ def test_a_figure_needs_rows():
 
 
 def test_importing_qsr_does_not_import_matplotlib():
-    code = "import sys, qsr.viz; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, qsr.course.viz; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

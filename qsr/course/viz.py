@@ -6,7 +6,7 @@ again; and the decibels beside a crop are those of the whole picture, not of the
 chosen.
 
     demo("demo")                       the bundled photograph by every model and depth
-    before_after([Row(...), ...])      crops side by side, for a page or a paper
+    before_after([Scene(...), ...])    crops side by side, for a page or a paper
 
 The figures and sliders of notebooks, in `viewers`, have their names here too: `viz.Frames`.
 """
@@ -121,7 +121,7 @@ def _best_ms(run: Callable[[Tensor], Tensor], lr: Tensor) -> tuple[Tensor, float
     return sr, 1000 * min(times)
 
 
-def _figure_row(scale: int, hr: Tensor, results: list[tuple[dict, Tensor]]) -> Row:
+def _figure_row(scale: int, hr: Tensor, results: list[tuple[dict, Tensor]]) -> Scene:
     """Bicubic beside the low-bit network that comes closest to the original."""
     (_, baseline), *networks = results
     low = [(row, sr) for row, sr in networks if zoo.card(row["model"])["bits"] != zoo.FULL]
@@ -129,7 +129,7 @@ def _figure_row(scale: int, hr: Tensor, results: list[tuple[dict, Tensor]]) -> R
     weights, _, activations = zoo.card(best["model"])["bits"].partition("/")
     bits = weights if weights == activations else f"{weights}/{activations}"
     label = f"{bits}-bit network, {best['blocks']} blocks"
-    return Row(scale, hr, {"bicubic": baseline, label: sr}, FACE)
+    return Scene(scale, hr, {"bicubic": baseline, label: sr}, FACE)
 
 
 def _write(picture: Tensor, path: Path) -> None:
@@ -140,7 +140,7 @@ def _write(picture: Tensor, path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Row:
+class Scene:
     """A row of `before_after`: one scene by several methods.
 
     scale: by how much they enlarged. original: float RGB [1, 3, H, W] in [0, 1].
@@ -176,7 +176,7 @@ class Row:
         return panels
 
 
-def before_after(rows: Sequence[Row], zoom: int = 3, dark: bool = False) -> Figure:
+def before_after(rows: Sequence[Scene], zoom: int = 3, dark: bool = False) -> Figure:
     """A figure of crops: one row per scene or scale, one column per method, the original last.
 
     Above each crop stands its label, and the PSNR-Y of the whole picture. A pixel is a square of

@@ -133,7 +133,7 @@ def complexity(
     if rule in ("printed", "stated"):
         factor = _printed_factor if rule == "printed" else _stated_factor
         return _as_in_table_2(rule, sliced, input, factor)
-    layers = walk(sliced, input)
+    layers = layer_table(sliced, input)
     if rule == "collapsed":
         layers = collapse_tail(layers, config)
     parameters = sum(x.weights * x.weight_bits / 32 + x.biases + x.others for x in layers)
@@ -159,13 +159,13 @@ def _at_depth(config: NetworkConfig, blocks: int | None) -> NetworkConfig:
 
 
 @functools.lru_cache(maxsize=64)
-def walk(config: NetworkConfig, input: tuple[int, int] = (256, 256)) -> tuple[Layer, ...]:
+def layer_table(config: NetworkConfig, input: tuple[int, int] = (256, 256)) -> tuple[Layer, ...]:
     """The rows of a network, from its modules and one forward pass without data.
 
     Each parameter is in exactly one row. input: (height, width) of the picture in pixels.
 
     >>> from qsr import srresnet
-    >>> [layer.name for layer in walk(srresnet(scale=2, blocks=1), (8, 8))]
+    >>> [layer.name for layer in layer_table(srresnet(scale=2, blocks=1), (8, 8))]
     ['head', 'blocks.0.conv1', 'blocks.0.conv2', 'body_conv', 'tail.0', 'tail.2']
     """
     if len(input) != 2 or min(input) < 1:
@@ -270,7 +270,7 @@ def _as_in_table_2(
 
     Operations: products, and for convolutions one addition of a bias per output value.
     """
-    layers = _multiplying(walk(replace(config, scale=2), input))
+    layers = _multiplying(layer_table(replace(config, scale=2), input))
     ops = sum(factor(x, x.bits) * (x.macs + _bias_additions(x)) for x in layers)
     count = _swin_parameters if config.family == "swin" else _conv_parameters
     return Complexity(rule, count(config, layers, factor), ops, layers)
@@ -304,7 +304,9 @@ def _swin_parameters(
     """
     full = replace(config, bits=None, attention_bits=None, learnable_shortcuts=False, dropped=())
     smallest = (config.window, config.window)  # parameters do not depend on the picture
-    whole = _multiplying(walk(replace(full, scale=2), smallest))
-    total = sum(x.weights + x.biases + x.others for x in walk(replace(full, scale=4), smallest))
+    whole = _multiplying(layer_table(replace(full, scale=2), smallest))
+    total = sum(
+        x.weights + x.biases + x.others for x in layer_table(replace(full, scale=4), smallest)
+    )
     left = sum(factor(x, x.weight_bits) * (x.weights + x.biases) for x in layers)
     return round(total, -3) * left / sum(x.weights + x.biases for x in whole)

@@ -42,7 +42,7 @@ from ..config import (
     swinir_s,
 )
 from ..course.viewers import DARK, LIGHT, PALETTE, STYLE, write_figure
-from ..course.viz import Crop, Row, before_after
+from ..course.viz import Crop, Scene, before_after
 from ..images.data import PICTURES, Pair, Patches, make_pair
 from ..images.metrics import psnr_y
 from ..images.picture import read, to_uint8
@@ -239,7 +239,7 @@ SMALL = {
     "C": (srresnet(SCALE, blocks=4, features=24), quantsr_c),
     "T": (swinir_s(SCALE, blocks=2, layers=2, features=24, heads=2), quantsr_t),
 }
-FULL = {"C": "SRResNet", "T": "SwinIR_S"}
+UNQUANTISED = {"C": "SRResNet", "T": "SwinIR_S"}
 METHODS = {"DoReFa": ("C", "dorefa"), "QuantSR-C": ("C", "rlq"), "QuantSR-T": ("T", "rlq")}
 
 
@@ -258,11 +258,11 @@ def small_network(
     """
     family, quantizer = METHODS.get(method, (None, None))
     if quantizer is None:
-        family = next((key for key, name in FULL.items() if name == method), None)
+        family = next((key for key, name in UNQUANTISED.items() if name == method), None)
     if family is None or (quantizer is None) != (bits is None):
         raise ValueError(
             f"`method` is {method!r} at {bits} bits; there are {', '.join(METHODS)} with bits, and "
-            f"{', '.join(FULL.values())} without."
+            f"{', '.join(UNQUANTISED.values())} without."
         )
     note = f"{budget}, torch {torch.__version__}"
     path = None if folder is None else Path(folder) / f"small-{method.lower()}-{bits or 32}.qsr"
@@ -277,7 +277,7 @@ def small_network(
         changes = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         changes |= {"bits": bits, "quantizer": quantizer, "learnable_shortcuts": True}
         net = QuantSR(make(**{**changes, "depths": (config.blocks,)}))
-        load_weights(net, small_network(FULL[family], None, budget, folder))
+        load_weights(net, small_network(UNQUANTISED[family], None, budget, folder))
         _train(net, budget.quantised, 1e-3)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -419,38 +419,14 @@ def figure4(
     trained again). name: one of the pictures that come with qsr; progress: on stderr."""
     with tempfile.TemporaryDirectory() as scratch:
         kept = scratch if folder is None else folder
-        jobs = [(FULL["C"], None), *((m, bits) for bits in (4, 2) for m in METHODS)]
+        jobs = [(UNQUANTISED["C"], None), *((m, bits) for bits in (4, 2) for m in METHODS)]
         nets = {
             job: small_network(*job, budget, kept)
             for job in tqdm(jobs, "small networks", unit="network", disable=not progress)
         }
-    pair, maps, numbers = picture(name), {}, {}
-    with torch.inference_mode():
-        for job, net in nets.items():
-            maps[job] = feature_map(net, pair.lr)
-            sr = enlarge(pair.lr, net)
-            numbers[_named(job)] = {"psnr_y": psnr_y(sr, pair.hr, crop=SCALE).item()}
-            if job[1] is not None:
-                numbers[_named(job)]["zero_weights"] = zero_weights(net)
-        for job, seen in maps.items():
-            both = torch.stack([seen.flatten(), maps[FULL["C"], None].flatten()])
-            numbers[_named(job)]["correlation"] = torch.corrcoef(both)[0, 1].item()
-    height, width = maps[FULL["C"], None].shape
-    figure, axes = _new_figure(page, (8, 0.5 + 4.1 * height / width), nrows=2, ncols=4)
-    shown = {(0, 0): (FULL["C"], None), (1, 0): None}
-    for i, bits in enumerate((4, 2)):
-        shown |= {(i, j + 1): (method, bits) for j, method in enumerate(METHODS)}
-    for place, job in shown.items():
-        ax = axes[place]
-        ax.set_axis_off()
-        if job is None:
-            ax.imshow(pair.lr[0].permute(1, 2, 0).numpy(), interpolation="nearest")
-            ax.set_title("the picture", fontsize=9)
-            continue
-        low, high = np.percentile(maps[job].numpy(), (1, 99))
-        style = {"cmap": "cividis", "interpolation": "nearest", "vmin": low, "vmax": high}
-        ax.imshow(maps[job].numpy(), **style)
-        ax.set_title(f"{_named(job)}\n{numbers[_named(job)]['psnr_y']:.2f} dB", fontsize=9)
+    pair = picture(name)
+    maps, numbers = _features(nets, pair)
+    figure = _map_grid(page, pair.lr, maps, {job: numbers[_named(job)]["psnr_y"] for job in nets})
     told = (
         f"{k}: {v['correlation']:.3f}, {100 * v['zero_weights']:.0f} %"
         for k, v in numbers.items()
@@ -470,7 +446,49 @@ def figure4(
     return Drawn(figure, caption, alt, numbers)
 
 
-def _named(job: tuple[str, int | None]) -> str:
+Job = tuple[str, int | None]  # method, bits
+
+
+def _features(
+    nets: Mapping[Job, QuantSR], pair: Pair
+) -> tuple[dict[Job, Tensor], dict[str, dict[str, float]]]:
+    """The map of each network, and by its name what the caption says of it."""
+    maps, numbers = {}, {}
+    with torch.inference_mode():
+        for job, net in nets.items():
+            maps[job] = feature_map(net, pair.lr)
+            sr = enlarge(pair.lr, net)
+            numbers[_named(job)] = {"psnr_y": psnr_y(sr, pair.hr, crop=SCALE).item()}
+            if job[1] is not None:
+                numbers[_named(job)]["zero_weights"] = zero_weights(net)
+        for job, seen in maps.items():
+            both = torch.stack([seen.flatten(), maps[UNQUANTISED["C"], None].flatten()])
+            numbers[_named(job)]["correlation"] = torch.corrcoef(both)[0, 1].item()
+    return maps, numbers
+
+
+def _map_grid(
+    page: Page, lr: Tensor, maps: Mapping[Job, Tensor], decibels: Mapping[Job, float]
+) -> Figure:
+    """Full precision above the picture, on the left; a row for each number of bits."""
+    height, width = lr.shape[-2:]
+    figure, axes = _new_figure(page, (8, 0.5 + 4.1 * height / width), nrows=2, ncols=4)
+    axes[1, 0].imshow(lr[0].permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes[1, 0].set_title("the picture", fontsize=9)
+    shown = {(0, 0): (UNQUANTISED["C"], None)}
+    for i, bits in enumerate((4, 2)):
+        shown |= {(i, j + 1): (method, bits) for j, method in enumerate(METHODS)}
+    for place, job in shown.items():
+        low, high = np.percentile(maps[job].numpy(), (1, 99))
+        style = {"cmap": "cividis", "interpolation": "nearest", "vmin": low, "vmax": high}
+        axes[place].imshow(maps[job].numpy(), **style)
+        axes[place].set_title(f"{_named(job)}\n{decibels[job]:.2f} dB", fontsize=9)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    return figure
+
+
+def _named(job: Job) -> str:
     method, bits = job
     return f"{method}, full precision" if bits is None else f"{method}, {bits} bits"
 
@@ -529,7 +547,7 @@ def comparison(
             f"figure {number} compares {bits}-bit networks at x4, and none is here; train and pack "
             f"one (qsr train --preset quantsr-c-x4-w{bits}a{bits}), and name its file (--model)."
         )
-    row = Row(SCALE, pair.hr, panels, crop)
+    row = Scene(SCALE, pair.hr, panels, crop)
     figure = before_after([row], zoom, dark=page == "dark")
     if page is None:
         figure.patch.set_alpha(0)
@@ -551,6 +569,6 @@ def _method(config: NetworkConfig) -> str:
     """What the paper calls a network."""
     family = "T" if config.family == "swin" else "C"
     if config.bits is None:
-        return FULL[family]
+        return UNQUANTISED[family]
     names = {"dorefa": "DoReFa", "pams": "PAMS", "cadyq": "CADyQ", "lsq": "LSQ"}
     return names.get(config.quantizer, f"QuantSR-{family}")
