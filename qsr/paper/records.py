@@ -104,21 +104,8 @@ def make_record(
     if name.startswith(BICUBIC):
         scale = int(name.removeprefix(BICUBIC))
         return {**made, "scores": [_row(None, s, evaluate("bicubic", s, scale)) for s in sets]}
-    checkpoints = list_checkpoints(run)
-    if not checkpoints:
-        raise ValueError(f"{run} holds no checkpoint; name the folder of a run.")
-    net, state = load_checkpoint(checkpoints[-1])
+    net, state, chosen = _trained(run)
     training, done = state["training"], state["step"]
-    if done < training["steps"]:
-        raise ValueError(
-            f"{run} has done {done} of {training['steps']} steps; the same call goes on. "
-            "A record is made at the end."
-        )
-    best = find_best(run)
-    chosen = "the last step"
-    if best is not None:
-        net, best_state = load_checkpoint(best)
-        chosen = f"step {best_state['step']}, by held-out pictures"
     call = dict(call or {})
     for key in ("init", "teacher"):  # a name, not a place of one machine
         call[key] = Path(call[key]).name if call.get(key) else None
@@ -137,6 +124,25 @@ def make_record(
         "training": training,
         "scores": _scores(net, training["joint"], sets),
     }
+
+
+def _trained(run: str | os.PathLike) -> tuple[QuantSR, dict, str]:
+    """(the best network of a finished run, its state at the end, how that network was chosen)."""
+    checkpoints = list_checkpoints(run)
+    if not checkpoints:
+        raise ValueError(f"{run} holds no checkpoint; name the folder of a run.")
+    net, state = load_checkpoint(checkpoints[-1])
+    done, steps = state["step"], state["training"]["steps"]
+    if done < steps:
+        raise ValueError(
+            f"{run} has done {done} of {steps} steps; the same call goes on. A record is made at "
+            "the end."
+        )
+    best = find_best(run)
+    if best is None:
+        return net, state, "the last step"
+    net, best_state = load_checkpoint(best)
+    return net, state, f"step {best_state['step']}, by held-out pictures"
 
 
 def write_record(record: Mapping[str, object], folder: str | os.PathLike | None = None) -> Path:
