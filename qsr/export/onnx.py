@@ -256,55 +256,62 @@ class OnnxSteps:
         """Pad right and bottom by reflection, as `backbone.reflect_to_multiple` does, and keep what
         else the graph needs of the picture's size.
         """
-        window, features, scale = self.config.window, self.config.features, self.config.scale
-        one, side, edge = self.number(1), self.number(window), self.number(window // 2)
+        config, zero = self.config, self.integers(0)
         x, counts, sizes, ends, regions = lr, [], [], [], []
         for dim in (2, 3):
             length = self.node("Squeeze", self.node("Shape", lr, start=dim, end=dim + 1))
-            count = self.node("Div", self.node("Add", length, self.number(window - 1)), side)
+            side = self.number(config.window)
+            count = self.node("Div", self.node("Add", length, self.number(config.window - 1)), side)
             padded = self.node("Mul", count, side)
-            position = self.node("Range", self.number(0), padded, one)
-            # Back and forth: abc, padded to 8, becomes abcbabcb.
-            period = self.node("Mul", self.node("Sub", length, one), self.number(2))
-            period = self.node("Max", period, one)
-            place = self.node("Mod", position, period)
-            place = self.node("Min", place, self.node("Sub", period, place))
-            x = self.node("Gather", x, self.node("Mod", place, length), axis=dim)
-            # Which part of the picture a row or column belongs to, after the shift: 0, 1 or 2.
-            parts = [
-                self.node("GreaterOrEqual", position, self.node("Sub", padded, start))
-                for start in (side, edge)
-            ]
-            parts = [self.node("Cast", part, to=7) for part in parts]  # 7: int64
-            regions.append(self.node("Add", *parts))
-            counts.append(self.node("Unsqueeze", count, self.integers(0)))
-            sizes.append(self.node("Unsqueeze", padded, self.integers(0)))
-            ends.append(
-                self.node(
-                    "Unsqueeze", self.node("Mul", length, self.number(scale)), self.integers(0)
-                )
-            )
-        batch, side = self.node("Shape", lr, start=0, end=1), self.integers(window)
+            position = self.node("Range", self.number(0), padded, self.number(1))
+            x = self.node("Gather", x, self._reflected(position, length), axis=dim)
+            regions.append(self._regions(position, padded))
+            counts.append(self.node("Unsqueeze", count, zero))
+            sizes.append(self.node("Unsqueeze", padded, zero))
+            end = self.node("Mul", length, self.number(config.scale))
+            ends.append(self.node("Unsqueeze", end, zero))
+        batch, side = self.node("Shape", lr, start=0, end=1), self.integers(config.window)
         grid = counts[0], side, counts[1], side
-        channels = self.integers(features)
+        channels = self.integers(config.features)
         self._cut = self.node("Concat", batch, *grid, channels, axis=0)
         self._joint = self.node("Concat", batch, counts[0], counts[1], side, side, channels, axis=0)
         self._picture = self.node("Concat", batch, *sizes, channels, axis=0)
         self._ends = self.node("Concat", *ends, axis=0)
-        # The mask of shifted windows, as `blocks.shift_mask`: [1, windows, 1, T, T].
-        rows = self.node("Mul", regions[0], self.number(3))
-        rows = self.node("Unsqueeze", rows, self.integers(1))
-        region = self.node("Add", rows, self.node("Unsqueeze", regions[1], self.integers(0)))
-        region = self.node("Reshape", region, self.node("Concat", *grid, axis=0))
-        region = self.node("Transpose", region, perm=[0, 2, 1, 3])
-        region = self.node("Reshape", region, self.integers(1, -1, 1, 1, window**2))
+        self._mask = self._shift_mask(*regions, self.node("Concat", *grid, axis=0))
+        tokens = self.integers(config.heads, config.window**2, config.window**2)
+        self._masked = self.node("Concat", batch, self.node("Mul", *counts), tokens, axis=0)
+        return x
+
+    def _reflected(self, position: str, length: str) -> str:
+        """The row or column of the picture at a position of the padded one. Back and forth: abc,
+        padded to 8, becomes abcbabcb."""
+        one = self.number(1)
+        period = self.node("Mul", self.node("Sub", length, one), self.number(2))
+        period = self.node("Max", period, one)
+        place = self.node("Mod", position, period)
+        place = self.node("Min", place, self.node("Sub", period, place))
+        return self.node("Mod", place, length)
+
+    def _regions(self, position: str, padded: str) -> str:
+        """Which part of the picture a row or column belongs to, after the shift: 0, 1 or 2."""
+        starts = self.number(self.config.window), self.number(self.config.window // 2)
+        parts = [
+            self.node("GreaterOrEqual", position, self.node("Sub", padded, start))
+            for start in starts
+        ]
+        return self.node("Add", *(self.node("Cast", part, to=7) for part in parts))  # 7: int64
+
+    def _shift_mask(self, rows: str, columns: str, grid: str) -> str:
+        """The mask of shifted windows, as `blocks.shift_mask`: [1, windows, 1, T, T]; rows and
+        columns as `_regions`, grid: the shape that cuts the picture into windows."""
+        rows = self.node("Unsqueeze", self.node("Mul", rows, self.number(3)), self.integers(1))
+        region = self.node("Add", rows, self.node("Unsqueeze", columns, self.integers(0)))
+        region = self.node("Transpose", self.node("Reshape", region, grid), perm=[0, 2, 1, 3])
+        shape = self.integers(1, -1, 1, 1, self.config.window**2)
+        region = self.node("Reshape", region, shape)
         same = self.node("Equal", region, self.node("Transpose", region, perm=[0, 1, 2, 4, 3]))
         values = (self.constant(torch.tensor(value)) for value in (0.0, -100.0))
-        self._mask = self.node("Where", same, *values)
-        tokens = self.integers(self.config.heads, window**2, window**2)
-        count = self.node("Mul", *counts)
-        self._masked = self.node("Concat", batch, count, tokens, axis=0)
-        return x
+        return self.node("Where", same, *values)
 
     def crop(self, sr: str) -> str:
         """sr without what became of the padding."""
