@@ -97,8 +97,8 @@ figures: $(VENV)/lab-$(WANTED)
 	        cp figures/figure$$n.json figures/figure$$n.png docs/images/; fi; done
 
 lint: $(VENV)/test-$(WANTED)
-	$(BIN)/ruff check qsr tests benchmarks tutorials docs setup.py
-	$(BIN)/ruff format --check qsr tests benchmarks docs setup.py
+	$(BIN)/ruff check qsr tests tutorials docs setup.py
+	$(BIN)/ruff format --check qsr tests docs setup.py
 
 # A run on the slow reference must not pass for a test of the kernels: QSR_NATIVE=require. Files run
 # side by side, one thread each, in the order of tests/conftest.py; ARGS='-n0' runs them in a row.

@@ -13,8 +13,9 @@ import torch
 
 import qsr
 from qsr import cli
-from qsr.bench import engine, peers
+from qsr.bench import engine, peers, report
 from qsr.integer import kernels
+from qsr.models import zoo
 from qsr.system import native
 
 CONFIG = qsr.srresnet(4, blocks=2, features=8)
@@ -34,14 +35,14 @@ def test_a_collapsed_tail_equals_the_layers_away_from_the_border(scale):
     net, lr = network(scale=scale), torch.rand(1, 3, 9, 12)
     inner = (..., slice(scale, -scale), slice(scale, -scale))
     with torch.inference_mode():
-        difference = peers.collapse(net)(lr)[inner] - net(lr)[inner]
+        difference = peers.collapse_inside(net)(lr)[inner] - net(lr)[inner]
     assert difference.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("collapsed", [False, True])
 def test_the_graph_computes_the_network(collapsed):
     net, lr = network(), torch.rand(1, 3, 9, 12)
-    net = peers.collapse(net) if collapsed else net
+    net = peers.collapse_inside(net) if collapsed else net
     with torch.inference_mode():
         assert torch.allclose(peers.run_graph(peers.graph(net), lr)[-1], net(lr), atol=1e-5)
 
@@ -170,22 +171,21 @@ def test_taking_turns_gives_best_and_median_and_prints_nothing_into_a_file(capfd
 
 def test_ratios_are_to_the_fastest_peer_of_each_column():
     def row(name, column, ms, threads=1):
-        return engine.Row(name, column, threads, 16, ms, ms, 1.0)
+        return engine.Timing(name, column, threads, 16, ms, ms, 1.0)
 
     rows = (
         row("ours", "packed", 10.0), row("ours", "packed", 5.0, 2),
         row("pytorch", "ordinary", 100.0), row("a", "ordinary", 30.0), row("a", "collapsed", 25.0),
-        row("b", "collapsed", 20.0), engine.Row("c", "ordinary", note="broken"),
+        row("b", "collapsed", 20.0), engine.Timing("c", "ordinary", note="broken"),
     )  # fmt: skip
-    report = engine.Report("network", "", {}, 16, 1, 1000, {}, rows)
-    one, two = report.ratios()
+    one, two = engine.Report("network", "", {}, 16, 1, 1000, {}, rows).ratios()
     assert one["ordinary"] == (3.0, "a") and one["collapsed"] == (2.0, "b")
     assert one["pytorch"] == 10.0 and one["scaling"] is None
     assert two["ordinary"] is None and two["scaling"] == 2.0
 
 
 def test_bench_network_prints_a_table_and_writes_json(capfd, tmp_path):
-    path = tmp_path / "engine.json"
+    path = tmp_path / "bench.json"
     arguments = ["bench", "--preset", "quantsr-c-x4-w4a4", "--blocks", "1", "--size", str(SIZE)]
     assert cli.main([*arguments, "--rounds", "1", "--peers", "pytorch", "--json", str(path)]) == 0
     out = capfd.readouterr().out
@@ -202,8 +202,7 @@ def test_bench_network_prints_a_table_and_writes_json(capfd, tmp_path):
 
 @pytest.mark.parametrize("what", ["kernel", "layer"])
 def test_kernels_and_layers_are_timed_in_one_table(what):
-    report = engine.bench_local(what, 8, [1], 1)
-    text = report.markdown(report)
+    text = report.markdown(engine.bench_local(what, 8, [1], 1))
     assert "w4a4" in text and "w2a2" in text
     if what == "kernel":
         for name in kernels.available("conv2d")[:-1]:
@@ -230,15 +229,15 @@ def test_bad_input_is_one_line_and_code_2(arguments, says, capsys):
 
 
 def test_the_figure_shows_peers_and_the_depths_of_the_zoo(tmp_path):
-    name = qsr.zoo.names()[0]
+    name = zoo.names()[0]
     rows = (
-        engine.Row("ours", "packed", 1, 16, 10.0, 11.0),
-        engine.Row("pytorch", "ordinary", 1, 16, 100.0, 110.0),
-        engine.Row("ncnn-int8", "collapsed", 1, 16, 30.0, 31.0),
-        *(engine.Row(name, "depth", 1, depth, depth, depth) for depth in (16, 8, 4)),
+        engine.Timing("ours", "packed", 1, 16, 10.0, 11.0),
+        engine.Timing("pytorch", "ordinary", 1, 16, 100.0, 110.0),
+        engine.Timing("ncnn-int8", "collapsed", 1, 16, 30.0, 31.0),
+        *(engine.Timing(name, "depth", 1, depth, depth, depth) for depth in (16, 8, 4)),
     )
-    report = engine.Report("network", "", {}, 16, 1, 1000, {}, rows)
-    light, dark = report.write_figure(report, tmp_path / "speed.png")
+    found = engine.Report("network", "", {}, 16, 1, 1000, {}, rows)
+    light, dark = report.write_figure(found, tmp_path / "speed.png")
     assert light.stat().st_size > 5000 and dark.name == "speed_dark.png"
     with pytest.raises(ValueError, match="no times"):
         report.figure(engine.Report("kernel", "", {}, 16, 1, 1000, {}, ()))

@@ -7,7 +7,7 @@ reported, and has no time.
 
     kernel    integer convolutions, 64 -> 64 channels, 3x3, packed codes in, sums out
     layer     the same convolution as a layer of a network: float in and out; codes in and out
-    network   float picture to float picture, against PyTorch and the engines of `qsr.peers`
+    network   float picture to float picture, against PyTorch and the engines of `peers`
 
 In `network` each contender lives in a process of its own, with its own thread pool and its own
 peak of memory: the largest resident size while it runs, less what was resident before it loaded the
@@ -15,8 +15,9 @@ network (Python, PyTorch and the engine's library). Those in waiting sleep.
 
 What counts as work is the same for all: the products of the ordinary graph (`qsr.complexity`).
 GMAC/s are those products over the time, and the share of the ceiling is that rate over the rate of
-the processor's best instruction of this kind, measured in the same run (csrc/ceiling.cpp). Winograd
-convolution and the collapsed tail do fewer products than are counted, so a share can pass 100 %.
+the processor's best instruction of this kind, measured in the same run
+(csrc/bench/ceiling.cpp). Winograd convolution and the collapsed tail do fewer products than are
+counted, so a share can pass 100 %.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def _ceiling(rates: dict[str, float], kind: str, bits: tuple[int, int] = (8, 8))
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """What one contender did.
 
     column: "packed" (ours), "ordinary" or "collapsed" (peers), "depth" (a model of the zoo at one
@@ -157,7 +158,7 @@ def timed(function: Callable[[], object]) -> Callable[[], float]:
 # Kernel and layer ---------------------------------------------------------------------------------
 
 
-def kernel_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) -> list[Row]:
+def kernel_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) -> list[Timing]:
     """Every integer convolution of this machine at 4, 3 and 2 bits, and the float one.
 
     Raises RuntimeError if two kernels disagree.
@@ -196,28 +197,28 @@ def _codes(*shape: int, bits: int):
     return kernels.pack_codes(codes, bits=bits, signed=True)
 
 
-def _local_rows(named, limits, macs, threads: int, rounds: int, what: str) -> list[Row]:
+def _local_rows(named, limits, macs, threads: int, rounds: int, what: str) -> list[Timing]:
     """Time functions of this process: {name: function}, {name: ceiling}, one number of products."""
     for run in named.values():
         run()
     times = take_turns([timed(run) for run in named.values()], rounds, what)
     return [
-        _with_rates(Row(name, "", threads, None, *ms), macs, limits[name])
+        _with_rates(Timing(name, "", threads, None, *ms), macs, limits[name])
         for name, ms in zip(named, times, strict=True)
     ]
 
 
-def _with_rates(row: Row, macs: int, ceiling: float | None) -> Row:
+def _with_rates(row: Timing, macs: int, ceiling: float | None) -> Timing:
     rate = 1e3 * macs / row.best_ms
     share = None if ceiling is None else rate / (ceiling * row.threads)
     return replace(row, gmacs=rate / 1e9, share=share)
 
 
-INSIDE = 8  # blocks by which two depths differ, when one layer inside a network is timed
+DEEPER = 8  # blocks by which two depths differ, when one layer inside a network is timed
 
 
 @torch.inference_mode()
-def layer_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) -> list[Row]:
+def layer_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) -> list[Timing]:
     """One 64 -> 64 layer: float in and out, packed and in PyTorch; and inside a packed network.
 
     Inside a network a layer takes codes and gives codes, fused with what lies between. Its time is
@@ -244,21 +245,21 @@ def layer_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) ->
         if not difference <= LARGEST * layer(x).abs().max().item():
             raise RuntimeError(f"{name} differs from its training layer by {difference:.3g}.")
         named[name] = functools.partial(packed, x)
-        config = quantsr_c(2, bits, blocks=1 + INSIDE, depths=(1 + INSIDE, 1))
+        config = quantsr_c(2, bits, blocks=1 + DEEPER, depths=(1 + DEEPER, 1))
         inside[f"{name}, inside a network"] = pack(random_network(config, size))
         limits[name] = _ceiling(rates, "codes", (bits, bits))
     rows = _local_rows(named, limits, macs, threads, rounds, "layers")
     lr = picture(size)
     runs = []
     for model in inside.values():
-        for blocks in (1, 1 + INSIDE):
+        for blocks in (1, 1 + DEEPER):
             model(lr, blocks=blocks)
             runs.append(timed(functools.partial(model, lr, blocks=blocks)))
     times = take_turns(runs, rounds, "layers inside")
     for i, name in enumerate(inside):
         few, many = times[2 * i], times[2 * i + 1]
-        ms = ((m - f) / (2 * INSIDE) for f, m in zip(few, many, strict=True))
-        row = Row(name, "", threads, None, *ms)
+        ms = ((m - f) / (2 * DEEPER) for f, m in zip(few, many, strict=True))
+        row = Timing(name, "", threads, None, *ms)
         rows.append(_with_rates(row, macs, limits[name.partition(",")[0]]))
     return rows
 
@@ -314,13 +315,13 @@ def network_rows(
     threads: int,
     rounds: int,
     rates: dict[str, float],
-) -> list[Row]:
+) -> list[Timing]:
     """Open all contenders, compare what they give, and let those that agree take turns."""
-    rows: list[Row] = []
+    rows: list[Timing] = []
     with contextlib.ExitStack() as stack:
-        ready: list[tuple[Contender, Row, Worker]] = []
+        ready: list[tuple[Contender, Timing, Worker]] = []
         for contender in tqdm(contenders, "opening", leave=False, disable=None):
-            row = Row(contender.name, contender.column, threads, contender.blocks)
+            row = Timing(contender.name, contender.column, threads, contender.blocks)
             try:
                 if contender.write is not None:
                     _in_process(_write, contender.write)
@@ -343,7 +344,7 @@ def network_rows(
 
 
 def _difference(output: np.ndarray, contender: Contender) -> dict[str, float]:
-    """How an output differs from the expected one, as fields of a Row."""
+    """How an output differs from the expected one, as fields of a Timing."""
     if contender.expected is None:
         return {}
     if output.shape != contender.expected.shape:
@@ -358,7 +359,7 @@ def _difference(output: np.ndarray, contender: Contender) -> dict[str, float]:
     }
 
 
-def _check_agreement(row: Row, exact: bool) -> None:
+def _check_agreement(row: Timing, exact: bool) -> None:
     """Raise Failed for an output that is not what it should be; NaN is not."""
     if row.psnr is None:
         return
@@ -454,9 +455,14 @@ def _serve(
     memory = None if peak is None or before is None else peak - before
     connection.send(("ready", (output, memory)))
     once = timed(functools.partial(run, picture))
+    answer_times(connection, lambda: min(once() for _ in range(RUNS_A_TURN)))
+
+
+def answer_times(connection: Connection, run: Callable[[], float]) -> None:
+    """Send the seconds of a run whenever asked, until nobody asks any more."""
     while True:
         connection.recv()
-        connection.send(("seconds", min(once() for _ in range(RUNS_A_TURN))))
+        connection.send(("seconds", run()))
 
 
 def resident(field: str) -> int | None:
@@ -580,7 +586,7 @@ class Report:
     rounds: int
     macs: int
     ceilings: dict[str, float]
-    rows: tuple[Row, ...]
+    rows: tuple[Timing, ...]
 
     def ratios(self) -> list[dict]:
         """For each packed network and thread count: over which peer it is how many times as fast.
@@ -645,7 +651,7 @@ def bench_network(
     (config,) = layouts
     macs = sum(layer.macs for layer in complexity(config, (size, size)).layers)
     lr, rates = picture(size), ceilings()
-    rows: list[Row] = []
+    rows: list[Timing] = []
     with tempfile.TemporaryDirectory(prefix="qsr-bench-") as name:
         folder = Path(name)
         ours = [

@@ -5,8 +5,8 @@ or its 8-bit version: PyTorch, ONNX Runtime, OpenVINO, ncnn. None of them runs 4
 given what suits it: a static shape, its own file format, its own quantiser where it has one.
 OpenVINO runs bfloat16 by its own choice where the processor has it, so that is a peer as well.
 
-Two graphs. The ordinary one is what a user gets by exporting the network. `collapse` gives the
-other: upsampler and last convolution have no activation between them, so they are one 5x5
+Two graphs. The ordinary one is what a user gets by exporting the network. `collapse_inside`
+gives the other: upsampler and last convolution have no activation between them, so they are one 5x5
 convolution and a pixel shuffle, at x4 a tenth of the products. That is a favour: no engine finds it
 by itself. It ignores that the zero padding between the stages makes other weights within one pixel
 (of the small picture) of the border, so this graph is for its time, not for its border.
@@ -23,6 +23,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +41,7 @@ Runner = Callable[[np.ndarray], np.ndarray]  # float32 [1, 3, H, W] -> [1, 3, sc
 # The graph ----------------------------------------------------------------------------------------
 
 
-def collapse(net: QuantSR) -> QuantSR:
+def collapse_inside(net: QuantSR) -> QuantSR:
     """A copy of a full-precision residual network whose tail is one 5x5 convolution and a shuffle.
 
     Equal to `net` but for the outermost pixel of the small picture. A tail is linear, so its
@@ -81,7 +82,7 @@ class Node:
 
 
 class _NodeSteps:
-    """The steps of `export.walk` as nodes; values are their numbers."""
+    """The steps of `walk` as nodes; values are their numbers."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -213,7 +214,7 @@ class Task:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
             net = QuantSR(self.config).eval().requires_grad_(False)
-        return collapse(net) if self.collapsed else net
+        return collapse_inside(net) if self.collapsed else net
 
     def file(self, name: str) -> Path:
         return self.folder / f"{'collapsed' if self.collapsed else 'ordinary'}-{name}"
@@ -236,21 +237,13 @@ def _nothing(task: Task) -> None:
     pass
 
 
-def _open_pytorch(task: Task, threads: int) -> Runner:
-    return _torch_runner(task.network(), threads)
-
-
-def _open_channels_last(task: Task, threads: int) -> Runner:
-    net = task.network().to(memory_format=torch.channels_last)
-    return _torch_runner(net, threads, torch.channels_last)
-
-
-def _open_compile(task: Task, threads: int) -> Runner:
-    return _torch_runner(torch.compile(task.network()), threads)
-
-
-def _torch_runner(net, threads: int, memory_format=torch.contiguous_format) -> Runner:
+def _open_torch(task: Task, threads: int, how: str = "eager") -> Runner:
+    """how: "eager", "compile" or "channels-last"."""
     torch.set_num_threads(threads)
+    last = how == "channels-last"
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    net = task.network().to(memory_format=memory_format)
+    net = torch.compile(net) if how == "compile" else net
 
     def run(picture: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -287,22 +280,14 @@ def _write_onnx_int8(task: Task) -> None:
     )
 
 
-def _open_onnx_float(task: Task, threads: int) -> Runner:
-    return _onnx_runner(task.file("fp32.onnx"), threads)
-
-
-def _open_onnx_int8(task: Task, threads: int) -> Runner:
-    return _onnx_runner(task.file("int8.onnx"), threads)
-
-
-def _onnx_runner(path: Path, threads: int) -> Runner:
+def _open_onnx(task: Task, threads: int, name: str) -> Runner:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     # Between its runs it must not keep a core busy that another contender is timed on.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(task.file(name)), options, ["CPUExecutionProvider"])
     return lambda picture: session.run(None, {"lr": picture})[0]
 
 
@@ -332,19 +317,7 @@ def _openvino_model(task: Task):
     )
 
 
-def _open_openvino_float(task: Task, threads: int) -> Runner:
-    return _openvino_runner(task.file("fp32.xml"), threads, "f32")
-
-
-def _open_openvino_bfloat16(task: Task, threads: int) -> Runner:
-    return _openvino_runner(task.file("fp32.xml"), threads, "bf16")
-
-
-def _open_openvino_int8(task: Task, threads: int) -> Runner:
-    return _openvino_runner(task.file("int8.xml"), threads, None)
-
-
-def _openvino_runner(path: Path, threads: int, precision: str | None) -> Runner:
+def _open_openvino(task: Task, threads: int, name: str, precision: str | None = None) -> Runner:
     """precision: of what is not 8 bits; None leaves it to OpenVINO."""
     import openvino
 
@@ -354,7 +327,7 @@ def _openvino_runner(path: Path, threads: int, precision: str | None) -> Runner:
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     if precision is not None:
         options["INFERENCE_PRECISION_HINT"] = precision
-    model = core.compile_model(str(path), "CPU", options)
+    model = core.compile_model(str(task.file(name)), "CPU", options)
     request = model.create_infer_request()
     return lambda picture: request.infer({0: picture}, share_inputs=True)[model.output(0)]
 
@@ -369,18 +342,10 @@ def _write_ncnn_int8(task: Task) -> None:
     write_ncnn(nodes, task.file("int8.param"), ranges)
 
 
-def _open_ncnn_float(task: Task, threads: int) -> Runner:
-    return _ncnn_runner(task.file("fp32.param"), threads)
-
-
-def _open_ncnn_int8(task: Task, threads: int) -> Runner:
-    return _ncnn_runner(task.file("int8.param"), threads)
-
-
-def _ncnn_runner(path: Path, threads: int) -> Runner:
+def _open_ncnn(task: Task, threads: int, name: str) -> Runner:
     import ncnn
 
-    net = ncnn.Net()
+    path, net = task.file(name), ncnn.Net()
     net.opt.num_threads = threads
     if net.load_param(str(path)) or net.load_model(str(path.with_suffix(".bin"))):
         raise ValueError(f"ncnn does not read {path.name}")
@@ -414,25 +379,20 @@ class Peer:
         return tuple(name for name in self.needs if importlib.util.find_spec(name) is None)
 
 
-_ONNX = ("onnx", "onnxruntime")
+_ONNX, _OPENVINO = ("onnx", "onnxruntime"), ("openvino",)
 PEERS = (
-    Peer("pytorch", (), True, _nothing, _open_pytorch, swin=True),
-    Peer("pytorch-channels-last", (), True, _nothing, _open_channels_last, swin=True),
-    Peer("pytorch-compile", (), True, _nothing, _open_compile, swin=True),
-    Peer("onnxruntime-fp32", _ONNX, True, _write_onnx_float, _open_onnx_float),
-    Peer("onnxruntime-int8", _ONNX, False, _write_onnx_int8, _open_onnx_int8),
-    Peer("openvino-fp32", ("openvino",), True, _write_openvino_float, _open_openvino_float, True),
-    Peer(
-        "openvino-bf16", ("openvino",), False, _write_openvino_float, _open_openvino_bfloat16, True
-    ),
-    Peer(
-        "openvino-int8",
-        ("openvino", "nncf"),
-        False,
-        _write_openvino_int8,
-        _open_openvino_int8,
-        True,
-    ),
-    Peer("ncnn-fp32", ("ncnn",), True, _write_ncnn_float, _open_ncnn_float),
-    Peer("ncnn-int8", ("ncnn",), False, _write_ncnn_int8, _open_ncnn_int8),
-)
+    Peer("pytorch", (), True, _nothing, _open_torch, swin=True),
+    Peer("pytorch-channels-last", (), True, _nothing,
+         partial(_open_torch, how="channels-last"), swin=True),
+    Peer("pytorch-compile", (), True, _nothing, partial(_open_torch, how="compile"), swin=True),
+    Peer("onnxruntime-fp32", _ONNX, True, _write_onnx_float, partial(_open_onnx, name="fp32.onnx")),
+    Peer("onnxruntime-int8", _ONNX, False, _write_onnx_int8, partial(_open_onnx, name="int8.onnx")),
+    Peer("openvino-fp32", _OPENVINO, True, _write_openvino_float,
+         partial(_open_openvino, name="fp32.xml", precision="f32"), swin=True),
+    Peer("openvino-bf16", _OPENVINO, False, _write_openvino_float,
+         partial(_open_openvino, name="fp32.xml", precision="bf16"), swin=True),
+    Peer("openvino-int8", (*_OPENVINO, "nncf"), False, _write_openvino_int8,
+         partial(_open_openvino, name="int8.xml"), swin=True),
+    Peer("ncnn-fp32", ("ncnn",), True, _write_ncnn_float, partial(_open_ncnn, name="fp32.param")),
+    Peer("ncnn-int8", ("ncnn",), False, _write_ncnn_int8, partial(_open_ncnn, name="int8.param")),
+)  # fmt: skip

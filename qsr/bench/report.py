@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from ..course import viewers
 from ..models import zoo
+from ..paper import report as tables
 from ..system.files import replacing
-from .engine import Report, Row
+from .engine import Report, Timing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +60,7 @@ def _machine(report: Report) -> str:
     return "  \n".join(line for line in lines if line)
 
 
-def _network_table(rows: Sequence[Row]) -> str:
+def _network_table(rows: Sequence[Timing]) -> str:
     """A line for each contender; the peers' two graphs are two columns."""
     timed = {(row.name, row.column, row.blocks): row for row in rows if row.best_ms is not None}
     eager = next((r for k, r in timed.items() if k[:2] == ("pytorch", "ordinary")), None)
@@ -86,17 +87,19 @@ def _network_table(rows: Sequence[Row]) -> str:
         )
     heads = ["network", "blocks", "ordinary graph ms", "collapsed tail ms", "over eager"]
     heads += ["GMAC/s", "of ceiling", "peak MB", "agrees"]
-    return _table(heads, lines)
+    return tables.markdown(heads, lines, aligned=True)
 
 
-def _local_table(rows: Sequence[Row]) -> str:
+def _local_table(rows: Sequence[Timing]) -> str:
     slowest = max(row.best_ms for row in rows)
     lines = [
         [row.name, _ms(row), f"{row.gmacs:.0f}", f"{slowest / row.best_ms:.2f}x"]
         + [_percent(row.share)]
         for row in rows
     ]
-    return _table(["", "ms", "GMAC/s", "over the slowest", "of ceiling"], lines)
+    return tables.markdown(
+        ["", "ms", "GMAC/s", "over the slowest", "of ceiling"], lines, aligned=True
+    )
 
 
 def _ratio_table(report: Report) -> str:
@@ -111,22 +114,10 @@ def _ratio_table(report: Report) -> str:
         lines.append(cells)
     heads = ["packed network", "threads", "over the fastest peer, ordinary graph"]
     heads += ["over the fastest peer, collapsed tail", "over PyTorch eager", "over fewest threads"]
-    return _table(heads, lines)
+    return tables.markdown(heads, lines, aligned=True)
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = (cell.ljust(w) for cell, w in zip(cells, widths, strict=True))
-        rest = [cell.strip().rjust(w) for cell, w in zip(rest, widths[1:], strict=True)]
-        return f"| {' | '.join([first, *rest])} |"
-
-    rule = "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])])
-    return "\n".join([line(heads), f"|{rule}|", *map(line, lines)])
-
-
-def _ms(row: Row | None) -> str:
+def _ms(row: Timing | None) -> str:
     return "-" if row is None else f"{row.best_ms:.1f} ({row.median_ms:.1f})"
 
 
@@ -138,7 +129,7 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"
 
 
-def _agreement(row: Row) -> str:
+def _agreement(row: Timing) -> str:
     if row.psnr is None:
         return "reference"  # only the crop was compared
     return f"{row.largest:.0e}" if row.psnr > 90 else f"{row.psnr:.0f} dB"
@@ -209,7 +200,7 @@ def figure(report: Report, dark: bool = False) -> Figure:
     return drawn
 
 
-def _bars(ax, rows: Sequence[Row], ink: str) -> None:
+def _bars(ax, rows: Sequence[Timing], ink: str) -> None:
     """Two bars for each peer, ordinary and collapsed graph; one for a packed network."""
     times: dict[str, dict[str, float]] = {}
     for row in sorted(rows, key=lambda row: -row.best_ms):
@@ -236,7 +227,7 @@ def _bars(ax, rows: Sequence[Row], ink: str) -> None:
 Point = tuple[float, float, int]  # pictures a second, PSNR-Y on Set5, blocks
 
 
-def _points(rows: Sequence[Row]) -> dict[str, list[Point]]:
+def _points(rows: Sequence[Timing]) -> dict[str, list[Point]]:
     """{model: its depths}; PSNR from the model cards, where they know Set5."""
     points: dict[str, list[Point]] = {}
     for row in sorted(rows, key=lambda row: row.best_ms):

@@ -13,6 +13,7 @@ compute the same, to 1e-3.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
@@ -26,11 +27,12 @@ from ..backbone import QuantSR
 from ..config import NetworkConfig, TrainConfig
 from ..layers import calibrate
 from ..paper.costs import complexity
+from ..paper.report import markdown
 from ..quantizer import RLQ, Quantizer, phi_slope
 from ..system import native
 from ..system.machine import machine
 from ..train import make_optimizer, train_step
-from .engine import Worker, take_turns, timed
+from .engine import Worker, answer_times, take_turns, timed
 
 
 class PlainRLQ(RLQ):
@@ -99,18 +101,16 @@ def bench_train(
 
 
 def _steps(contenders: dict, patch: int, batch: int, threads: int, rounds: int) -> list[Step]:
-    workers: list[Worker] = []
-    try:
-        for options in contenders.values():
-            workers.append(Worker(_serve, *options, patch, batch, threads))
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(Worker(_serve, *options, patch, batch, threads))
+            for options in contenders.values()
+        ]
         answers = [worker.ask() for worker in workers]
         ours, plain = (answers[list(contenders).index(n)][0] for n in _SAME)
         if abs(ours - plain) > 1e-3 * plain:
             raise RuntimeError(f"the losses {ours} and {plain} of {_SAME} disagree.")
         times = take_turns([worker.time for worker in workers], rounds, f"{threads} threads")
-    finally:
-        for worker in workers:
-            worker.__exit__()
     return [
         Step(name, threads, best, median, best / times[0][0], memory)
         for name, (best, median), (_, memory) in zip(contenders, times, answers, strict=True)
@@ -150,10 +150,7 @@ def _serve(
 
     loss = step()
     connection.send(("ready", (loss, peak_memory(step))))
-    run = timed(step)
-    while True:
-        connection.recv()
-        connection.send(("seconds", run()))
+    answer_times(connection, timed(step))
 
 
 def peak_memory(step: Callable[[], object]) -> int:
@@ -174,21 +171,17 @@ def table(report: dict) -> str:
     for threads in dict.fromkeys(row["threads"] for row in report["rows"]):
         rows = [row for row in report["rows"] if row["threads"] == threads]
         plural = "s" if threads > 1 else ""
-        lines = [
+        parts.append(
             f"**{report['title']}, {threads} thread{plural}**, best (median) of "
-            f"{report['rounds']}; forward {report['forward_gmacs']:.3g} GMAC",
-            "",
-            "| training step | ms | over full precision | over one depth | peak MB |",
-            "|---|---:|---:|---:|---:|",
-        ]
+            f"{report['rounds']}; forward {report['forward_gmacs']:.3g} GMAC"
+        )
+        lines = []
         quantised = next(row for row in rows if row["name"] == "quantised")
         for row in rows:
             joint = row["name"].startswith("joint")
             over = f"{row['best_ms'] / quantised['best_ms']:.2f}x" if joint else "-"
-            memory = f"{row['memory'] / 1e6:.0f}"
-            lines.append(
-                f"| {row['name']} | {row['best_ms']:.0f} ({row['median_ms']:.0f}) "
-                f"| {row['over']:.2f}x | {over} | {memory} |"
-            )
-        parts.append("\n".join(lines))
+            ms, memory = f"{row['best_ms']:.0f} ({row['median_ms']:.0f})", row["memory"] / 1e6
+            lines.append((row["name"], ms, f"{row['over']:.2f}x", over, f"{memory:.0f}"))
+        heads = ("training step", "ms", "over full precision", "over one depth", "peak MB")
+        parts.append(markdown(heads, lines))
     return "\n\n".join(parts)

@@ -1,38 +1,41 @@
 """Time of a packed QuantSR-T by parts, beside PyTorch's full-precision SwinIR_S in the same run.
 
-    python benchmarks/swin.py [--size 128] [--threads 1] [--kernel auto]
+    python -m qsr.bench.swin [--size 128] [--threads 1] [--kernel auto]
 
 Weights are random: they change no time. Best of several repetitions, milliseconds.
 """
 
+from __future__ import annotations
+
 import argparse
-import time
+from collections.abc import Callable
 
 import torch
 
-import qsr
-from qsr.integer.program_swin import SwinProgram
+from ..backbone import QuantSR
+from ..config import quantsr_t, swinir_s
+from ..integer.packing import pack
+from ..integer.program_swin import SwinProgram
+from ..layers import calibrate
+from .engine import timed
 
 
-def best_ms(work, repeats: int) -> float:
+def best_ms(work: Callable[[], object], repeats: int) -> float:
     """The shortest of `repeats` runs after one to warm up."""
     work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times)
+    run = timed(work)
+    return 1e3 * min(run() for _ in range(repeats))
 
 
 @torch.inference_mode()
 def measure(size: int, kernel: str, attention_bits: int | None) -> None:
-    config = qsr.quantsr_t(4, 4, attention_bits=attention_bits)
-    net = qsr.QuantSR(config)
-    qsr.calibrate(net, torch.rand(1, 3, 32, 32))
-    program = SwinProgram(qsr.pack(net).network, kernel)
+    """Print the time of a network x4, of its parts, and of the full-precision one."""
+    config = quantsr_t(4, 4, attention_bits=attention_bits)
+    net = QuantSR(config)
+    calibrate(net, torch.rand(1, 3, 32, 32))
+    program = SwinProgram(pack(net).network, kernel)
     lr, plan = torch.rand(1, 3, size, size), net.plan()
-    eager = qsr.QuantSR(qsr.swinir_s(4)).eval()
+    eager = QuantSR(swinir_s(4)).eval()
     rounds = [(best_ms(lambda: eager(lr), 1), best_ms(lambda: program(lr, plan), 5)) for _ in "123"]
     float_ms, packed_ms = (min(times) for times in zip(*rounds, strict=True))
 
