@@ -113,7 +113,7 @@ def test_notebooks_are_written_into_a_folder_of_their_own(tmp_path):
 
 def test_the_command_tells_what_it_wrote_and_what_it_could_not_read(tmp_path):
     (tmp_path / "a.ipynb").write_text(json.dumps(notebook()))
-    command = [sys.executable, "-W", "error", "-m", "qsr.student", str(tmp_path / "out")]
+    command = [sys.executable, "-W", "error", "-m", "qsr.course.student", str(tmp_path / "out")]
     done = subprocess.run([*command, str(tmp_path / "a.ipynb")], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path / 'out' / 'a.ipynb'}\n"

@@ -1,6 +1,6 @@
 """Notebooks for students: the tutorials without their solutions.
 
-    python -m qsr.student build/student tutorials/*.ipynb        (make student)
+    python -m qsr.course.student build/student tutorials/*.ipynb        (make student)
 
 Cells are told by their tags. `solution` cells are left out. In `check` cells the solution becomes
 None: `qsr.check(mine, None, test, mistake=wrong)`. `exercise` and `check` cells lose their outputs.
@@ -128,9 +128,9 @@ def _is_check(function: ast.expr) -> bool:
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
-        sys.exit("usage: python -m qsr.student FOLDER NOTEBOOK ...")
+        sys.exit("usage: python -m qsr.course.student FOLDER NOTEBOOK ...")
     try:
         for new in write(sys.argv[1], sys.argv[2:]):
             print(new)
     except ValueError as error:
-        sys.exit(f"qsr.student: {error}")
+        sys.exit(f"qsr.course.student: {error}")
