@@ -30,9 +30,11 @@ NAMES = {
     "images.data": "Patches",
     "integer.packing": "PackedModel pack",
     "runs.fit": "fit",
+    "runs.linear_tail": "fit_tail",
     "models.file": "save",
     "models.zoo": "load",
     "models.official": "load_official",
+    "models.edsr": "load_edsr",
     "baselines": "PAMS DoReFa CADyQ",
     "export.onnx": "export_onnx",
     "paper.costs": "complexity",
@@ -78,6 +80,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers; a test compa
     from .layers import QMatmul as QMatmul
     from .layers import calibrate as calibrate
     from .layers import quantize as quantize
+    from .models.edsr import load_edsr as load_edsr
     from .models.file import save as save
     from .models.official import load_official as load_official
     from .models.zoo import load as load
@@ -87,6 +90,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers; a test compa
     from .quantizer import Quantizer as Quantizer
     from .quantizer import QuantSpec as QuantSpec
     from .runs.fit import fit as fit
+    from .runs.linear_tail import fit_tail as fit_tail
     from .scores import Scores as Scores
     from .scores import evaluate as evaluate
     from .train import train_step as train_step

@@ -23,6 +23,7 @@ COMMANDS = {  # name: the module with its add_NAME, and what it does
     "demo": ("use", "Enlarge the bundled photograph with every model and depth."),
     "evaluate": ("use", "Score a model on test sets."),
     "train": ("train", "Train a network; the same call resumes a stopped run."),
+    "convert": ("train", "Make a full-precision network of published EDSR-baseline weights."),
     "pack": (
         "train",
         "Pack a trained network into a small .qsr file; full precision as float16.",

@@ -1,4 +1,4 @@
-"""Commands that make models: `qsr train | pack | data`."""
+"""Commands that make models: `qsr train | convert | pack | data`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import warnings
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -13,13 +14,15 @@ import torch
 
 from ..backbone import QuantSR, load_weights
 from ..config import QUANTIZERS, NetworkConfig, TrainConfig, preset
-from ..images.data import SPLITS, Patches, contents, held_out, list_sets, pack_sets, pairs
+from ..images.data import SPLITS, Pair, Patches, contents, held_out, list_sets, pack_sets, pairs
 from ..integer.packing import pack
 from ..models import zoo
+from ..models.edsr import load_edsr
 from ..models.file import config_to_json, describe, load_model, save
 from ..paper import records
 from ..runs.checkpoints import list_checkpoints, load_checkpoint
 from ..runs.fit import fit
+from ..runs.linear_tail import fit_tail
 from ..scores import agreement, evaluate
 from ..system import distributed
 from .arguments import DEFAULT_MODEL, check_device, check_writable, load_network
@@ -193,6 +196,43 @@ def train_here(
         model = Path(args.out) / "model.qsr"
         save(model, best, note=f"{args.preset}, {' '.join(patches.sets)}, {state['step']} steps")
         yield str(model)
+
+
+# convert ------------------------------------------------------------------------------------------
+
+
+def add_convert(sub: argparse.ArgumentParser) -> None:
+    """The options of `qsr convert`."""
+    let_run(sub, _convert)
+    sub.add_argument("input", metavar="IN", help="a .pth or .safetensors file of EDSR-baseline")
+    sub.add_argument(
+        "output", metavar="OUT", help="the trained .qsr file, for --init and --teacher"
+    )
+    sub.add_argument("--scale", type=int, default=4, help="of the network (4)")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    fit = sub.add_argument_group("tail", "Found in closed form where IN has none of that scale.")
+    fit.add_argument(
+        "--data", nargs="+", default=["embedded"], metavar="SET", help="training sets (embedded)"
+    )
+    fit.add_argument("--crops", type=int, default=150, help="pictures to find it from (150)")
+    fit.add_argument("--patch", type=int, default=52, help="side of their lr, in pixels (52)")
+    fit.add_argument("--seed", type=int, default=0, help="of the crops (0)")
+
+
+def _convert(args: argparse.Namespace) -> Lines:
+    with warnings.catch_warnings(record=True) as missing:
+        warnings.simplefilter("always")
+        net = load_edsr(args.input, args.scale)
+    note, error = f"weights of {Path(args.input).name}", None
+    if missing:  # its tail
+        patches = Patches(args.data, args.scale, args.patch, 1, args.seed)
+        crops = (Pair(str(i), *patches.batch(i)) for i in range(args.crops))
+        error = fit_tail(net, crops, progress=True)
+        note += f", tail by least squares from {args.crops} crops of {' '.join(patches.sets)}"
+        yield f"tail fitted on {args.crops} crops: {error:.3f} grey levels of error there"
+    save(args.output, net, note=note, overwrite=args.overwrite)
+    yield f"{args.output}  {Path(args.output).stat().st_size:,} bytes"
+    yield as_json({"file": args.output, "tail": "fitted" if missing else "read", "error": error})
 
 
 # pack ---------------------------------------------------------------------------------------------
