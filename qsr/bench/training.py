@@ -3,7 +3,7 @@
 Contenders take turns, each in a process of its own, on one batch of random patches:
 
     full precision           the same network without quantizers, its deepest depth alone
-    quantised                the deepest depth alone, with the fused kernels of `fake_quantize`
+    quantised                the deepest depth alone, with the fused kernels of `fused`
     plain PyTorch            the same by PyTorch's own operators (the definition, `FakeQuantize`)
     joint                    all depths of the network, a backward pass each, one step of Adam
 

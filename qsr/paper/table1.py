@@ -4,7 +4,7 @@ What is ours comes from, in this order,
 
     a model that comes with qsr    its packed file, scored here where QSR_DATA has the set, else as
                                    its card says
-    a record                       of a network that was trained by this library (`qsr.records`)
+    a record                       of a network that was trained by this library (`records`)
     bicubic                        computed, or from its record
 
 and a row of the paper is compared with nothing but its own network: 8 of the 32 blocks of

@@ -76,7 +76,7 @@ def fit(
     with _stop_signals() as stop, contextlib.closing(run):
         while run.done < config.steps:
             run.step()
-            late = max_seconds is not None and run.clock.seconds() > max_seconds
+            late = max_seconds is not None and run.seconds() > max_seconds
             ends = distributed.any_rank(late or bool(stop), run.device)
             run.write(ends)
             if ends:
@@ -112,9 +112,8 @@ class Run:
         self.optimizer = make_optimizer(net, config)
         self.start, progress = _resume(net, self.optimizer, config, folder)
         self.done, self.recent = self.start, progress["recent"]
-        if self.done == 0 and not all(
-            m.calibrated for m in net.modules() if isinstance(m, Quantizer)
-        ):
+        quantizers = (m for m in net.modules() if isinstance(m, Quantizer))
+        if self.done == 0 and not all(m.calibrated for m in quantizers):
             calibrate(net, data.batch(0)[0])  # the whole batch on every rank
         self.average = _average(net, config, folder)
         self.objective = distributed.parallel(objective)
@@ -123,7 +122,7 @@ class Run:
         if chief:
             clear_unfinished(folder)
         self.log = RunLog(folder, self.start, tensorboard) if chief else None
-        self.clock = _Clock(progress["seconds"])
+        self.before, self.began = progress["seconds"], time.monotonic()
         if chief and self.log.last < self.start:  # killed after the checkpoint, before its line
             self.log.write(self.start, progress["line"], net)
         self.bar = tqdm(total=config.steps, initial=self.start, unit="step", disable=not chief)
@@ -148,9 +147,14 @@ class Run:
         for name, value in measured.items():  # a running mean over about 100 steps
             recent[name] = value if name not in recent else 0.99 * recent[name] + 0.01 * value
         self.done += 1
-        self.rate = (self.done - self.start) * self.data.batch_size / self.clock.seconds()
+        self.rate = (self.done - self.start) * self.data.batch_size / self.seconds()
         self.bar.update()
-        self.bar.set_postfix(_shown(recent, self.rate), refresh=False)
+        shown = {"L1*255": f"{255 * recent['loss']:.3f}", "dB": f"{recent['psnr']:.2f}"}
+        self.bar.set_postfix({**shown, "images/s": f"{self.rate:.0f}"}, refresh=False)
+
+    def seconds(self) -> float:
+        """Of this call; `before` had gone by already."""
+        return time.monotonic() - self.began
 
     def write(self, ends: bool = False) -> None:
         """What is due after a step: scores, a checkpoint, a line of the diary. ends: the run stops
@@ -163,7 +167,7 @@ class Run:
         values = {"learning_rate": self.learning_rate, "images_per_s": self.rate}
         if len(self.validation) and (done % config.validate_every == 0 or last):
             values |= self.validate()
-        values |= {"seconds": self.clock.total(), **self.recent}
+        values |= {"seconds": self.before + self.seconds(), **self.recent}
         path = self.save(values) if saves else None
         if saves or done % config.log_every == 0 or "validation" in values:
             self.log.write(done, values, self.net if saves else None)
@@ -187,7 +191,7 @@ class Run:
 
     def save(self, line: dict[str, float]) -> Path:
         """Write a checkpoint; line: of the diary, in case that the run is killed before it."""
-        progress = {"seconds": self.clock.total(), "recent": self.recent, "line": line}
+        progress = {"seconds": line["seconds"], "recent": self.recent, "line": line}
         return save_checkpoint(
             self.folder, self.net, self.optimizer, self.done, self.config, self.config.keep,
             self.average, progress,
@@ -210,28 +214,6 @@ def _check_batch(net: QuantSR, data: Patches, config: TrainConfig) -> None:
             f"the batch is {data.batch_size}, and {distributed.size()} processes with `accumulate` "
             f"{config.accumulate} share it; it must be a multiple of their product."
         )
-
-
-class _Clock:
-    """Seconds of this call, and of the whole run, of which `before` had gone by already."""
-
-    def __init__(self, before: float) -> None:
-        self.before, self.began = before, time.monotonic()
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
-
-    def total(self) -> float:
-        return self.before + self.seconds()
-
-
-def _shown(recent: dict[str, float], rate: float) -> dict[str, str]:
-    """What stands behind the progress bar."""
-    return {
-        "L1*255": f"{255 * recent['loss']:.3f}",
-        "dB": f"{recent['psnr']:.2f}",
-        "images/s": f"{rate:.0f}",
-    }
 
 
 def trained_depths(net: QuantSR, config: TrainConfig, step: int) -> tuple[int, ...]:
