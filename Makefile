@@ -25,7 +25,7 @@ help:
 	@echo "make docs   build the site into site/     make docs-serve  serve it while you write"
 	@echo "make test   lint, all tests, all notebooks, the site"
 	@echo "make test-sanitize  the tests of the native code under AddressSanitizer and UBSan"
-	@echo "make build  compile the native core     make lint   check style only"
+	@echo "make build  compile the native core     make lint   check style and types"
 	@echo "make notebooks  run all tutorials afresh and keep their outputs"
 	@echo "make student    the tutorials without solutions, into build/student"
 	@echo "make clean  remove .venv and build outputs"
@@ -99,6 +99,7 @@ figures: $(VENV)/lab-$(WANTED)
 lint: $(VENV)/test-$(WANTED)
 	$(BIN)/ruff check qsr tests tutorials docs setup.py
 	$(BIN)/ruff format --check qsr tests docs setup.py
+	$(BIN)/mypy
 
 # A run on the slow reference must not pass for a test of the kernels: QSR_NATIVE=require. Files run
 # side by side, one thread each, in the order of tests/conftest.py; ARGS='-n0' runs them in a row.
@@ -121,4 +122,4 @@ test-sanitize: $(VENV)/test-$(WANTED)
 	$(BIN)/python -m pytest -q -p no:cacheprovider -k "not opcheck" $(SANITIZED) $(ARGS)
 
 clean:
-	rm -rf $(VENV) build site *.egg-info qsr/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info qsr/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -27,17 +27,18 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import Matmul, ResidualBlock, Shortcut, SwinBlock
-from .config import TAIL_REACH, NetworkConfig
+from .blocks import Block, LayerFactory, Matmul, ResidualBlock, Shortcut, SwinBlock
+from .config import TAIL_REACH, NetworkConfig, SwinConfig
 from .layers import QConv2d, QLinear, QMatmul, set_bits
-from .quantizer import QUANTIZERS
+from .quantizer import QUANTIZERS, Quantizer
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; every network of this family subtracts it
 SMALL_TAIL = 2**26  # bytes that a piece of the tail may always take
@@ -94,6 +95,11 @@ class QuantSR(nn.Module):
     >>> net(torch.zeros(1, 3, 5, 7)).shape
     torch.Size([1, 3, 10, 14])
     """
+
+    mean: Tensor  # of RGB, [1, 3, 1, 1]
+    block_order: Tensor
+    norm_in: nn.Module
+    norm_out: nn.Module
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -154,7 +160,7 @@ class QuantSR(nn.Module):
         shallow = self.head(reflect_to_multiple(x, self.config.window))
         deep = self.norm_in(shallow)
         with self.looking_at(lr):
-            for block, runs in zip(self.blocks, plan.keep, strict=True):
+            for block, runs in zip(cast("Iterable[Block]", self.blocks), plan.keep, strict=True):
                 deep = block(deep) if runs else block.skip(deep)
                 if watch is not None:
                     watch(deep)
@@ -216,14 +222,18 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _layer_factories(config: NetworkConfig):
+def _layer_factories(config: NetworkConfig) -> tuple[LayerFactory, LayerFactory]:
     """(conv, linear) constructors for the body: plain, or quantised as the configuration says."""
     if config.bits is None:
         return nn.Conv2d, nn.Linear
-    quantizer = QUANTIZERS[config.quantizer]
-    settings = {name: getattr(config, name) for name in quantizer.settings}
+    quantizer: Callable[..., Quantizer] = QUANTIZERS[config.quantizer]
+    settings = {name: getattr(config, name) for name in QUANTIZERS[config.quantizer].settings}
     quantizer = functools.partial(quantizer, **settings) if settings else quantizer
-    options = {"bits": config.bits, "quantizer": quantizer, "per_channel": config.per_channel}
+    options: dict[str, Any] = {
+        "bits": config.bits,
+        "quantizer": quantizer,
+        "per_channel": config.per_channel,
+    }
     return functools.partial(QConv2d, **options), functools.partial(QLinear, **options)
 
 
@@ -241,10 +251,11 @@ def _set_layer_bits(net: nn.Module, config: NetworkConfig) -> None:
             set_bits(layer, bits)
 
 
-def _make_block(config: NetworkConfig, conv, linear) -> nn.Module:
+def _make_block(config: NetworkConfig, conv: LayerFactory, linear: LayerFactory) -> Block:
     if config.family == "conv":
         return ResidualBlock(config.features, conv, config.learnable_shortcuts)
-    matmul = Matmul
+    config = cast(SwinConfig, config)
+    matmul: LayerFactory = Matmul
     if config.attention_bits is not None:
         quantizer = QUANTIZERS[config.quantizer]
         matmul = functools.partial(QMatmul, bits=config.attention_bits, quantizer=quantizer)
@@ -339,7 +350,8 @@ def rank_blocks(
                 "this network's shortcuts are fixed at 1, so they rank nothing; "
                 "pass lr and hr to rank by measured sensitivity."
             )
-        value = [-block_shortcut(block).scale.abs().item() for block in net.blocks]
+        scales = (cast(Tensor, block_shortcut(block).scale) for block in net.blocks)
+        value = [-scale.abs().item() for scale in scales]
     else:
         value = [
             (net(lr, DepthPlan(tuple(j != i for j in range(count)))) - hr).abs().mean().item()
@@ -350,7 +362,7 @@ def rank_blocks(
 
 def block_shortcut(block: nn.Module) -> Shortcut:
     """The Shortcut of a block, also of one that was sliced away."""
-    return block if isinstance(block, Shortcut) else block.shortcut
+    return block if isinstance(block, Shortcut) else cast(Shortcut, block.shortcut)
 
 
 def slice_depth(net: QuantSR, plan: DepthPlan) -> QuantSR:
@@ -415,9 +427,9 @@ def load_weights(net: QuantSR, source: QuantSR, tail_only: bool = False) -> None
     net.load_state_dict(wanted, strict=False)
     for i, block in enumerate(net.blocks):
         if i % every:
-            last = block.conv2 if isinstance(block, ResidualBlock) else block.conv
+            last = cast(nn.Conv2d, block.conv2 if isinstance(block, ResidualBlock) else block.conv)
             last.weight.detach().mul_(FAINT)
-            nn.init.zeros_(last.bias)
+            nn.init.zeros_(cast(Tensor, last.bias))
 
 
 def _spacing(net: QuantSR, source: QuantSR) -> int:

@@ -125,6 +125,8 @@ class WindowAttention(nn.Module):
     x: float [windows, window^2, features]; mask: [windows per picture, window^2, window^2] or None.
     """
 
+    position_index: Tensor
+
     def __init__(
         self, features: int, heads: int, window: int, linear: LayerFactory, matmul: LayerFactory
     ) -> None:
@@ -212,7 +214,8 @@ class SwinBlock(nn.Module):
         self.conv = conv(features, features, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = shift_mask(*x.shape[2:], self.window, x.device).to(x.dtype)
+        height, width = x.shape[2:]
+        mask = shift_mask(height, width, self.window, x.device).to(x.dtype)
         deep = x.permute(0, 2, 3, 1)  # channels last: tokens are rows
         for layer in self.layers:
             deep = layer(deep, mask)
@@ -221,3 +224,6 @@ class SwinBlock(nn.Module):
     def skip(self, x: Tensor) -> Tensor:
         """The block without its layers and its convolution."""
         return self.shortcut(x)
+
+
+Block = Shortcut | ResidualBlock | SwinBlock

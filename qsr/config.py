@@ -49,6 +49,25 @@ class NetworkConfig:
 
     family: ClassVar[str]  # of the blocks, "conv" or "swin"
 
+    @property
+    def window(self) -> int:
+        """Side of the windows that pictures are padded to, lr pixels; 1 without windows."""
+        raise NotImplementedError
+
+    @property
+    def pixel_range(self) -> float:
+        """The value of a white pixel inside the network."""
+        raise NotImplementedError
+
+    @property
+    def body_values(self) -> int:
+        """Values that the body holds for each lr pixel, measured."""
+        raise NotImplementedError
+
+    def reach(self, blocks: int) -> int:
+        """Rows above, and below, that a row of sr depends on with so many blocks; lr pixels."""
+        raise NotImplementedError
+
     def __post_init__(self) -> None:
         self._freeze()
         self._check_sizes()
@@ -279,8 +298,8 @@ def preset(name: str, **changes) -> NetworkConfig:
     plain, plain_scale, quantised, scale, weight_bits, activation_bits, attention = match.groups()
     if plain:
         return (srresnet if plain == "srresnet" else swinir_s)(int(plain_scale), **changes)
-    bits = (int(weight_bits), int(activation_bits))
-    bits = bits[0] if bits[0] == bits[1] else bits
+    widths = (int(weight_bits), int(activation_bits))
+    bits = widths[0] if widths[0] == widths[1] else widths
     if quantised == "quantsr-t":
         if attention:
             changes = {"attention_bits": int(activation_bits), **changes}

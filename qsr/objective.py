@@ -49,17 +49,23 @@ class Objective(nn.Module):
         super().__init__()
         weights = {n: getattr(config, n) for n in ("distill", "transfer", "transfer_blocks")}
         needed = [name for name, weight in weights.items() if weight > 0]
-        if needed and teacher is None:
+        if not needed:
+            teacher = None
+        elif teacher is None:
             raise ValueError(
                 f"`{needed[0]}` is {weights[needed[0]]}, which compares with a teacher, and there "
                 "is none. Pass one, or set it to 0."
             )
-        if needed and teacher.config.scale != net.config.scale:
+        if teacher is not None and teacher.config.scale != net.config.scale:
             raise ValueError(
                 f"the teacher has scale {teacher.config.scale} and the network {net.config.scale}; "
                 "choose a teacher of the same scale."
             )
-        if config.transfer_blocks > 0 and len(teacher.blocks) != len(net.blocks):
+        if (
+            teacher is not None
+            and config.transfer_blocks > 0
+            and (len(teacher.blocks) != len(net.blocks))
+        ):
             raise ValueError(
                 f"the teacher has {len(teacher.blocks)} blocks and the network {len(net.blocks)}; "
                 "with `transfer_blocks` both have the same number. Choose another teacher."
@@ -71,7 +77,7 @@ class Objective(nn.Module):
             )
         self.net, self.config = net, config
         # In a tuple: a teacher is no part of what is trained, saved or averaged.
-        self.teacher = (teacher.eval().requires_grad_(False),) if needed else ()
+        self.teacher = () if teacher is None else (teacher.eval().requires_grad_(False),)
 
     @torch.no_grad()
     def lesson(self, lr: Tensor) -> Lesson:
@@ -99,11 +105,11 @@ class Objective(nn.Module):
             sr = _reconstructed(net, features, lr).float()
         l1 = F.l1_loss(sr, hr)
         loss = l1
-        if config.distill > 0:
+        if lesson.picture is not None:
             loss = (1 - config.distill) * l1 + config.distill * F.l1_loss(
                 sr, lesson.picture.float()
             )
-        if config.transfer > 0:
+        if lesson.features is not None:
             loss = loss + config.transfer * transfer_loss(features, lesson.features)
         for mine, theirs in zip(seen, lesson.blocks, strict=True):
             loss = loss + config.transfer_blocks * transfer_loss(mine, theirs)

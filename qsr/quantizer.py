@@ -361,7 +361,7 @@ class Quantizer(nn.Module):
 
     def _fake_quantize(self, x: Tensor, codes: torch.dtype | None = None) -> Tensor:
         self._require_calibration()
-        step = self.step_size
+        step: Tensor = self.step_size
         if step.ndim:
             step = step.view(-1, *[1] * (x.ndim - 1))
         spec = self.spec

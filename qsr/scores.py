@@ -152,7 +152,7 @@ def _recorded_codes(network: torch.nn.Module) -> Iterator[list[Tensor]]:
     def record(layer: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
         if isinstance(layer, PackedLayer):
             codes.append(layer.codes(args[0]))
-        else:
+        elif isinstance(layer, (QConv2d, QLinear)):
             codes.append(layer.input_quantizer.codes(args[0]))
 
     layers = (QConv2d, QLinear, PackedLayer)

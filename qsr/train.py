@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,8 @@ def _backward(
     sums = torch.zeros(len(weighted) + 1, device=lr.device)
     pieces = list(zip(lr.chunk(config.accumulate), hr.chunk(config.accumulate), strict=True))
     for number, (piece_lr, piece_hr) in enumerate(pieces, start=1):
-        lesson = getattr(objective, "module", objective).lesson(piece_lr)
+        judge: Any = getattr(objective, "module", objective)
+        lesson = judge.lesson(piece_lr)
         # The deepest depth last: it has all parameters, so ranks average gradients once, after it.
         for i, (depth, weight) in reversed(list(enumerate(weighted))):
             apart = number < len(pieces) or i > 0
@@ -148,17 +150,20 @@ def relative_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     0, and weights and inputs move at one rate (config.quantizer_rate times that of weights).
     """
     quantizers = [m for m in net.modules() if isinstance(m, Quantizer)]
-    shifted = [q for q in quantizers if getattr(q, "tau", None) is not None]
-    steps = [q.step_size for q in quantizers if q.step_size.grad is not None]
-    taus = [q.tau for q in shifted if q.tau.grad is not None]
-    starts = [tau.clone() for tau in taus]
+    steps: list[Tensor] = [q.step_size for q in quantizers if q.step_size.grad is not None]
+    taus: list[Tensor] = []
     units = [step.clone() for step in steps]
-    units += [q.step_size.clone() for q in shifted if q.tau.grad is not None]
+    for quantizer in quantizers:
+        tau = getattr(quantizer, "tau", None)
+        if tau is not None and tau.grad is not None:
+            taus.append(tau)
+            units.append(quantizer.step_size.clone())
+    starts = [tau.clone() for tau in taus]
     moved = [*steps, *taus]
     if not moved:  # full precision
         optimizer.step()
         return
-    torch._foreach_mul_([p.grad for p in moved], units)
+    torch._foreach_mul_([p.grad for p in moved if p.grad is not None], units)
     torch._foreach_zero_(moved)  # so that the optimiser leaves the change of l or t, unrounded
     optimizer.step()
     for step in steps:
@@ -170,8 +175,9 @@ def relative_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def _apart(objective: nn.Module) -> contextlib.AbstractContextManager:
     """A pass after which ranks do not average gradients yet."""
-    several = isinstance(objective, DistributedDataParallel)
-    return objective.no_sync() if several else contextlib.nullcontext()
+    if isinstance(objective, DistributedDataParallel):
+        return objective.no_sync()
+    return contextlib.nullcontext()
 
 
 def _merge_pieces(net: nn.Module, pieces: int) -> None:

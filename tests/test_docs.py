@@ -13,6 +13,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import qsr
@@ -254,3 +255,13 @@ def test_the_folders_shown_through_links_are_those_of_the_repository():
         ("kernels.md", "csrc/README.md"),
     ):
         assert (DOCS / link).is_symlink() and (DOCS / link).resolve() == ROOT / target
+
+
+# Checks of a commit -------------------------------------------------------------------------------
+
+
+def test_what_is_checked_before_a_commit_is_what_make_lint_checks():
+    rule = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    commands = [line.removeprefix("\t$(BIN)/") for line in rule.splitlines()]
+    assert [hook["entry"] for hook in local["hooks"]] == commands

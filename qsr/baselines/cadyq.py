@@ -27,9 +27,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,8 @@ class Scene:
 
     def cost(self) -> Tensor:
         """Sum over the quantizers of chosen / expected width, mean over the pictures: a scalar."""
-        return sum(b / e for b, e in zip(self.bits, self.expected, strict=True)).mean()
+        ratios = (b / e for b, e in zip(self.bits, self.expected, strict=True))
+        return sum(ratios, start=self.lr.new_zeros(())).mean()
 
     def mean_bits(self) -> float:
         """The mean width of activations over pictures and quantizers."""
@@ -159,7 +161,8 @@ class CADyQ(PAMS):
                     f"`bits` is {bits}; CADyQ chooses among bits - 4, bits - 2 and bits, each 2 or "
                     "more. Use 6 to 8 (8 in the paper)."
                 )
-            for quantizer, less in zip(self.narrower, (4, 2), strict=True):
+            narrower = cast("Iterable[PAMS]", self.narrower)
+            for quantizer, less in zip(narrower, (4, 2), strict=True):
                 quantizer.set_bits(bits - less)
 
     @property
@@ -170,7 +173,7 @@ class CADyQ(PAMS):
     def calibrate(self, x: Tensor) -> None:
         """Set the clip of each width from the data x, as PAMS."""
         super().calibrate(x)
-        for quantizer in [] if self.weights else self.narrower:
+        for quantizer in () if self.weights else cast("Iterable[PAMS]", self.narrower):
             quantizer.calibrate(x)
 
     def choose(self, x: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ SPLITS = ("train", "validation", "all")
 # Named sets ---------------------------------------------------------------------------------------
 
 
-def find_set(name: str | os.PathLike) -> list[Path | Member]:
+def find_set(name: str | os.PathLike) -> Sequence[Path | Member]:
     """The picture files of a named set or a folder, sorted by name, or those in a packed file.
 
     A name without a slash is looked up in QSR_DATA first, then as a folder; "./NAME" is a folder.
@@ -125,10 +125,11 @@ def pack_sets(
         raise ValueError(_nothing(sets, split))
     taken = sources if max_mb is None else archive.select(sources, 1e6 * max_mb)
     archive.write(out, taken, _load, overwrite=overwrite)
-    counts = {}
-    for name in dict.fromkeys(source.set for source in sources):
-        counts[name] = tuple(sum(s.set == name for s in of) for of in (taken, sources))
-    return counts
+    names = dict.fromkeys(source.set for source in sources)
+    return {
+        name: (sum(s.set == name for s in taken), sum(s.set == name for s in sources))
+        for name in names
+    }
 
 
 def _place(name: str | os.PathLike) -> Path:
@@ -259,7 +260,7 @@ class Pairs(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._sources)
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]  # a slice is no pair
         source = self._sources[index]
         return make_pair(source.file.stem, _load(source), self.scale)
 
@@ -287,7 +288,8 @@ def _sources(name: str | os.PathLike) -> list[Source]:
     place = _place(name)
     if place.is_file():
         return archive.read(place)  # which knows how each set was split
-    files, label = find_set(name), _label(place)
+    files: list = list(find_set(name))
+    label = _label(place)
     if str(name) == EMBEDDED:
         label = EMBEDDED
         files = [_Texture(stem, values) for stem, values in textures().items()] + files

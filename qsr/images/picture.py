@@ -159,8 +159,9 @@ def _opened(path: str | os.PathLike | PictureFile) -> Iterator[Image.Image]:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{path} ({image.width} x {image.height}) {_TOO_LARGE}")
         if getattr(image, "is_animated", False) and image.format != "MPO":
+            frames = getattr(image, "n_frames", 1)  # only some kinds of PIL image have it
             raise ValueError(
-                f"{path} is animated ({image.n_frames} frames); qsr takes still pictures. "
+                f"{path} is animated ({frames} frames); qsr takes still pictures. "
                 "Extract the frames first."
             )
         yield image
@@ -175,11 +176,12 @@ def write(picture: Picture, path: str | os.PathLike, *, overwrite: bool = False)
     """
     path = Path(path)
     kind = check_format(picture, path)
-    options = {
+    kinds: dict[str, dict[str, object]] = {
         "PNG": {},
         "JPEG": {"quality": 95, "subsampling": 0},
         "WEBP": {"lossless": True, "exact": True},
-    }[kind]
+    }
+    options = kinds[kind]
     if picture.icc is not None:
         options["icc_profile"] = picture.icc
     # Encoded in memory, so that an error while writing is the disk's and is told as such.
@@ -278,8 +280,8 @@ def to_array(picture: Picture) -> np.ndarray:
     if picture.alpha is not None:
         planes = torch.cat([planes, picture.alpha.to(planes)], dim=1)
     values = planes[0].mul(picture.levels).round().clamp(0, picture.levels)
-    values = values.permute(1, 2, 0).squeeze(-1).cpu().numpy()
-    return values.astype(np.uint16 if picture.levels > 255 else np.uint8)
+    array = values.permute(1, 2, 0).squeeze(-1).cpu().numpy()
+    return array.astype(np.uint16 if picture.levels > 255 else np.uint8)
 
 
 def _lost(picture: Picture, kind: str, scale: int) -> str | None:

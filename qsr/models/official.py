@@ -29,13 +29,14 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..backbone import QuantSR, rank_blocks
 from ..config import ConvConfig, NetworkConfig, quantsr_c
-from ..layers import split_bits
+from ..layers import Bits, split_bits
 
 # "Specified for QuantSR-C (4-bit, 4x), determined by training", says the script.
 ORDER = (31, 30, 29, 8, 27, 13, 28, 15, 7, 10, 18, 17, 19, 20, 22, 6, 11, 16, 12, 23, 24, 25, 21,
@@ -62,7 +63,11 @@ def load_official(path: str | os.PathLike, config: NetworkConfig | None = None) 
     state = _translated(path, released, net)
     state["block_order"] = net.block_order
     net.load_state_dict(state)
-    scripted = (config.scale, split_bits(config.bits), config.blocks) == (4, (4, 4), len(ORDER))
+    scripted = (config.scale, split_bits(cast(Bits, config.bits)), config.blocks) == (
+        4,
+        (4, 4),
+        len(ORDER),
+    )
     net.block_order.copy_(torch.tensor(ORDER if scripted else rank_blocks(net)))
     return net.eval()
 
@@ -187,7 +192,8 @@ def _names(net: QuantSR) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     convs = [f"tail.{i}" for i, layer in enumerate(net.tail) if isinstance(layer, nn.Conv2d)]
     layers = {"head": "conv_first", "body_conv": "conv_after_body", convs[-1]: "conv_last"}
     layers |= {conv: conv.replace("tail", "upsample") for conv in convs[:-1]}
-    names, flags = {}, {}
+    names: dict[str, str] = {}
+    flags: dict[str, tuple[str, ...]] = {}
     for i in range(len(net.blocks)):
         names[f"blocks.{i}.shortcut.scale"] = f"body.{i}.learnable_shortcut"
         for conv in ("conv1", "conv2"):

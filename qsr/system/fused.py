@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ def _channel(tau: Tensor) -> int:
     return next((dim for dim, size in enumerate(tau.shape) if size > 1), 0)
 
 
-def _kernels(device: torch.device) -> ModuleType | None:
+def _kernels(device: torch.device) -> Any:
     """What has the functions fake_quantize and fake_quantize_backward for this device, or None."""
     if device.type == "cuda":
         return _triton_kernels(device)
