@@ -26,15 +26,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..backbone import DepthPlan, QuantSR, block_shortcut
-from ..blocks import Shortcut
+from ..blocks import ResidualBlock, Shortcut, SwinBlock, SwinLayer, WindowAttention
+from ..config import SwinConfig
 from ..images.data import photo
 from ..images.resize import imresize
 from ..infer import Model
@@ -73,37 +75,57 @@ class Steps(Protocol[Value]):
         """Pixel shuffle."""
 
 
+class MoreSteps(Steps[Value], Protocol[Value]):
+    """What packed layers and Swin networks are made of beside."""
+
+    def quantised_conv(self, x: Value, layer: PackedConv2d, relu: bool) -> Value:
+        """A convolution of codes, then ReLU if asked."""
+
+    def pad_to_windows(self, lr: Value) -> Value:
+        """Pad right and bottom by reflection, as `backbone.reflect_to_multiple` does."""
+
+    def crop(self, sr: Value) -> Value:
+        """sr without what became of the padding."""
+
+    def channel_norm(self, x: Value, norm: nn.LayerNorm) -> Value:
+        """`backbone.ChannelNorm`."""
+
+    def swin_layers(self, x: Value, layers: nn.ModuleList) -> Value:
+        """The layers of a Swin block, with which its convolution begins."""
+
+
 def walk(net: QuantSR, x: Value, steps: Steps[Value], plan: DepthPlan | None = None) -> Value:
     """Let `steps` compute what net(lr, plan) computes of the picture x, and return sr.
 
     net: in full precision or the network of a PackedModel; the latter, and Swin networks, ask more
-    of `steps`, as `OnnxSteps` has it. What follows the tail, the division by the pixel range and
-    the mean, is folded into its last convolution.
+    of `steps`, which then are `MoreSteps`. What follows the tail, the division by the pixel range
+    and the mean, is folded into its last convolution.
     """
-    swin = net.config.family == "swin"
+    swin, more = net.config.family == "swin", cast("MoreSteps[Value]", steps)
     mean, pixel_range = net.mean.flatten(), net.config.pixel_range
 
     def conv(layer: nn.Module, x: Value, relu: bool = False) -> Value:
         if isinstance(layer, PackedConv2d):
-            return steps.quantised_conv(x, layer, relu)
-        return steps.conv(x, layer.weight.detach(), layer.bias.detach(), relu)
+            return more.quantised_conv(x, layer, relu)
+        return steps.conv(x, *_values(layer), relu)
 
     x = steps.scale(x, torch.tensor(pixel_range), -mean * pixel_range)
     if swin:
-        x = steps.pad_to_windows(x)
+        x = more.pad_to_windows(x)
     shallow = conv(net.head, x)
-    deep = steps.channel_norm(shallow, net.norm_in) if swin else shallow
+    deep = more.channel_norm(shallow, cast(nn.LayerNorm, net.norm_in)) if swin else shallow
     keep = (plan or net.plan()).keep
     for block, runs in zip(net.blocks, keep, strict=True):
         factor = block_shortcut(block).scale
         shortcut = deep if factor is None else steps.scale(deep, factor.detach())
         if not runs or isinstance(block, Shortcut):
             deep = shortcut
-        elif swin:
-            deep = steps.add(conv(block.conv, steps.swin_layers(deep, block.layers)), shortcut)
+        elif isinstance(block, SwinBlock):
+            deep = steps.add(conv(block.conv, more.swin_layers(deep, block.layers)), shortcut)
         else:
+            block = cast(ResidualBlock, block)
             deep = steps.add(conv(block.conv2, conv(block.conv1, deep, relu=True)), shortcut)
-    deep = steps.channel_norm(deep, net.norm_out) if swin else deep
+    deep = more.channel_norm(deep, cast(nn.LayerNorm, net.norm_out)) if swin else deep
     x = steps.add(conv(net.body_conv, deep), shallow)
     last = max(i for i, layer in enumerate(net.tail) if not isinstance(layer, nn.PixelShuffle))
     for i, layer in enumerate(net.tail):
@@ -112,10 +134,15 @@ def walk(net: QuantSR, x: Value, steps: Steps[Value], plan: DepthPlan | None = N
         elif i < last:
             x = conv(layer, x)
         else:  # the shuffle after it, if any, gathers colour c from channels c * s^2 + i
-            offset = mean.repeat_interleave(len(layer.bias) // 3)
-            bias = layer.bias.detach() / pixel_range + offset
-            x = steps.conv(x, layer.weight.detach() / pixel_range, bias)
-    return steps.crop(x) if swin else x
+            weight, bias = (values / pixel_range for values in _values(layer))
+            x = steps.conv(x, weight, bias + mean.repeat_interleave(len(bias) // 3))
+    return more.crop(x) if swin else x
+
+
+def _values(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """(weight, bias) of a convolution."""
+    conv = cast(nn.Conv2d, layer)
+    return conv.weight.detach(), cast(Tensor, conv.bias).detach()
 
 
 # ONNX ---------------------------------------------------------------------------------------------
@@ -129,8 +156,9 @@ class OnnxSteps:
     """
 
     def __init__(self, network: QuantSR) -> None:
-        self.config = network.config
-        self.nodes, self.constants = [], []
+        self.config = cast(SwinConfig, network.config)  # where it is not, nobody asks for windows
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
         self._layers = {id(module): name for name, module in network.named_modules()}
         self._known: dict[tuple, str] = {}
         self._count = 0
@@ -202,12 +230,13 @@ class OnnxSteps:
             x = self._conv(*inputs, self.constant(layer.bias, "bias"), taps=taps)
         return self.node("Relu", x) if relu else x
 
-    def linear(self, x: str, layer: nn.Linear | PackedLinear) -> str:
+    def linear(self, x: str, layer: nn.Module) -> str:
         """x: [..., in_features]."""
         if isinstance(layer, PackedLinear):
             x = self.quantised(x, layer.step_size, layer.spec, layer.tau)
             weight = self._weight(layer, kernels.unpack_codes(layer.planes)[:, 0, 0].T, axis=1)
         else:
+            layer = cast(nn.Linear, layer)
             weight = self.constant(layer.weight.T, "weight")
         return self.node("Add", self.node("MatMul", x, weight), self.constant(layer.bias, "bias"))
 
@@ -229,16 +258,16 @@ class OnnxSteps:
         from onnx import TensorProto
 
         kind = TensorProto.INT4 if layer.planes.bits <= 4 else TensorProto.INT8
-        codes = self._codes(codes, kind, self._layers[id(layer)])
+        constant = self._codes(codes, kind, self._layers[id(layer)])
         step = self.constant(layer.scale / layer.step_size)
         attributes = {"axis": axis} if layer.scale.ndim else {}
-        return self.node("DequantizeLinear", codes, step, **attributes)
+        return self.node("DequantizeLinear", constant, step, **attributes)
 
     def _codes(self, codes: Tensor, kind: int, name: str) -> str:
         """A constant of integers, int8 here, stored as `kind`."""
         from onnx import TensorProto, helper
 
-        raw = codes.contiguous().numpy().view(np.uint8).flatten()
+        raw: np.ndarray = codes.contiguous().numpy().view(np.uint8).flatten()
         if kind == TensorProto.INT4:  # two in a byte, the first in its low half
             raw = np.pad(raw, (0, len(raw) % 2)) & 15
             raw = raw[::2] | raw[1::2] << 4
@@ -324,7 +353,7 @@ class OnnxSteps:
     def swin_layers(self, x: str, layers: nn.ModuleList) -> str:
         """The layers of a Swin block, with which its convolution begins."""
         x = self.node("Transpose", x, perm=[0, 2, 3, 1])
-        for layer in layers:
+        for layer in cast("Iterable[SwinLayer]", layers):
             moved = self._roll(self._norm(x, layer.norm1), layer.shift)
             moved = self._attention(moved, layer.attention, layer.shift > 0)
             x = self.node("Add", x, self._roll(moved, -layer.shift))
@@ -345,7 +374,7 @@ class OnnxSteps:
             x = self.node("Concat", rest, first, axis=axis)
         return x
 
-    def _attention(self, x: str, attention: nn.Module, masked: bool) -> str:
+    def _attention(self, x: str, attention: WindowAttention, masked: bool) -> str:
         """Of the windows of x [N, H, W, C], and back."""
         config = self.config
         pixels, width = config.window**2, config.features // config.heads
@@ -400,10 +429,11 @@ def onnx_model(
 
     plan, scale = model.plan(blocks), model.config.scale
     packed = pack(model) if isinstance(model, QuantSR) and model.config.bits is not None else model
-    network = packed.network if isinstance(packed, PackedModel) else packed
+    network = cast(QuantSR, packed.network if isinstance(packed, PackedModel) else packed)
     steps = OnnxSteps(network)
     walk(network, "lr", steps, plan)
     steps.nodes[-1].output[0] = "sr"
+    shapes: tuple[list[Any], list[Any]]
     if size is None:
         shapes = ["N", 3, "H", "W"], ["N", 3, f"{scale}*H", f"{scale}*W"]
     else:
@@ -488,7 +518,8 @@ def compare(path: str | os.PathLike, model: Model, blocks: int | None = None) ->
     for height, width in SIZES:
         lr = photograph[:, :, 8 : 8 + height, 40 : 40 + width]
         lr = torch.cat([lr, lr.flip(3)]).to(mean)
-        sr = model(lr, blocks if isinstance(model, PackedModel) else model.plan(blocks)).cpu()
+        depth = blocks if isinstance(model, PackedModel) else model.plan(blocks)
+        sr = cast(nn.Module, model)(lr, depth).cpu()
         (theirs,) = session.run(None, {"lr": lr.float().cpu().numpy()})
         difference = torch.from_numpy(theirs).double() - sr.double()
         psnr = -10 * difference.square().mean().log10().item()
