@@ -224,10 +224,10 @@ class OnnxSteps:
         if layer.tau is None:
             # onnxruntime (1.32) rounds the bias of a Conv to multiples of the product of its step
             # sizes if nothing but ReLU and Clip lies between it and a quantiser: keep it outside.
-            bias = self.constant(_per_channel(layer.bias), "bias")
+            bias = self.constant(_per_channel(cast(Tensor, layer.bias)), "bias")
             x = self.node("Add", self._conv(*inputs, taps=taps), bias)
         else:
-            x = self._conv(*inputs, self.constant(layer.bias, "bias"), taps=taps)
+            x = self._conv(*inputs, self.constant(cast(Tensor, layer.bias), "bias"), taps=taps)
         return self.node("Relu", x) if relu else x
 
     def linear(self, x: str, layer: nn.Module) -> str:
@@ -238,7 +238,8 @@ class OnnxSteps:
         else:
             layer = cast(nn.Linear, layer)
             weight = self.constant(layer.weight.T, "weight")
-        return self.node("Add", self.node("MatMul", x, weight), self.constant(layer.bias, "bias"))
+        bias = self.constant(cast(Tensor, layer.bias), "bias")
+        return self.node("Add", self.node("MatMul", x, weight), bias)
 
     def quantised(self, x: str, step: Tensor, spec: QuantSpec, shift: Tensor | None = None) -> str:
         """step * clamp(round((x + shift) / step)): a quantiser and its inverse."""

@@ -137,8 +137,8 @@ def load_model(path: str | os.PathLike) -> QuantSR | PackedModel:
         if metadata["kind"] not in ("trained", "packed"):
             raise ValueError(f"its kind is {metadata['kind']!r}")
         packed = metadata["kind"] == "packed"
-        model = PackedModel.empty(config) if packed else QuantSR(config)
-        (model.network if packed else model).load_state_dict(tensors)
+        model: QuantSR | PackedModel = PackedModel.empty(config) if packed else QuantSR(config)
+        (model.network if isinstance(model, PackedModel) else model).load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} does not fit its own description ({reason(error)}). Save the model again."
