@@ -34,14 +34,14 @@ T* elements(const torch::stable::Tensor& t, const char* name) {
 // The same, of a tensor that must have `count` elements.
 template <class T>
 T* exactly(const torch::stable::Tensor& t, int64_t count, const char* name) {
-  STD_TORCH_CHECK(t.numel() == count, name, " must have ", count, " elements");
+  STD_TORCH_CHECK(t.numel() == count, name, " must be of ", count, " elements");
   return elements<T>(t, name);
 }
 
 // The same, of a tensor that must have `count` elements or more.
 template <class T>
 T* at_least(const torch::stable::Tensor& t, int64_t count, const char* name) {
-  STD_TORCH_CHECK(t.numel() >= count, name, " must have ", count, " elements or more");
+  STD_TORCH_CHECK(t.numel() >= count, name, " must be of ", count, " elements or more");
   return elements<T>(t, name);
 }
 

@@ -1,9 +1,9 @@
 // The raw operators `qsr_native::*` of single layers. Like the other files of this folder it sees
 // torch through its stable ABI: one binary for several torch versions.
 //
-// The public operators, `qsr::*`, are declared in qsr/integer/kernels.py, which checks its arguments
-// with full messages and then calls these; the checks here are the net below, so that no call can
-// read or write outside its tensors.
+// The public operators, `qsr::*`, are declared in qsr/integer/kernels.py, which checks its
+// arguments with full messages and then calls these; the checks here are the net below, so that no
+// call can read or write outside its tensors.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -130,11 +130,10 @@ void swin_layer(Tensor stream, std::vector<int64_t> shape, const Tensor& weights
                 hidden = up(shape[5], 64);
   job.channels = c;
   job.stream = qsr::exactly<float>(stream, job.height * job.width * c, "stream");
-  Reader<int8_t> weight{
-      qsr::exactly<int8_t>(weights, c * (triple + c + 2 * hidden), "weights"), nullptr};
-  weight.end = weight.at + weights.numel();
-  Reader<int32_t> start{qsr::exactly<int32_t>(starts, triple + hidden + 2 * c, "starts"),
+  Reader<int8_t> weight{qsr::exactly<int8_t>(weights, c * (triple + c + 2 * hidden), "weights"),
                         nullptr};
+  weight.end = weight.at + weights.numel();
+  Reader<int32_t> start{qsr::exactly<int32_t>(starts, triple + hidden + 2 * c, "starts"), nullptr};
   start.end = start.at + starts.numel();
   Reader<float> array{qsr::elements<float>(arrays, "arrays"), nullptr};
   array.end = array.at + arrays.numel();

@@ -10,7 +10,7 @@ Between runs a program keeps its buffers for the last picture size. Threads are 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class Program:
         return cls._rows(config) if fits else ()
 
     @staticmethod
-    def _rows(config: NetworkConfig) -> tuple[str, ...]:
+    def _rows(config: Any) -> tuple[str, ...]:
         """The same for a network of the family whose quantised layers have one width."""
         raise NotImplementedError
 

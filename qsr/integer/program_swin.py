@@ -34,6 +34,7 @@ class SwinProgram(Program):
     """A packed QuantSR-T, planned."""
 
     family = "swin"
+    config: SwinConfig
 
     def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
         super().__init__(network, kernel)
