@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "network/conv3x3.h"
+#include "cpu.h"
 #include "kernels.h"
 #include "network/tail.h"
 #include "network/swin.h"
@@ -9,25 +10,15 @@
 namespace qsr {
 namespace {
 
-bool anywhere() { return true; }
-
-bool has_popcnt() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  return __builtin_cpu_supports("popcnt");
-#else
-  return false;  // elsewhere the compiler's builtin is already the best there is
-#endif
-}
-
 template <class Job>
 bool anything(const Job&) {
   return true;
 }
 
 constexpr Kernel<Conv2d> kConv2d[] = {
-    {"winograd-vnni", has_winograd_vnni, takes_winograd_vnni, conv2d_winograd_vnni},
+    {"winograd-vnni", has_vnni, takes_winograd_vnni, conv2d_winograd_vnni},
     {"vpopcnt", has_vpopcnt, takes_vpopcnt, conv2d_vpopcnt},
-    {"direct-vnni", has_direct_vnni, takes_direct_vnni, conv2d_direct_vnni},
+    {"direct-vnni", has_vnni, takes_direct_vnni, conv2d_direct_vnni},
     {"winograd-avx2", has_avx2, takes_winograd_avx2, conv2d_winograd_avx2},
     {"table", has_avx2, takes_table, conv2d_table},
     {"direct-avx2", has_avx2, takes_direct_avx2, conv2d_direct_avx2},

@@ -1,4 +1,4 @@
-// The packed format (docs/packed-format.md) as C++ sees it; mirrors qsr/bitplanes.py.
+// The packed format (docs/packed-format.md) as C++ sees it; mirrors qsr/integer/bitplanes.py.
 #pragma once
 #include <cstdint>
 

@@ -23,8 +23,7 @@ struct Conv2d {
 
 // Quantisation and packing in one pass: float32 of any strides -> planes.
 struct QuantizePack {
-  const float*
-      x;  // element (n, c, y, x) at n * stride_n + c * stride_c + y * stride_y + x * stride_x
+  const float* x;  // (n, c, y, x) at n * stride_n + c * stride_c + y * stride_y + x * stride_x
   int64_t stride_n, stride_c, stride_y, stride_x;
   const float* tau;  // [channels] or null
   float step_size;
@@ -54,37 +53,33 @@ struct Kernel {
   void (*run)(const Job&, int64_t first, int64_t last);
 };
 
-// conv2d_winograd.cpp, conv2d_direct_{vnni,avx2}.cpp, conv2d_table.cpp, conv2d_vpopcnt.cpp
+// conv2d/: winograd.cpp, direct_vnni.cpp, direct_avx2.cpp, table.cpp, vpopcnt.cpp
 void conv2d_winograd_vnni(const Conv2d&, int64_t first, int64_t last);
 bool takes_winograd_vnni(const Conv2d&);
-bool has_winograd_vnni();
 void conv2d_winograd_avx2(const Conv2d&, int64_t first, int64_t last);
 bool takes_winograd_avx2(const Conv2d&);
 void conv2d_direct_vnni(const Conv2d&, int64_t first, int64_t last);
 bool takes_direct_vnni(const Conv2d&);
-bool has_direct_vnni();
 void conv2d_direct_avx2(const Conv2d&, int64_t first, int64_t last);
 bool takes_direct_avx2(const Conv2d&);
 void conv2d_table(const Conv2d&, int64_t first, int64_t last);
 bool takes_table(const Conv2d&);
-bool has_avx2();
 void conv2d_vpopcnt(const Conv2d&, int64_t first, int64_t last);
 bool takes_vpopcnt(const Conv2d&);
-bool has_vpopcnt();
-// conv2d_scalar.cpp, quantize_pack.cpp
+// conv2d/: scalar.cpp, quantize_pack.cpp
 void conv2d_popcnt(const Conv2d&, int64_t first, int64_t last);
 void conv2d_scalar(const Conv2d&, int64_t first, int64_t last);
 void quantize_pack_scalar(const QuantizePack&, int64_t first, int64_t last);
 
-// conv2d_float.cpp; compiled for several instruction sets, all of them giving the same bits
+// conv2d/float.cpp; compiled for several instruction sets, all of them giving the same bits
 void conv2d_float(const FloatConv2d&, int64_t first, int64_t last);
 
-// ceiling.cpp: multiply-accumulates a second of one core by instruction; "clock" in Hz, 0 for an
-// unknown or unsupported name. Names are comma-separated.
+// bench/ceiling.cpp: multiply-accumulates a second of one core by instruction; "clock" in Hz, 0 for
+// an unknown or unsupported name. Names are comma-separated.
 double peak(const char* name, double seconds);
 std::string peak_names();
 
-// pack.cpp: `count` pixels of `channels` bytes <-> planes.
+// conv2d/pack.cpp: `count` pixels of `channels` bytes <-> planes.
 void pack_codes(const uint8_t* codes, Word* out, int64_t count, int64_t channels, int64_t groups,
                 int bits);
 void unpack_codes(const Word* words, uint8_t* codes, int64_t count, int64_t channels,
@@ -96,8 +91,10 @@ void unpack_codes(const Word* words, uint8_t* codes, int64_t count, int64_t chan
 const Kernel<Conv2d>* find_conv2d(const char* name, const Conv2d& job);
 std::string conv2d_names(const Conv2d& job);
 const Kernel<QuantizePack>* find_quantize_pack(const char* name, const QuantizePack& job);
-// Names of the rows of an op that this processor runs. bits: what conv3x3 (activations or weights)
-// and attention (two factors together) must take; the rows of other ops decide job by job.
+// Comma-separated names of the rows of an op that this processor runs, best first: "conv2d",
+// "conv3x3", "attention", "tail", "quantize_pack" or "conv2d_float"; of another op none. bits: what
+// conv3x3 (activations or weights) and attention (two factors together) must take; the rows of other
+// ops decide job by job.
 std::string available(const char* op, int bits);
 
 }  // namespace qsr

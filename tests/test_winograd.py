@@ -1,43 +1,37 @@
-"""The integer Winograd transforms of csrc/conv3x3_*.cpp are the 3x3 convolution, multiplied out."""
+"""The integer Winograd transforms of csrc/network/conv3x3_*.cpp are the 3x3 convolution, multiplied
+out. The matrices are those that the kernels are compiled from: weights and constants are laid out
+by them, and what is done with vectors is held to them when it is compiled (`computes`).
+"""
+
+import ast
+import re
 
 import numpy as np
 import pytest
 
-# One dimension each: scale * y = A (H g * B d), y_k = sum_i d[k + i] g[i]. Rows are the forms that
-# the headers of the two files list.
-VNNI = {
-    "scale": 4,
-    "B": [
-        [1, 0, 0, 0, -1, 0],
-        [0, 1, 1, 1, 1, 0],
-        [0, -1, 1, -1, 1, 0],
-        [0, -1, -1, 1, 1, 0],
-        [0, -1, 1, 1, -1, 0],
-        [0, 1, 0, -1, 0, 0],
-        [0, -1, 0, 0, 0, 1],
-    ],
-    "H": [[4, 0, 0], [1, 1, 1], [1, -1, 1], [1, 0, -1], [0, 1, 0], [1, 1, -1], [0, 0, 4]],
-    "A": [
-        [1, 1, 1, 2, 0, 2, 0],
-        [0, 1, -1, 0, 2, 2, 0],
-        [0, 1, 1, -2, 0, -2, 0],
-        [0, 1, -1, 0, -2, -2, 1],
-    ],
-}
-AVX2 = {
-    "scale": 2,
-    "B": [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
-    "H": [[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]],
-    "A": [[1, 1, 1, 0], [0, 1, -1, -1]],
-}
-TRANSFORMS = {"winograd-vnni": VNNI, "winograd-avx2": AVX2}
+from qsr.system import native
+
+ROWS = {"winograd-vnni": "conv3x3_vnni.cpp", "winograd-avx2": "conv3x3_avx2.cpp"}
+
+
+def constant(name, key):
+    """The value of a constexpr int of a source: a number, or nested lists of its array."""
+    source = (native.CSRC / "network" / ROWS[name]).read_text()
+    (text,) = re.findall(rf"[ ,]{key}(?:\[[^=]*\])? = (\{{[^;]*\}}|\d+)[;,]", source)
+    return ast.literal_eval(text.replace("{", "[").replace("}", "]"))
+
+
+def scale(name):
+    """How many times too large the outputs of one dimension are, scale * y = A (H g * B d) with
+    y_k = sum_i d[k + i] g[i]: its square is the 2^kShift that the finish divides by."""
+    return 1 << constant(name, "kShift") // 2
 
 
 def matrices(name):
-    return (np.array(TRANSFORMS[name][key], dtype=np.int64) for key in "BHA")
+    return (np.array(constant(name, key), dtype=np.int64) for key in ("kB", "kH", "kA"))
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", ROWS)
 def test_the_forms_multiply_out_to_the_correlation(name):
     b, h, a = matrices(name)
     # coefficient of d[j] g[i] in output k: the sum over products p of A[k, p] H[p, i] B[p, j]
@@ -45,7 +39,7 @@ def test_the_forms_multiply_out_to_the_correlation(name):
     expected = np.zeros_like(coefficients)
     for k in range(len(a)):
         for i in range(3):
-            expected[k, i, k + i] = TRANSFORMS[name]["scale"]
+            expected[k, i, k + i] = scale(name)
     assert np.array_equal(coefficients, expected)
 
 
@@ -55,7 +49,7 @@ def reach(forms, low, high):
     return positive * low + negative * high, positive * high + negative * low
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_transformed_weights_fit_a_signed_byte(name, bits):
     _, h, _ = matrices(name)
@@ -63,7 +57,7 @@ def test_transformed_weights_fit_a_signed_byte(name, bits):
     assert low.min() >= -128 and high.max() <= 127
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_transformed_codes_fit_a_byte_with_one_offset(name, bits, signed):
@@ -71,9 +65,9 @@ def test_transformed_codes_fit_a_byte_with_one_offset(name, bits, signed):
     forms = np.kron(b, b)
     zero = 1 << (bits - 1)
     low, high = reach(forms, -zero if signed else 0, zero - 1 if signed else 2 * zero - 1)
-    # The offset of the AVX2 row depends on the width, that of the other is 128; none where all
-    # signs are plus, at position (1, 1), if codes are unsigned.
-    offset = np.full(len(forms), 128 if name == "winograd-vnni" else 4 * zero)
+    # One offset for all positions; none where all signs are plus, at position (1, 1), if codes are
+    # unsigned.
+    offset = np.full(len(forms), constant(name, "kOffsets")[bits])
     if not signed:
         offset[len(b) + 1] = 0
     assert (low + offset).min() >= 0 and (high + offset).max() <= 255

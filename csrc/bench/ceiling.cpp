@@ -6,9 +6,10 @@
 #include <chrono>
 #include <cstring>
 
+#include "cpu.h"
 #include "kernels.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QSR_X86
 #include <immintrin.h>
 #endif
 
@@ -21,7 +22,7 @@ struct Peak {
   int64_t (*run)(int64_t steps);  // returns the multiply-accumulates done
 };
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QSR_X86
 
 // SUMS sums of TYPE; STEP is the new value of `sum` from `a` and `b`, LANES products each.
 #define QSR_PEAK(NAME, TARGET, TYPE, REGISTER, SUMS, LANES, STEP) \
@@ -63,14 +64,6 @@ QSR_PEAK(run_vpopcnt, "avx512f,avx512vpopcntdq", __m512i, "v", 12, 512,
 // A table of the products of two 2-bit weights with two 2-bit activations: 2 in each of 32 bytes.
 QSR_PEAK(run_shufb, "avx2", __m256i, "x", 12, 64, _mm256_add_epi8(sum, _mm256_shuffle_epi8(a, sum)))
 
-bool anywhere() { return true; }
-bool has_fma() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx2() { return __builtin_cpu_supports("avx2"); }
-bool has_avx512() { return __builtin_cpu_supports("avx512f"); }
-bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
-bool has_popcnt() { return __builtin_cpu_supports("popcnt"); }
-
 constexpr Peak kPeaks[] = {
     {"clock", anywhere, run_clock},        {"fma", has_fma, run_fma},
     {"fma512", has_avx512, run_fma512},    {"bf16", has_bf16, run_bf16},
@@ -87,7 +80,6 @@ int64_t run_clock(int64_t steps) {
   for (int64_t i = 0; i < steps; ++i) sum = sum + 1;
   return steps;
 }
-bool anywhere() { return true; }
 constexpr Peak kPeaks[] = {{"clock", anywhere, run_clock}};
 
 #endif

@@ -3,20 +3,22 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu.h"
 #include "kernels.h"
 #include "conv2d/pack.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QSR_X86
 #pragma GCC push_options
 #pragma GCC target("avx2")
 #include <immintrin.h>
-#define QSR_INLINE __attribute__((always_inline)) inline
 
 namespace qsr {
 namespace {
 
-typedef int32_t Int __attribute__((vector_size(32), aligned(4)));
+#include "vectors.h"
+
 constexpr int kLanes = 8, kVectors = 2, kPixels = 4;
+typedef Vector<kLanes>::Int Int;
 
 QSR_INLINE Int dot(Int sum, int32_t four, const int8_t* weights) {
   const __m256i pairs =
@@ -36,7 +38,6 @@ bool takes_direct_avx2(const Conv2d& job) {
   const int32_t largest_w = job.w_signed ? 1 << (job.w_bits - 1) : (1 << job.w_bits) - 1;
   return largest_w <= 128 && 2 * largest_a * largest_w <= 32767;
 }
-bool has_avx2() { return __builtin_cpu_supports("avx2"); }
 
 }  // namespace qsr
 #pragma GCC pop_options
@@ -46,7 +47,6 @@ bool has_avx2() { return __builtin_cpu_supports("avx2"); }
 namespace qsr {
 void conv2d_direct_avx2(const Conv2d&, int64_t, int64_t) {}
 bool takes_direct_avx2(const Conv2d&) { return false; }
-bool has_avx2() { return false; }
 }  // namespace qsr
 
 #endif

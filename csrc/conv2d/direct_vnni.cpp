@@ -3,20 +3,22 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu.h"
 #include "kernels.h"
 #include "conv2d/pack.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QSR_X86
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vnni")
 #include <immintrin.h>
-#define QSR_INLINE __attribute__((always_inline)) inline
 
 namespace qsr {
 namespace {
 
-typedef int32_t Int __attribute__((vector_size(64), aligned(4)));
+#include "vectors.h"
+
 constexpr int kLanes = 16, kVectors = 4, kPixels = 4;
+typedef Vector<kLanes>::Int Int;
 
 QSR_INLINE Int dot(Int sum, int32_t four, const int8_t* weights) {
   return (Int)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(four),
@@ -31,11 +33,6 @@ void conv2d_direct_vnni(const Conv2d& job, int64_t first, int64_t last) {
   direct(job, first, last);
 }
 bool takes_direct_vnni(const Conv2d& job) { return job.w_signed || job.w_bits < 8; }
-bool has_direct_vnni() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-
 }  // namespace qsr
 #pragma GCC pop_options
 
@@ -44,7 +41,6 @@ bool has_direct_vnni() {
 namespace qsr {
 void conv2d_direct_vnni(const Conv2d&, int64_t, int64_t) {}
 bool takes_direct_vnni(const Conv2d&) { return false; }
-bool has_direct_vnni() { return false; }
 }  // namespace qsr
 
 #endif

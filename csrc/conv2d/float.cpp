@@ -5,8 +5,8 @@
 // change when the same picture is cut into strips, and a last bit can tip a code or an 8-bit output
 // over its rounding threshold. Here every output is the same chain of float32 operations,
 //
-//   sum = 0;  for dy, dx, c in order:  sum = sum + x[dy, dx, c] * w[dy, dx, c, o];  out = sum +
-//   bias
+//   sum = 0;  for dy, dx, c in order:  sum = sum + x[dy, dx, c] * w[dy, dx, c, o]
+//   out = sum + bias
 //
 // each product and each sum rounded once (no fused multiply-add, see the flags), so strips,
 // batches, threads and processors agree bit for bit. Only independent outputs are computed side by
@@ -15,20 +15,16 @@
 // Tile: 6 pixels x 16 output channels. 6 accumulators of 16 floats fit the registers of AVX2 (12 of
 // 16) and AVX-512 (6 of 32); one load of 16 weights serves 6 pixels. The 16 channels are a vector
 // of the compiler's own, compiled for three instruction sets from this one source.
+#include "cpu.h"
 #include "kernels.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define QSR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define QSR_CLONES
-#endif
-#define QSR_INLINE __attribute__((always_inline)) inline
 
 namespace qsr {
 namespace {
 
+#include "vectors.h"
+
 constexpr int kPixels = 6;
-typedef float Lanes __attribute__((vector_size(kFloatLanes * sizeof(float)), aligned(4)));
+typedef Vector<kFloatLanes>::Float Lanes;
 
 // `pixels` (at most kPixels) neighbours in one row, 16 output channels from `o` on.
 template <int pixels>

@@ -13,14 +13,14 @@
 // so neither a count (<= taps * 64 * words) nor the weighted sum leaves int32.
 #include <vector>
 
+#include "cpu.h"
 #include "kernels.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QSR_X86
 #define QSR_TARGET_POPCNT __attribute__((target("popcnt")))
 #else
 #define QSR_TARGET_POPCNT
 #endif
-#define QSR_INLINE __attribute__((always_inline)) inline
 
 namespace qsr {
 namespace {

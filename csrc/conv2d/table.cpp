@@ -11,10 +11,11 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu.h"
 #include "kernels.h"
 #include "conv2d/pack.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QSR_X86
 #pragma GCC push_options
 #pragma GCC target("avx2")
 #include <immintrin.h>

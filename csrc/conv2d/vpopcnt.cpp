@@ -1,4 +1,4 @@
-// Rung 1: the same counting as conv2d_scalar.cpp, for eight output channels at a time.
+// Rung 1: the same counting as scalar.cpp, for eight output channels at a time.
 //
 // AVX-512 with VPOPCNTDQ counts the bits of eight words in one instruction. So the weights are laid
 // out with eight output channels side by side, a word of activations is broadcast to all eight, and
@@ -10,9 +10,10 @@
 // exactly one of the two is a top plane, subtracted: 7 registers at 4 bits. Bounds as in rung 0.
 // This file uses no template of the standard library: compiled for AVX-512 here, it could be the
 // copy that the linker keeps for everyone.
+#include "cpu.h"
 #include "kernels.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QSR_X86
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vpopcntdq")
 #include <immintrin.h>
@@ -109,10 +110,6 @@ void conv2d_vpopcnt(const Conv2d& job, int64_t first, int64_t last) {
   return with_sign<2>(job, first, last);
 }
 
-bool has_vpopcnt() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vpopcntdq");
-}
-
 }  // namespace qsr
 #pragma GCC pop_options
 
@@ -121,7 +118,6 @@ bool has_vpopcnt() {
 namespace qsr {
 void conv2d_vpopcnt(const Conv2d&, int64_t, int64_t) {}
 bool takes_vpopcnt(const Conv2d&) { return false; }
-bool has_vpopcnt() { return false; }
 }  // namespace qsr
 
 #endif

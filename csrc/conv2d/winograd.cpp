@@ -60,7 +60,6 @@ bool takes_winograd_vnni(const Conv2d& job) { return fits(job, kConv3x3Vnni); }
 void conv2d_winograd_vnni(const Conv2d& job, int64_t first, int64_t last) {
   run(job, kConv3x3Vnni, first, last);
 }
-bool has_winograd_vnni() { return kConv3x3Vnni.supported(); }
 
 bool takes_winograd_avx2(const Conv2d& job) { return fits(job, kConv3x3Avx2); }
 void conv2d_winograd_avx2(const Conv2d& job, int64_t first, int64_t last) {

@@ -4,10 +4,12 @@
 // that has the toolkit but no GPU.
 //
 // This rung is the definition in parallel: one thread an output, no tiles, no shared memory. Float
-// formulas are those of qsr/reference.py; nvcc gets -fmad=false, so that a * b + c rounds twice.
+// formulas are those of qsr/integer/reference.py; nvcc gets -fmad=false, so that a * b + c rounds
+// twice.
 #pragma once
 #include <cmath>
 
+#include "cpu.h"
 #include "kernels.h"
 
 #ifdef __CUDACC__
@@ -17,6 +19,8 @@
 #endif
 
 namespace qsr {
+
+#include "floats.h"
 
 QSR_EACH int32_t common_bits(Word a, Word w) {
 #ifdef __CUDA_ARCH__
@@ -64,8 +68,8 @@ QSR_EACH int32_t linear_output(const Conv2d& job, int64_t index) {
                     job.w + o * job.w_bits * job.words, job.w_bits, job.w_signed, job.words);
 }
 
-// Attention in three kernels: codes of q, k and v; codes of the probabilities; their product with
-// v.
+// Attention in three kernels: codes of q, k and v; codes of the probabilities; their
+// product with v.
 struct CodeRange {
   float step, low, high;
 };
@@ -86,17 +90,11 @@ QSR_EACH int16_t code_of(float x, CodeRange to) {
   return static_cast<int16_t>(z != z ? 0.0f : fminf(fmaxf(z, to.low), to.high));
 }
 
-// 2^t by a polynomial and the exponent's bits; 0 below -125. exp2 of qsr/reference.py.
+// 2^t by a polynomial and the exponent's bits; 0 below -125. exp2 of qsr/integer/reference.py.
 QSR_EACH float two_to(float t) {
   if (t < -125.0f) return 0.0f;
-  const float n = (t + 12582912.0f) - 12582912.0f, f = t - n;
-  float y = 0.001327647219098223f;
-  y = y * f + 0.009675541616274378f;
-  y = y * f + 0.055507132753364594f;
-  y = y * f + 0.2402211971865223f;
-  y = y * f + 0.6931469670621001f;
-  y = y * f + 1.0000000716557271f;
-  return n != n ? n : y * ldexpf(1.0f, static_cast<int>(n));
+  const float n = (t + kMagic) - kMagic;
+  return n != n ? n : exp2_fraction(t - n) * ldexpf(1.0f, static_cast<int>(n));
 }
 
 QSR_EACH void attention_code(const CudaAttention& job, int64_t index) {

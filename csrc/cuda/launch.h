@@ -19,7 +19,7 @@ inline unsigned blocks_for(int64_t count) {
   for (int64_t index = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; index < count; \
        index += static_cast<int64_t>(gridDim.x) * blockDim.x)
 
-// conv2d_cuda.cu, linear_cuda.cu, attention_cuda.cu: launch on `stream`. Jobs hold device pointers;
+// conv2d.cu, linear.cu, attention.cu: launch on `stream`. Jobs hold device pointers;
 // counts are above 0.
 cudaError_t conv2d_cuda(const Conv2d&, cudaStream_t stream);
 cudaError_t linear_cuda(const Conv2d&, cudaStream_t stream);

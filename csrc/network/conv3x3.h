@@ -17,8 +17,7 @@
 namespace qsr {
 
 constexpr int64_t kMapChannels = 64;  // the channels of a map are a multiple of this
-
-constexpr int64_t kMapTile = 4;  // tiles of kernels are 2x2 or 4x4 outputs
+constexpr int64_t kMapTile = 4;       // tiles of kernels are 2x2 or 4x4 outputs
 
 constexpr int64_t whole_tiles(int64_t length) {
   return (length + kMapTile - 1) / kMapTile * kMapTile;
@@ -77,7 +76,7 @@ struct Conv3x3Kernel {
   void (*run)(const Conv3x3&, int64_t first, int64_t last);
 };
 
-// conv3x3_vnni.cpp, conv3x3_avx2.cpp, conv3x3_portable.cpp
+// conv3x3_vnni.cpp and conv3x3_avx2.cpp, by conv3x3_driver.h; conv3x3_portable.cpp
 extern const Conv3x3Kernel kConv3x3Vnni, kConv3x3Avx2, kConv3x3Portable;
 
 // dispatch.cpp: the first supported row of that name ("auto": any) for these bits; null if none.

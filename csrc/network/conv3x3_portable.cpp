@@ -3,6 +3,7 @@
 //
 // The sums over 64 input channels of one tap are kept in 16 bits where they fit: for up to 4 bits,
 // 64 * 15 * 8 = 7,680. That was measured at 12 GMAC/s with SSE2 alone, and 32 bits at 2.
+#include "cpu.h"
 #include "network/conv3x3.h"
 
 namespace qsr {
@@ -17,8 +18,6 @@ typedef int16_t Short __attribute__((vector_size(2 * kLanes), aligned(2)));
 struct Sums {  // two vectors of 4, because vectors of 8 need more than SSE2 to be passed on
   Int low, high;
 };
-
-bool anywhere() { return true; }
 
 // Layout: s16 [out_channels / 8, 9, in_channels, 8].
 int64_t laid_out_bytes(int64_t in, int64_t out) { return 2 * 9 * in * out; }
@@ -55,7 +54,6 @@ Sums sums(const Conv3x3& job, int64_t y, int64_t x, int64_t o) {
 }
 
 void run(const Conv3x3& job, int64_t first, int64_t last) {
-  const Finish& f = job.finish;
   const int64_t width = job.in.width, out = job.out_channels;
   const int64_t code_row = (whole_tiles(width) + 2) * out;
   for (int64_t y = 2 * first; y < 2 * last && y < job.in.height; ++y)
@@ -64,15 +62,10 @@ void run(const Conv3x3& job, int64_t first, int64_t last) {
         const Sums both = job.in_bits <= 4 ? sums<64>(job, y, x, o) : sums<1>(job, y, x, o);
         for (int64_t part = 0; part < kLanes; part += 4) {
           const Int sum = part ? both.high : both.low;
-          const int64_t c = o + part, pixel = y * width + x;
-          const int64_t at = pixel * out, code_at = (y + 1) * code_row + (x + 1) * out;
-          if (f.sums)
-            for (int64_t k = 0; k < 4 && c + k < f.sum_channels; ++k)
-              f.sums[pixel * f.sum_channels + c + k] = sum[k];
-          else if (f.residual)
-            Finisher<4, true>(f, c, 1.0f)(sum, at, code_at);
-          else
-            Finisher<4, false>(f, c, 1.0f)(sum, at, code_at);
+          const int64_t code_at = (y + 1) * code_row + (x + 1) * out;
+          with_finish<4>(job, o + part, 0, [&](const auto& finish, int64_t channels) {
+            finish(sum, (y * width + x) * channels, code_at);
+          });
         }
       }
 }

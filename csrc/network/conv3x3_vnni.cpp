@@ -6,21 +6,14 @@
 // but their transforms contain fours and fives: 4-bit inputs would grow to 11 bits. With i all
 // coefficients of the inputs are 0, 1 or -1. The two complex points share one complex product,
 // three real ones by Karatsuba, so there are seven products, and 4 y = A'[(H g) o (B'd)],
-// everything in integers, where
-//
-//     B'd: d0 - d4, d1+d2+d3+d4, -d1+d2-d3+d4, -d1-d2+d3+d4, -d1+d2+d3-d4, d1 - d3, d5 - d1
-//     H g: 4 g0,    g0+g1+g2,    g0-g1+g2,     g0 - g2,      g1,           g0+g1-g2, 4 g2
-//     A'm: m0 + (m1+m2) + 2 (m3+m5),  (m1-m2) + 2 (m4+m5),  (m1+m2) - 2 (m3+m5),
-//          m6 + (m1-m2) - 2 (m4+m5)
-//
-// (the tests multiply this out). In two dimensions it is applied along x and along y: 7 x 7
-// products for a tile of 4x4 outputs, which are 16 Y; the 16 goes into the float scale. Summed over
-// input channels, each of the 49 positions is a matrix product of bytes: what VPDPBUSD does, 64
-// products u8 x s8 in one instruction, added to s32.
+// everything in integers, with the matrices below. In two dimensions it is applied along x and
+// along y: 7 x 7 products for a tile of 4x4 outputs, which are 16 Y; the 16 goes into the float
+// scale. Summed over input channels, each of the 49 positions is a matrix product of bytes: what
+// VPDPBUSD does, 64 products u8 x s8 in one instruction, added to s32.
 //
 // Why everything fits, for codes of at most 4 bits:
-//   inputs: each form of one dimension adds at most 4 codes, as many with plus as with minus, but for
-//     d1+d2+d3+d4. So two dimensions add at most 16 codes: half of them with minus, which spans
+//   inputs: each form of one dimension adds at most 4 codes, as many with plus as with minus, but
+//     for d1+d2+d3+d4. So two dimensions add at most 16 codes: half of them with minus, which spans
 //     8 * 15 to each side, or all 16 with plus at position (1, 1), from -128 to 112 if signed and 0
 //     to 240 if not. With an offset of 128 (0 at (1, 1) if unsigned) all lie in u8. The additions
 //     before it may wrap: bytes are kept modulo 256. The offset is the same at all pixels (padding
@@ -41,10 +34,10 @@
 // conv2 124. VPDPBUSD gives 64 products a cycle, so the peak is 64 * 144 / 49 = 188.
 //
 // The loops are one asm block, because gcc 12 spills and copies some of 24 accumulators.
+#include "cpu.h"
 #include "network/conv3x3.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <cstring>
+#if QSR_X86
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512vnni")
 #include <immintrin.h>
@@ -55,11 +48,40 @@ namespace {
 #define QSR_AVX512
 #include "network/finish.h"
 
-constexpr int kTiles = 6, kLanes = 16, kVectors = 2, kBlock = kVectors * kLanes;
-constexpr int kForms = 7;  // of each direction: 49 positions
+constexpr int kMostBits = 4, kTile = 4, kForms = 7, kShift = 4;
+constexpr int kTiles = 6, kVectors = 2, kLanes = 16;
+// clang-format off
+constexpr int kB[kForms][6] = {
+    {1,  0,  0,  0, -1, 0},
+    {0,  1,  1,  1,  1, 0},
+    {0, -1,  1, -1,  1, 0},
+    {0, -1, -1,  1,  1, 0},
+    {0, -1,  1,  1, -1, 0},
+    {0,  1,  0, -1,  0, 0},
+    {0, -1,  0,  0,  0, 1},
+};
+constexpr int kH[kForms][3] = {
+    {4,  0,  0},
+    {1,  1,  1},
+    {1, -1,  1},
+    {1,  0, -1},
+    {0,  1,  0},
+    {1,  1, -1},
+    {0,  0,  4},
+};
+constexpr int kA[kTile][kForms] = {
+    {1, 1,  1,  2,  0,  2, 0},
+    {0, 1, -1,  0,  2,  2, 0},
+    {0, 1,  1, -2,  0, -2, 0},
+    {0, 1, -1,  0, -2, -2, 1},
+};
+// clang-format on
+// Of transformed codes, by their bits.
+constexpr int kOffsets[kMostBits + 1] = {0, 128, 128, 128, 128};
 // In which order the forms of a column are worked off.
 constexpr int kOrder[kForms] = {1, 2, 5, 3, 4, 0, 6};
-typedef Vector<kLanes>::Int Int;
+
+#include "network/conv3x3_driver.h"
 
 // Layout: constants int32 [16 outputs of a tile, out_channels], then the transformed weights
 // s8 [out_channels / 32, 7 columns, 7 of kOrder, in_channels / 4, 32, 4].
@@ -69,115 +91,81 @@ int64_t laid_out_bytes(int64_t in, int64_t out) {
   return constants_bytes(out) + kForms * kForms * out * in;
 }
 
-int offset_at(int row, int column, bool is_signed) {
-  return row == 1 && column == 1 && !is_signed ? 0 : 128;
-}
-
-// H g
-void weight_forms(const int g[3], int u[kForms]) {
-  u[0] = 4 * g[0], u[1] = g[0] + g[1] + g[2], u[2] = g[0] - g[1] + g[2];
-  u[3] = g[0] - g[2], u[4] = g[1], u[5] = g[0] + g[1] - g[2], u[6] = 4 * g[2];
-}
-
-// A' m, of numbers or of vectors. The type is named, not deduced: deduction would drop from Int
-// that it may lie at any address.
-struct Numbers {
-  typedef int64_t Value;
-};
-struct Vectors {
-  typedef Int Value;
-};
-template <class Of>
-QSR_INLINE void output_forms(const typename Of::Value m[kForms], typename Of::Value y[4]) {
-  const typename Of::Value sum = m[1] + m[2], difference = m[1] - m[2];
-  const typename Of::Value p = m[3] + m[5], q = m[4] + m[5];
-  y[0] = m[0] + sum + p + p, y[1] = difference + q + q;
-  y[2] = sum - p - p, y[3] = m[6] + difference - q - q;
-}
-
-void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int, void* to) {
+void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int bits, void* to) {
   int32_t* constants = static_cast<int32_t*>(to);
   int8_t* laid = static_cast<int8_t*>(to) + constants_bytes(out);
   for (int64_t o = 0; o < out; ++o) {
     int64_t added[kForms][kForms] = {};  // by the offsets, to each product
     for (int64_t c = 0; c < in; ++c) {
-      const int8_t* w = weights + o * 9 * in + c;
-      int rows[3][kForms];  // of the weights, transformed along x
-      for (int i = 0; i < 3; ++i) {
-        const int g[3] = {w[3 * i * in], w[(3 * i + 1) * in], w[(3 * i + 2) * in]};
-        weight_forms(g, rows[i]);
-      }
-      for (int j = 0; j < kForms; ++j) {
-        const int g[3] = {rows[0][j], rows[1][j], rows[2][j]};
-        int u[kForms];
-        weight_forms(g, u);
+      int u[kForms][kForms];
+      weight_forms(weights + o * 9 * in + c, in, u);
+      for (int j = 0; j < kForms; ++j)
         for (int k = 0; k < kForms; ++k) {
           const int i = kOrder[k];
           const int64_t step = ((o / kBlock * kForms + j) * kForms + k) * (in / 4) + c / 4;
-          laid[(step * kBlock + o % kBlock) * 4 + c % 4] = static_cast<int8_t>(u[i]);
-          added[i][j] += offset_at(i, j, is_signed) * u[i];
+          laid[(step * kBlock + o % kBlock) * 4 + c % 4] = static_cast<int8_t>(u[i][j]);
+          added[i][j] += offset_at(i, j, kOffsets[bits], is_signed) * u[i][j];
         }
-      }
     }
-    int64_t columns[4][kForms];
-    for (int j = 0; j < kForms; ++j) {
-      int64_t m[kForms], y[4];
-      for (int i = 0; i < kForms; ++i) m[i] = added[i][j];
-      output_forms<Numbers>(m, y);
-      for (int r = 0; r < 4; ++r) columns[r][j] = y[r];
-    }
-    for (int r = 0; r < 4; ++r) {
-      int64_t y[4];
-      output_forms<Numbers>(columns[r], y);
-      for (int x = 0; x < 4; ++x) constants[(4 * r + x) * out + o] = static_cast<int32_t>(-y[x]);
-    }
+    int64_t y[kTile][kTile];
+    both_sides(kA, added, y);
+    for (int i = 0; i < kTile * kTile; ++i)
+      constants[i * out + o] = static_cast<int32_t>(-y[i / kTile][i % kTile]);
   }
 }
 
 // B' d, bytes modulo 256
-QSR_INLINE void input_forms(const __m512i d[6], __m512i t[kForms]) {
-  const __m512i d13 = _mm512_sub_epi8(d[3], d[1]), d24 = _mm512_sub_epi8(d[4], d[2]);
-  const __m512i odd = _mm512_add_epi8(d[1], d[3]), even = _mm512_add_epi8(d[2], d[4]);
-  t[0] = _mm512_sub_epi8(d[0], d[4]), t[6] = _mm512_sub_epi8(d[5], d[1]);
-  t[1] = _mm512_add_epi8(even, odd), t[2] = _mm512_sub_epi8(even, odd);
-  t[3] = _mm512_add_epi8(d13, d24), t[4] = _mm512_sub_epi8(d13, d24);
-  t[5] = _mm512_sub_epi8(d[1], d[3]);
+typedef uint8_t Bytes __attribute__((vector_size(64)));
+template <class T>
+QSR_INLINE constexpr void input_forms(const T* d, T* t) {
+  const T d13 = d[3] - d[1], d24 = d[4] - d[2], odd = d[1] + d[3], even = d[2] + d[4];
+  t[0] = d[0] - d[4], t[1] = even + odd, t[2] = even - odd;
+  t[3] = d13 + d24, t[4] = d13 - d24, t[5] = d[1] - d[3], t[6] = d[5] - d[1];
 }
+static_assert(computes(kB, input_forms<int>));
 
-// B' D B + offset for 64 channels of one tile, u8 [7 columns, 7 of kOrder] at `stride`.
-QSR_INLINE void transform(const uint8_t* in, int64_t row, int64_t pixel, uint8_t* to,
-                          int64_t stride, __m512i offset, __m512i offset11) {
-  __m512i rows[6][kForms];  // of the tile, transformed along x
-  for (int i = 0; i < 6; ++i, in += row) {
-    __m512i d[6];
+// B' D B + offset of 64 channels of one tile, u8 [7 columns, 7 of kOrder] at `stride`.
+QSR_INLINE void transform_channels(const uint8_t* in, int64_t row, int64_t pixel, uint8_t* to,
+                                   int64_t stride, Bytes offset, Bytes offset11) {
+  Bytes rows[kPatch][kForms];  // of the patch, transformed along x
+  for (int i = 0; i < kPatch; ++i, in += row) {
+    Bytes d[kPatch];
 #pragma GCC unroll 6
-    for (int k = 0; k < 6; ++k) d[k] = _mm512_loadu_si512(in + k * pixel);
+    for (int k = 0; k < kPatch; ++k) d[k] = (Bytes)_mm512_loadu_si512(in + k * pixel);
     input_forms(d, rows[i]);
   }
   for (int j = 0; j < kForms; ++j, to += kForms * stride) {
-    const __m512i d[6] = {rows[0][j], rows[1][j], rows[2][j], rows[3][j], rows[4][j], rows[5][j]};
-    __m512i t[kForms];
+    const Bytes d[kPatch] = {rows[0][j], rows[1][j], rows[2][j],
+                             rows[3][j], rows[4][j], rows[5][j]};
+    Bytes t[kForms];
     input_forms(d, t);
 #pragma GCC unroll 7
     for (int k = 0; k < kForms; ++k)
       _mm512_storeu_si512(to + k * stride,
-                          _mm512_add_epi8(t[kOrder[k]], k == 0 && j == 1 ? offset11 : offset));
+                          (__m512i)(t[kOrder[k]] + (k == 0 && j == 1 ? offset11 : offset)));
   }
 }
 
+// A' m
+typedef int32_t Sums __attribute__((vector_size(64)));
+template <class T>
+QSR_INLINE constexpr void output_forms(const T* m, T* y) {
+  const T sum = m[1] + m[2], difference = m[1] - m[2], p = m[3] + m[5], q = m[4] + m[5];
+  y[0] = m[0] + sum + p + p, y[1] = difference + q + q;
+  y[2] = sum - p - p, y[3] = m[6] + difference - q - q;
+}
+static_assert(computes(kA, output_forms<int>));
+
+// clang-format off
 // Four input channels of one tile at two positions, times 2 x 32 x 4 weights in zmm24..27.
-#define QSR_TILE(first, s0, s1, second, s2, s3)             \
-  "vpbroadcastd " first ", %%zmm28\n\tvpbroadcastd " second \
-  ", %%zmm29\n\t"                                           \
-  "vpdpbusd %%zmm24, %%zmm28, %%zmm" #s0                    \
-  "\n\t"                                                    \
-  "vpdpbusd %%zmm25, %%zmm28, %%zmm" #s1                    \
-  "\n\t"                                                    \
-  "vpdpbusd %%zmm26, %%zmm29, %%zmm" #s2                    \
-  "\n\t"                                                    \
+#define QSR_TILE(first, s0, s1, second, s2, s3)                                  \
+  "vpbroadcastd " first ", %%zmm28\n\tvpbroadcastd " second ", %%zmm29\n\t"      \
+  "vpdpbusd %%zmm24, %%zmm28, %%zmm" #s0 "\n\t"                                  \
+  "vpdpbusd %%zmm25, %%zmm28, %%zmm" #s1 "\n\t"                                  \
+  "vpdpbusd %%zmm26, %%zmm29, %%zmm" #s2 "\n\t"                                  \
   "vpdpbusd %%zmm27, %%zmm29, %%zmm" #s3 "\n\t"
 // All input channels at two positions; a, b: tiles 0 and 3 of the first, c, d: of the second.
-#define QSR_LOOP(label) \
+#define QSR_LOOP(label)                                                     \
   ".p2align 5\n" label ":\n\t"                                              \
   "vmovdqu64 (%[w]), %%zmm24\n\tvmovdqu64 64(%[w]), %%zmm25\n\t"            \
   "vmovdqu64 (%[w], %[position]), %%zmm26\n\t"                              \
@@ -191,52 +179,49 @@ QSR_INLINE void transform(const uint8_t* in, int64_t row, int64_t pixel, uint8_t
   "add $4, %[a]\n\tadd $4, %[b]\n\tadd $4, %[c]\n\tadd $4, %[d]\n\t"        \
   "add $128, %[w]\n\tcmp %[w], %[end]\n\tjne " label "b\n\t"
 // The same at one position: sums in zmm0..11 only.
-#define QSR_LONE_TILE(address, s0, s1)                                        \
-  "vpbroadcastd " address ", %%zmm28\n\tvpdpbusd %%zmm24, %%zmm28, %%zmm" #s0 \
-  "\n\t"                                                                      \
+#define QSR_LONE_TILE(address, s0, s1)                                                \
+  "vpbroadcastd " address ", %%zmm28\n\tvpdpbusd %%zmm24, %%zmm28, %%zmm" #s0 "\n\t"  \
   "vpdpbusd %%zmm25, %%zmm28, %%zmm" #s1 "\n\t"
-#define QSR_LONE_LOOP(label) \
-  ".p2align 5\n" label ":\n\t"                                                     \
-  "vmovdqu64 (%[w]), %%zmm24\n\tvmovdqu64 64(%[w]), %%zmm25\n\t"                   \
-  QSR_LONE_TILE("(%[a])", 0, 1) QSR_LONE_TILE("(%[a], %[depth])", 2, 3)            \
-  QSR_LONE_TILE("(%[a], %[depth], 2)", 4, 5) QSR_LONE_TILE("(%[b])", 6, 7)         \
-  QSR_LONE_TILE("(%[b], %[depth])", 8, 9) QSR_LONE_TILE("(%[b], %[depth], 2)", 10, 11) \
-  "add $4, %[a]\n\tadd $4, %[b]\n\t"                                              \
+#define QSR_LONE_LOOP(label)                                                            \
+  ".p2align 5\n" label ":\n\t"                                                          \
+  "vmovdqu64 (%[w]), %%zmm24\n\tvmovdqu64 64(%[w]), %%zmm25\n\t"                        \
+  QSR_LONE_TILE("(%[a])", 0, 1) QSR_LONE_TILE("(%[a], %[depth])", 2, 3)                 \
+  QSR_LONE_TILE("(%[a], %[depth], 2)", 4, 5) QSR_LONE_TILE("(%[b])", 6, 7)              \
+  QSR_LONE_TILE("(%[b], %[depth])", 8, 9) QSR_LONE_TILE("(%[b], %[depth], 2)", 10, 11)  \
+  "add $4, %[a]\n\tadd $4, %[b]\n\t"                                                   \
   "add $128, %[w]\n\tcmp %[w], %[end]\n\tjne " label "b\n\t"
-#define QSR_ZERO(r, s)                                                                             \
-  "vpxord %%zmm" #r ", %%zmm" #r ", %%zmm" #r "\n\tvpxord %%zmm" #s ", %%zmm" #s ", %%zmm" #s "\n" \
-                                                                                              "\t"
+#define QSR_ZERO(r, s)                               \
+  "vpxord %%zmm" #r ", %%zmm" #r ", %%zmm" #r "\n\t"  \
+  "vpxord %%zmm" #s ", %%zmm" #s ", %%zmm" #s "\n\t"
 // s = m1 + m2 and d = m1 - m2 to their places, row 2 and row 1 of the result.
-#define QSR_HALF(k, p, q)                                                    \
-  "vpaddd %%zmm" #q ", %%zmm" #p ", %%zmm28\n\tvpsubd %%zmm" #q ", %%zmm" #p \
-  ", %%zmm29\n\t"                                                            \
+#define QSR_HALF(k, p, q)                        \
+  "vpaddd %%zmm" #q ", %%zmm" #p ", %%zmm28\n\t"  \
+  "vpsubd %%zmm" #q ", %%zmm" #p ", %%zmm29\n\t"  \
   "vmovdqu64 %%zmm28, 1536+64*" #k "(%[to])\n\tvmovdqu64 %%zmm29, 768+64*" #k "(%[to])\n\t"
-#define QSR_COPY(p, q) "vmovdqa64 %%zmm" #p ", %%zmm" #q "\n\t"
+#define QSR_COPY(k, p, q) "vmovdqa64 %%zmm" #p ", %%zmm" #q "\n\t"
 // y2 = s - 2 p and y1 = d + 2 q to memory; s + 2 p and d - 2 q stay.
-#define QSR_WHOLE(k, p, q)                                                                    \
-  "vpaddd %%zmm" #p ", %%zmm" #p ", %%zmm" #p "\n\tvpaddd %%zmm" #q ", %%zmm" #q ", %%zmm" #q \
-  "\n\t"                                                                                      \
-  "vmovdqu64 1536+64*" #k "(%[to]), %%zmm28\n\tvmovdqu64 768+64*" #k                          \
-  "(%[to]), %%zmm29\n\t"                                                                      \
-  "vpsubd %%zmm" #p ", %%zmm28, %%zmm30\n\tvpaddd %%zmm" #q                                   \
-  ", %%zmm29, %%zmm31\n\t"                                                                    \
-  "vpaddd %%zmm" #p ", %%zmm28, %%zmm" #p "\n\tvpsubd %%zmm" #q ", %%zmm29, %%zmm" #q         \
-  "\n\t"                                                                                      \
+#define QSR_WHOLE(k, p, q)                                                                     \
+  "vpaddd %%zmm" #p ", %%zmm" #p ", %%zmm" #p "\n\t"                                            \
+  "vpaddd %%zmm" #q ", %%zmm" #q ", %%zmm" #q "\n\t"                                            \
+  "vmovdqu64 1536+64*" #k "(%[to]), %%zmm28\n\tvmovdqu64 768+64*" #k "(%[to]), %%zmm29\n\t"    \
+  "vpsubd %%zmm" #p ", %%zmm28, %%zmm30\n\tvpaddd %%zmm" #q ", %%zmm29, %%zmm31\n\t"           \
+  "vpaddd %%zmm" #p ", %%zmm28, %%zmm" #p "\n\tvpsubd %%zmm" #q ", %%zmm29, %%zmm" #q "\n\t"   \
   "vmovdqu64 %%zmm30, 1536+64*" #k "(%[to])\n\tvmovdqu64 %%zmm31, 768+64*" #k "(%[to])\n\t"
 #define QSR_STORE(k, p, q) \
   "vmovdqu64 %%zmm" #p ", 64*" #k "(%[to])\n\tvmovdqu64 %%zmm" #q ", 2304+64*" #k "(%[to])\n\t"
-#define QSR_EACH(macro)                                                                           \
-  macro(0, 0, 12) macro(1, 1, 13) macro(2, 2, 14) macro(3, 3, 15) macro(4, 4, 16) macro(5, 5, 17) \
-      macro(6, 6, 18) macro(7, 7, 19) macro(8, 8, 20) macro(9, 9, 21) macro(10, 10, 22)           \
-          macro(11, 11, 23)
+#define QSR_EACH(macro)                                                         \
+  macro(0, 0, 12) macro(1, 1, 13) macro(2, 2, 14) macro(3, 3, 15)               \
+  macro(4, 4, 16) macro(5, 5, 17) macro(6, 6, 18) macro(7, 7, 19)               \
+  macro(8, 8, 20) macro(9, 9, 21) macro(10, 10, 22) macro(11, 11, 23)
 #define QSR_ZEROS \
   QSR_ZERO(0, 1) QSR_ZERO(2, 3) QSR_ZERO(4, 5) QSR_ZERO(6, 7) QSR_ZERO(8, 9) QSR_ZERO(10, 11)
+// clang-format on
 
 // The four output rows of one column of positions, for 6 tiles x 32 outputs.
 // in: u8 [7 of kOrder] at `stride`, [6, depth]; weights: s8 [7, depth / 4, 32, 4];
 // to: [4, 6, 2, 16].
-QSR_INLINE void multiply(const uint8_t* in, int64_t stride, int64_t depth, const int8_t* weights,
-                         int32_t* to) {
+QSR_INLINE void multiply_column(const uint8_t* in, int64_t stride, int64_t depth,
+                                const int8_t* weights, int32_t* to) {
   const uint8_t *a = in, *b = in + 3 * depth, *c = in + stride, *d = c + 3 * depth;
   const int8_t* w = weights;
   const int64_t position = depth * kBlock;
@@ -251,8 +236,7 @@ QSR_INLINE void multiply(const uint8_t* in, int64_t stride, int64_t depth, const
       "add %[position], %[w]\n\tlea (%[w], %[position]), %[end]\n\t"
       "lea (%[c], %[skip]), %[a]\n\tlea (%[d], %[skip]), %[b]\n\t"
       QSR_LONE_LOOP("2")
-      QSR_COPY(0, 12) QSR_COPY(1, 13) QSR_COPY(2, 14) QSR_COPY(3, 15) QSR_COPY(4, 16) QSR_COPY(5, 17)
-      QSR_COPY(6, 18) QSR_COPY(7, 19) QSR_COPY(8, 20) QSR_COPY(9, 21) QSR_COPY(10, 22) QSR_COPY(11, 23)
+      QSR_EACH(QSR_COPY)
       "lea (%[w], %[position]), %[end]\n\t"
       "add %[skip], %[a]\n\tadd %[skip], %[b]\n\t"
       "lea (%[a], %[stride]), %[c]\n\tlea (%[b], %[stride]), %[d]\n\t"
@@ -264,104 +248,70 @@ QSR_INLINE void multiply(const uint8_t* in, int64_t stride, int64_t depth, const
       QSR_LOOP("4")
       QSR_EACH(QSR_STORE)
       : [a] "+r"(a), [b] "+r"(b), [c] "+r"(c), [d] "+r"(d), [w] "+r"(w), [end] "+r"(end)
-      : [depth] "r"(depth), [position] "r"(position), [skip] "r"(skip), [stride] "r"(stride), [to] "r"(to)
+      : [depth] "r"(depth), [position] "r"(position), [skip] "r"(skip), [stride] "r"(stride),
+        [to] "r"(to)
       : "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10",
         "zmm11", "zmm12", "zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19", "zmm20",
         "zmm21", "zmm22", "zmm23", "zmm24", "zmm25", "zmm26", "zmm27", "zmm28", "zmm29", "zmm30",
         "zmm31", "memory", "cc");
 }
 
-// The sums themselves, for one pixel at a time.
-struct SumStore {
-  int32_t* sums;
-  int64_t channels;  // that a pixel has from here on
-  QSR_INLINE void operator()(Int sum16, int64_t at, int64_t) const {
-    const Int sum = sum16 >> 4;
-    if (channels >= kLanes)
-      *(Int*)(sums + at) = sum;
-    else
-      for (int64_t k = 0; k < channels; ++k) sums[at + k] = sum[k];
+struct Group {
+  typedef int32_t Products[kForms][kTile][kTiles][kVectors][kLanes];  // transformed along y
+
+  // Transforms them along x too, and takes off what the offsets add.
+  struct Rows {
+    const Products& products;
+    const int32_t* constants;
+    int64_t out;
+    QSR_INLINE void operator()(int64_t t, int v, int r, Int y[kTile]) const {
+      Sums column[kForms], sums[kTile];
+#pragma GCC unroll 7
+      for (int j = 0; j < kForms; ++j) column[j] = *(const Sums*)products[j][r][t][v];
+      output_forms(column, sums);
+#pragma GCC unroll 4
+      for (int x = 0; x < kTile; ++x)
+        y[x] = sums[x] + *(const Int*)(constants + (kTile * r + x) * out + v * kLanes);
+    }
+  };
+
+  const int64_t depth, in_row, out, stride;  // stride: between positions
+  const int32_t* const constants;
+  const int8_t* const weights;
+  const Bytes offset, offset11;
+  uint8_t* const tiles;  // [7 columns, 7 of kOrder, 6 tiles, depth]
+  Products& products;
+
+  QSR_INLINE Group(const Conv3x3& job, uint8_t* tiles, Products& products)
+      : depth(job.in.channels),
+        in_row(job.in.row()),
+        out(job.out_channels),
+        stride(kTiles * depth),
+        constants(static_cast<const int32_t*>(job.weights)),
+        weights(static_cast<const int8_t*>(job.weights) + constants_bytes(out)),
+        offset((Bytes)_mm512_set1_epi8(offset_at(0, 0, kOffsets[job.in_bits], job.in_signed))),
+        offset11((Bytes)_mm512_set1_epi8(offset_at(1, 1, kOffsets[job.in_bits], job.in_signed))),
+        tiles(tiles),
+        products(products) {}
+
+  QSR_INLINE void transform(const uint8_t* from, int64_t t) const {
+    for (int64_t c = 0; c < depth; c += 64)
+      transform_channels(from + c, in_row, depth, tiles + t * depth + c, stride, offset, offset11);
+  }
+
+  QSR_INLINE Rows multiply(int64_t b, int64_t) const {
+    for (int64_t j = 0; j < kForms; ++j)
+      multiply_column(tiles + kForms * j * stride, stride, depth,
+                      weights + (b / kBlock * kForms + j) * kForms * depth * kBlock,
+                      products[j][0][0][0]);
+    return {products, constants + b, out};
   }
 };
 
-// The output transform along x for `count` tiles from tile `first` on, 16 channels, and what
-// follows. m: [7 columns][4 rows][6 tiles][2][16], at the right vector.
-template <class Use>
-QSR_INLINE void outputs(const Conv3x3& job, const int32_t* m, const int32_t* constants,
-                        int64_t first, int64_t count, int64_t map_channels, const Use& use) {
-  const int64_t columns = whole_tiles(job.in.width) / 4, out = job.out_channels;
-  const int64_t map_row = job.in.width * map_channels;
-  const int64_t code_row = (whole_tiles(job.in.width) + 2) * out;
-  int64_t ty = first / columns, tx = first % columns;
-  for (int64_t t = 0; t < count; ++t, m += kBlock) {
-    const int64_t valid = job.in.width - 4 * tx < 4 ? job.in.width - 4 * tx : 4;
-    for (int r = 0; r < 4 && 4 * ty + r < job.in.height; ++r) {
-      Int column[kForms], y[4];
-#pragma GCC unroll 7
-      for (int j = 0; j < kForms; ++j) column[j] = *(const Int*)(m + (4 * j + r) * kTiles * kBlock);
-      output_forms<Vectors>(column, y);
-      const int32_t* constant = constants + 4 * r * out;
-      const int64_t at = (4 * ty + r) * map_row + 4 * tx * map_channels;
-      const int64_t code_at = (4 * ty + r + 1) * code_row + (4 * tx + 1) * out;
-#pragma GCC unroll 4
-      for (int x = 0; x < 4; ++x)
-        if (x < valid)
-          use(y[x] + *(const Int*)(constant + x * out), at + x * map_channels, code_at + x * out);
-    }
-    if (++tx == columns) tx = 0, ++ty;
-  }
-}
-
-void run(const Conv3x3& job, int64_t first, int64_t last) {
-  const CodeMap& in = job.in;
-  const int64_t depth = in.channels, columns = whole_tiles(in.width) / 4, stride = kTiles * depth;
-  const int32_t* constants = static_cast<const int32_t*>(job.weights);
-  const int8_t* weights =
-      static_cast<const int8_t*>(job.weights) + constants_bytes(job.out_channels);
-  const __m512i offset = _mm512_set1_epi8(offset_at(0, 0, job.in_signed));
-  const __m512i offset11 = _mm512_set1_epi8(offset_at(1, 1, job.in_signed));
-  // For 64 channels 19 KB, and 21 KB: both stay in the second-level cache.
-  uint8_t* tiles = static_cast<uint8_t*>(_mm_malloc(kForms * kForms * stride, 64));
-  alignas(64) int32_t m[kForms][4][kTiles][kVectors][kLanes];
-  for (int64_t n = first * columns; n < last * columns; n += kTiles) {  // tiles across rows
-    const int64_t count = last * columns - n < kTiles ? last * columns - n : kTiles;
-    for (int64_t t = 0; t < count; ++t) {
-      const uint8_t* from = in.at(4 * ((n + t) / columns) - 1, 4 * ((n + t) % columns) - 1);
-      for (int64_t c = 0; c < depth; c += kMapChannels)
-        transform(from + c, in.row(), depth, tiles + t * depth + c, stride, offset, offset11);
-    }
-    for (int64_t b = 0; b < job.out_channels; b += kBlock) {
-      for (int64_t j = 0; j < kForms; ++j)
-        multiply(tiles + kForms * j * stride, stride, depth,
-                 weights + (b / kBlock * kForms + j) * kForms * depth * kBlock, m[j][0][0][0]);
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t c = b + v * kLanes;
-        const int32_t *sums = m[0][0][0][v], *constant = constants + c;
-        const Finish& f = job.finish;
-        if (f.sums) {
-          const SumStore store{f.sums + c, f.sum_channels - c};
-          outputs(job, sums, constant, n, count, f.sum_channels, store);
-        } else if (f.residual) {
-          const Finisher<kLanes, true> finish(f, c, 0.0625f);
-          outputs(job, sums, constant, n, count, job.out_channels, finish);
-        } else {
-          const Finisher<kLanes, false> finish(f, c, 0.0625f);
-          outputs(job, sums, constant, n, count, job.out_channels, finish);
-        }
-      }
-    }
-  }
-  _mm_free(tiles);
-}
-
-bool supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-}
-
 }  // namespace
 
-const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", supported, 4, 4, laid_out_bytes, lay_out, run};
+const Conv3x3Kernel kConv3x3Vnni = {
+    "winograd-vnni", has_vnni, kTile, kMostBits, laid_out_bytes, lay_out, drive<Group>};
 
 }  // namespace qsr
 #pragma GCC pop_options
@@ -369,8 +319,7 @@ const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", supported, 4, 4, laid_out_b
 #else
 
 namespace qsr {
-const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", [] { return false; }, 2, 0, nullptr, nullptr,
-                                    nullptr};
+const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", has_vnni, 4, 0, nullptr, nullptr, nullptr};
 }  // namespace qsr
 
 #endif

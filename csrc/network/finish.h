@@ -2,46 +2,11 @@
 // every instruction set, in the compiler's own vectors. A file includes this after it has chosen
 // its target, inside its own anonymous namespace, so that no two targets share a compiled copy.
 //
-// The formulas are those of qsr/reference.py, bit for bit: a division where it divides, and no
-// fused multiply-add (-ffp-contract=off). Multiplying by 1 / step instead would save 1 % of a layer
-// and change codes at the thresholds.
+// The formulas are those of qsr/integer/reference.py, bit for bit: a division where it divides, and
+// no fused multiply-add (-ffp-contract=off). Multiplying by 1 / step instead would save 1 % of a
+// layer and change codes at the thresholds.
 
-// Vectors wider than the target's registers never cross a call: everything here is inlined.
-#pragma GCC diagnostic ignored "-Wpsabi"
-#define QSR_INLINE __attribute__((always_inline)) inline
-
-template <int n>
-struct Vector {
-  typedef float Float __attribute__((vector_size(4 * n), aligned(4)));
-  typedef int32_t Int __attribute__((vector_size(4 * n), aligned(4)));
-  typedef uint32_t Unsigned __attribute__((vector_size(4 * n), aligned(4)));
-  typedef uint8_t Byte __attribute__((vector_size(n), aligned(1)));
-};
-
-// The nearest integer, halves to even, of |x| < 2^22: adding 1.5 * 2^23 leaves no room for a
-// fraction, so the sum is rounded to an integer, which is then its low bits.
-template <int n>
-QSR_INLINE typename Vector<n>::Int nearest(typename Vector<n>::Float x) {
-  return (typename Vector<n>::Int)(x + 12582912.0f) - 0x4b400000;
-}
-
-// The low byte of each lane. A file for AVX2 or AVX-512 says so by QSR_AVX2 or QSR_AVX512 (before
-// version 13 the pragma that chooses a target in g++ defines no macro). gcc 12 takes its own
-// conversion apart into single numbers: written so, a layer on AVX2 takes 13 to 16 % less time.
-template <int n>
-QSR_INLINE typename Vector<n>::Byte low_bytes(typename Vector<n>::Int x) {
-#ifdef QSR_AVX512
-  if constexpr (n == 16) return (typename Vector<n>::Byte)_mm512_cvtepi32_epi8((__m512i)x);
-#endif
-#ifdef QSR_AVX2
-  if constexpr (n == 8) {
-    const __m256i fours = _mm256_shuffle_epi8((__m256i)x, _mm256_set1_epi32(0x0c080400));
-    return (typename Vector<n>::Byte)_mm_cvtsi128_si64(
-        _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1)));
-  }
-#endif
-  return __builtin_convertvector(x, typename Vector<n>::Byte);
-}
+#include "vectors.h"
 
 // The finish of channels [c, c + n): made once for many pixels, so that all constants are loaded.
 template <int n, bool has_residual>
@@ -93,3 +58,32 @@ struct Finisher {
     *(Byte*)(codes + code_at) = low_bytes<n>(nearest<n>(t) & (Int)(t == t));
   }
 };
+
+// The sums themselves, of channels [c, c + n) of one pixel.
+template <int n>
+struct SumStore {
+  int32_t* sums;
+  int64_t channels;  // that a pixel has from c on
+  int shift;
+  QSR_INLINE void operator()(typename Vector<n>::Int sum, int64_t at, int64_t) const {
+    sum >>= shift;
+    if (channels >= n)
+      *(typename Vector<n>::Int*)(sums + at) = sum;
+    else
+      for (int64_t k = 0; k < channels; ++k) sums[at + k] = sum[k];
+  }
+};
+
+// use(finish, channels): with what becomes of the sums of channels [c, c + n), which are 2^shift
+// times too large, and how many channels a pixel has in the map that `at` counts in.
+template <int n, class Use>
+QSR_INLINE void with_finish(const Conv3x3& job, int64_t c, int shift, const Use& use) {
+  const Finish& f = job.finish;
+  const float shrink = 1.0f / static_cast<float>(1 << shift);
+  if (f.sums)
+    use(SumStore<n>{f.sums + c, f.sum_channels - c, shift}, f.sum_channels);
+  else if (f.residual)
+    use(Finisher<n, true>(f, c, shrink), job.out_channels);
+  else
+    use(Finisher<n, false>(f, c, shrink), job.out_channels);
+}

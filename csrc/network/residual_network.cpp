@@ -13,13 +13,8 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu.h"
 #include "kernels.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define QSR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define QSR_CLONES
-#endif
 
 namespace qsr {
 namespace {

@@ -4,14 +4,14 @@
 // scores, hidden values) in scratch memory that fits the second-level cache. Shifted windows are
 // only another way to count pixels.
 //
-// All float formulas are those of qsr/reference.py, bit for bit.
+// All float formulas are those of qsr/integer/reference.py, bit for bit.
 #pragma once
 #include <cstdint>
 #include <string>
 
 namespace qsr {
 
-constexpr int64_t kRowLanes = 16;  // partial sums of a row; LANES of qsr/reference.py
+constexpr int64_t kRowLanes = 16;  // partial sums of a row; LANES of qsr/integer/reference.py
 
 // code = clamp(round((x + tau) / step), low, high), kept in a byte as code + offset.
 struct ByteCodes {

@@ -3,9 +3,10 @@
 // w bits 2^(w-1), so 2 * (2^a - 1) * 2^(w-1) < 2^(a+w) <= 2^15 for a + w <= 15. Not for two times 8
 // bits. (Adding up pairs in 16 bits before they are widened saves nothing: the float work hides
 // it.)
+#include "cpu.h"
 #include "network/swin.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QSR_X86
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -46,11 +47,9 @@ QSR_INLINE IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights) 
 constexpr int kVectors = 1, kSideBySide = 2;
 #include "network/swin_kernel.h"
 
-bool supported() { return __builtin_cpu_supports("avx2"); }
-
 }  // namespace
 
-const SwinKernel kSwinAvx2 = {"avx2", supported, 15, layer, attention, norm};
+const SwinKernel kSwinAvx2 = {"avx2", has_avx2, 15, layer, attention, norm};
 
 }  // namespace qsr
 #pragma GCC pop_options
@@ -58,7 +57,7 @@ const SwinKernel kSwinAvx2 = {"avx2", supported, 15, layer, attention, norm};
 #else
 
 namespace qsr {
-const SwinKernel kSwinAvx2 = {"avx2", [] { return false; }, 0, nullptr, nullptr, nullptr};
+const SwinKernel kSwinAvx2 = {"avx2", has_avx2, 0, nullptr, nullptr, nullptr};
 }  // namespace qsr
 
 #endif

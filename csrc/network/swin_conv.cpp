@@ -1,10 +1,5 @@
+#include "cpu.h"
 #include "network/swin_conv.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define QSR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define QSR_CLONES
-#endif
 
 namespace qsr {
 namespace {

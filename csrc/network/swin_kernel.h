@@ -13,15 +13,8 @@ constexpr int64_t kSlack = 64;
 // 2^n is multiplied by adding n to the exponent, where `shifted` has it in its low bits. No result
 // is so small that this would not be the product.
 QSR_INLINE Float exp2(Float t) {
-  const Float shifted = t + 12582912.0f, f = t - (shifted - 12582912.0f);
-  Float y = all(0.001327647219098223f);
-  y = y * f + 0.009675541616274378f;
-  y = y * f + 0.055507132753364594f;
-  y = y * f + 0.2402211971865223f;
-  y = y * f + 0.6931469670621001f;
-  y = y * f + 1.0000000716557271f;
-  y = as_float(as_int(y) + (as_int(shifted) << 23));
-  return zero_below(-125.0f, t, y);
+  const Float shifted = t + kMagic, y = exp2_fraction(t - (shifted - kMagic));
+  return zero_below(-125.0f, t, as_float(as_int(y) + (as_int(shifted) << 23)));
 }
 
 QSR_INLINE Float gelu(Float x) {
@@ -38,11 +31,10 @@ QSR_INLINE Float gelu(Float x) {
   return larger(x, all(0.0f)) - a * exp2(y);
 }
 
-// The code nearest to z, as a byte: of z + 1.5 * 2^23 the low byte is the integer's (see
-// `nearest`).
+// The code nearest to z, as a byte: the low one of z + kMagic.
 QSR_INLINE Byte bytes(Float z, Float low, Float high, Int offset) {
   z = smaller(high, larger(low, z));
-  return low_bytes(zero_where_nan(z, as_int(z + 12582912.0f)) + offset);
+  return low_bytes(zero_where_nan(z, as_int(z + kMagic)) + offset);
 }
 QSR_INLINE Byte bytes(Float z, const ByteCodes& c) {
   return bytes(z, all(c.low), all(c.high), all(c.offset));

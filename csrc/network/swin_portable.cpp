@@ -1,4 +1,5 @@
 // Swin layers on any processor: the definition, in the compiler's own vectors. Exact for all bytes.
+#include "cpu.h"
 #include "network/swin.h"
 
 #include <cmath>
@@ -43,8 +44,6 @@ QSR_INLINE IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights) 
 
 constexpr int kVectors = 1, kSideBySide = 1;
 #include "network/swin_kernel.h"
-
-bool anywhere() { return true; }
 
 }  // namespace
 

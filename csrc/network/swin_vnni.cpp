@@ -1,8 +1,9 @@
 // Swin layers on AVX-512 VNNI: one instruction is 64 products u8 x s8, summed by fours into s32,
 // exact for all bytes.
+#include "cpu.h"
 #include "network/swin.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QSR_X86
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -43,15 +44,9 @@ QSR_INLINE IntPart dot(IntPart sum, const uint8_t* four, const int8_t* weights) 
 constexpr int kVectors = 4, kSideBySide = 4;
 #include "network/swin_kernel.h"
 
-bool supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-
 }  // namespace
 
-const SwinKernel kSwinVnni = {"vnni", supported, 16, layer, attention, norm};
+const SwinKernel kSwinVnni = {"vnni", has_vnni, 16, layer, attention, norm};
 
 }  // namespace qsr
 #pragma GCC pop_options
@@ -59,7 +54,7 @@ const SwinKernel kSwinVnni = {"vnni", supported, 16, layer, attention, norm};
 #else
 
 namespace qsr {
-const SwinKernel kSwinVnni = {"vnni", [] { return false; }, 0, nullptr, nullptr, nullptr};
+const SwinKernel kSwinVnni = {"vnni", has_vnni, 0, nullptr, nullptr, nullptr};
 }  // namespace qsr
 
 #endif

@@ -1,5 +1,5 @@
-// The collapsed tail (qsr/tail.py): features -> sr, one 5x5 convolution and a pixel shuffle, in
-// float.
+// The collapsed tail (qsr/integer/tail.py): features -> sr, one 5x5 convolution and a pixel
+// shuffle, in float.
 #pragma once
 #include <cstdint>
 

@@ -1,7 +1,8 @@
 // The collapsed tail for AVX2 and FMA: 12 of 16 registers hold sums, 4 tiles x 24 outputs.
+#include "cpu.h"
 #include "network/tail.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QSR_X86
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #include <immintrin.h>
@@ -9,20 +10,19 @@
 namespace qsr {
 namespace {
 
-#pragma GCC diagnostic ignored "-Wpsabi"
-#define QSR_INLINE __attribute__((always_inline)) inline
+#include "vectors.h"
 
 constexpr int kLanes = 8, kTiles = 4;
-QSR_INLINE __m256 fma(float a, __m256 b, __m256 c) {
+typedef Vector<kLanes>::Float Lanes;
+QSR_INLINE Lanes fma(float a, Lanes b, Lanes c) {
   return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c);
 }
-#include "network/tail_kernel.h"
 
-bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#include "network/tail_kernel.h"
 
 }  // namespace
 
-const TailKernel kTailAvx2 = {"avx2", supported, run};
+const TailKernel kTailAvx2 = {"avx2", has_fma, run};
 
 }  // namespace qsr
 #pragma GCC pop_options
@@ -30,7 +30,7 @@ const TailKernel kTailAvx2 = {"avx2", supported, run};
 #else
 
 namespace qsr {
-const TailKernel kTailAvx2 = {"avx2", [] { return false; }, nullptr};
+const TailKernel kTailAvx2 = {"avx2", has_fma, nullptr};
 }  // namespace qsr
 
 #endif

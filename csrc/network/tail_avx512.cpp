@@ -1,7 +1,8 @@
 // The collapsed tail for AVX-512: 24 of 32 registers hold sums, 8 tiles x 48 outputs.
+#include "cpu.h"
 #include "network/tail.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QSR_X86
 #pragma GCC push_options
 #pragma GCC target("avx512f")
 #include <immintrin.h>
@@ -9,20 +10,19 @@
 namespace qsr {
 namespace {
 
-#pragma GCC diagnostic ignored "-Wpsabi"
-#define QSR_INLINE __attribute__((always_inline)) inline
+#include "vectors.h"
 
 constexpr int kLanes = 16, kTiles = 8;
-QSR_INLINE __m512 fma(float a, __m512 b, __m512 c) {
+typedef Vector<kLanes>::Float Lanes;
+QSR_INLINE Lanes fma(float a, Lanes b, Lanes c) {
   return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
 }
-#include "network/tail_kernel.h"
 
-bool supported() { return __builtin_cpu_supports("avx512f"); }
+#include "network/tail_kernel.h"
 
 }  // namespace
 
-const TailKernel kTailAvx512 = {"avx512", supported, run};
+const TailKernel kTailAvx512 = {"avx512", has_avx512, run};
 
 }  // namespace qsr
 #pragma GCC pop_options
@@ -30,7 +30,7 @@ const TailKernel kTailAvx512 = {"avx512", supported, run};
 #else
 
 namespace qsr {
-const TailKernel kTailAvx512 = {"avx512", [] { return false; }, nullptr};
+const TailKernel kTailAvx512 = {"avx512", has_avx512, nullptr};
 }  // namespace qsr
 
 #endif

@@ -1,7 +1,7 @@
 // The collapsed tail by Winograd's F(4x4, 5x5): a tile of 4x4 outputs from 8x8 inputs with 64
 // products where the definition has 400. One source for every instruction set: a file chooses its
-// target, says how wide a vector is (kLanes), how many tiles a register tile has (kTiles) and what
-// a fused multiply-add is, then includes this inside its own anonymous namespace.
+// target, says how wide a vector is (kLanes, Lanes), how many tiles a register tile has (kTiles)
+// and what a fused multiply-add is, then includes this inside its own anonymous namespace.
 //
 // The points are 0, 1, -1, 2, -2, 1/2, -1/2 and infinity, as in the F(6x6, 3x3) of float libraries.
 // Float32 keeps the result within some 1e-6 of the sum of products (tests/test_tail.py).
@@ -13,8 +13,6 @@
 // tiles are the same tiles.
 //
 // The outermost pixels have weights of their own and are computed by the definition.
-
-typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4)));
 
 constexpr int kReach = 2, kTile = 4, kPatch = 8, kPositions = kPatch * kPatch;
 constexpr int kMaxOutputs = 48;
@@ -110,7 +108,7 @@ QSR_INLINE void shuffle(const Tail& job, const float* values, int64_t y, int64_t
     }
 }
 
-int axis_class(int64_t at, int64_t length) {  // FIRST, INSIDE, LAST, ONLY of qsr/tail.py
+int axis_class(int64_t at, int64_t length) {  // FIRST, INSIDE, LAST, ONLY of qsr/integer/tail.py
   if (length == 1) return 3;
   return at == 0 ? 0 : at == length - 1 ? 2 : 1;
 }

@@ -1,17 +1,17 @@
 // The collapsed tail on any processor, in the compiler's own vectors of 4.
+#include "cpu.h"
 #include "network/tail.h"
 
 namespace qsr {
 namespace {
 
-#define QSR_INLINE __attribute__((always_inline)) inline
+#include "vectors.h"
 
 constexpr int kLanes = 4, kTiles = 2;
-typedef float Four __attribute__((vector_size(16), aligned(4)));
-QSR_INLINE Four fma(float a, Four b, Four c) { return a * b + c; }
-#include "network/tail_kernel.h"
+typedef Vector<kLanes>::Float Lanes;
+QSR_INLINE Lanes fma(float a, Lanes b, Lanes c) { return a * b + c; }
 
-bool anywhere() { return true; }
+#include "network/tail_kernel.h"
 
 }  // namespace
 

@@ -26,11 +26,11 @@ struct Byte {
 };
 
 // clang-format off
-#define QSR_PARTS(Result, expression)                                                   \
-  {                                                                                     \
-    Result result;                                                                      \
-    _Pragma("GCC unroll 4") for (int i = 0; i < kParts; ++i) result.part[i] = expression; \
-    return result;                                                                      \
+#define QSR_PARTS(Result, expression)                                                      \
+  {                                                                                        \
+    Result result;                                                                         \
+    _Pragma("GCC unroll 4") for (int i = 0; i < kParts; ++i) result.part[i] = expression;  \
+    return result;                                                                         \
   }
 QSR_INLINE Float all(float x) QSR_PARTS(Float, FloatPart{} + x)
 QSR_INLINE Int all(int32_t x) QSR_PARTS(Int, IntPart{} + x)
@@ -42,7 +42,8 @@ QSR_INLINE Float operator+(Float a, float b) QSR_PARTS(Float, a.part[i] + b)
 QSR_INLINE Float operator-(Float a, float b) QSR_PARTS(Float, a.part[i] - b)
 QSR_INLINE Float operator*(Float a, float b) QSR_PARTS(Float, a.part[i] * b)
 QSR_INLINE Float operator/(Float a, float b) QSR_PARTS(Float, a.part[i] / b)
-// Sums of integers are modulo 2^32: 2^t of a t far below -125 is made of one that wraps, and dropped.
+// Sums of integers are modulo 2^32: 2^t of a t far below -125 is made of one that wraps and is
+// dropped.
 QSR_INLINE Int operator+(Int a, Int b)
     QSR_PARTS(Int, (IntPart)((UnsignedPart)a.part[i] + (UnsignedPart)b.part[i]))
 QSR_INLINE Int operator+(Int a, int32_t b) { return a + all(b); }
@@ -52,7 +53,8 @@ QSR_INLINE Int operator&(Int a, int32_t b) QSR_PARTS(Int, a.part[i] & b)
 QSR_INLINE Int operator<<(Int a, int n) QSR_PARTS(Int, a.part[i] << n)
 QSR_INLINE Float zero_below(float limit, Float t, Float y)
     QSR_PARTS(Float, t.part[i] < limit ? FloatPart{} : y.part[i])
-QSR_INLINE Int zero_where_nan(Float z, Int x) QSR_PARTS(Int, z.part[i] == z.part[i] ? x.part[i] : IntPart{})
+QSR_INLINE Int zero_where_nan(Float z, Int x)
+    QSR_PARTS(Int, z.part[i] == z.part[i] ? x.part[i] : IntPart{})
 QSR_INLINE Float larger(Float a, Float b) QSR_PARTS(Float, larger(a.part[i], b.part[i]))
 QSR_INLINE Float smaller(Float a, Float b) QSR_PARTS(Float, smaller(a.part[i], b.part[i]))
 QSR_INLINE Int dot(Int sum, const uint8_t* four, const int8_t* weights)
@@ -66,9 +68,7 @@ QSR_INLINE Byte low_bytes(Int x) QSR_PARTS(Byte, low_bytes<QSR_PART>(x.part[i]))
 // clang-format on
 #undef QSR_PARTS
 
-                QSR_INLINE Float load(const float* from) {
-  return *(const Float*)from;
-}
+QSR_INLINE Float load(const float* from) { return *(const Float*)from; }
 QSR_INLINE Int load(const int32_t* from) { return *(const Int*)from; }
 QSR_INLINE void store(float* to, Float x) { *(Float*)to = x; }
 QSR_INLINE void store(int32_t* to, Int x) { *(Int*)to = x; }

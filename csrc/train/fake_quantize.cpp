@@ -4,12 +4,12 @@
 //   backward   z again from x (nothing but x is kept), s = slope(z) inside, 0 outside
 //              dx = g s,   dtau = sum of g s,   dstep = sum of g (round(clamp(z)) - s z), scaled
 //
-// PyTorch's own operators walk over memory a dozen times for the same (qsr/fake_quantize.py, the
-// plain definition): with them a quantised training step takes 1.2 to 1.5 times a float one, with
-// these 1.05 to 1.14 times, and two thirds of the memory (`qsr bench train`).
+// PyTorch's own operators walk over memory a dozen times for the same (qsr/quantizer.py, the plain
+// definition): with them a quantised training step takes 1.2 to 1.5 times a float one, with these
+// 1.05 to 1.14 times, and two thirds of the memory (`qsr bench train`).
 //
-// In 16 bits (`codes`) y is round(clamp(z)) alone as bfloat16, in which a code is exact, for a layer
-// that multiplies codes and scales the sums; g is then the gradient of that, bfloat16 too.
+// In 16 bits (`codes`) y is round(clamp(z)) alone as bfloat16, in which a code is exact, for a
+// layer that multiplies codes and scales the sums; g is then the gradient of that, bfloat16 too.
 //
 // Everything is a plain loop over one tile of elements with one tau and one running sum each, which
 // the compiler turns into vectors. Tiles are summed over chunks of a fixed length, chunks in order
@@ -20,20 +20,15 @@
 #include <cmath>
 #include <numeric>
 
+#include "cpu.h"
 #include "kernels.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define QSR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define QSR_CLONES
-#endif
-#define QSR_INLINE __attribute__((always_inline)) inline
 
 namespace qsr {
 namespace {
 
-constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: see quantize_pack.cpp
-constexpr int64_t kChunk = 8192;       // elements, about
+#include "floats.h"
+
+constexpr int64_t kChunk = 8192;  // elements, about
 constexpr int64_t kLongestTile = 4096;
 
 QSR_INLINE float round_even(float z) { return (z + kMagic) - kMagic; }

@@ -1,0 +1,143 @@
+// Winograd in integers: what its two rows have in common. Tiles of kTile x kTile outputs Y are
+// computed from patches D of (kTile + 2) x (kTile + 2) inputs and weights G of 3 x 3 as
+//
+//     2^kShift Y = A' [(H G H') o (B' D B)] A              o: product element by element
+//
+// A file includes this inside its own anonymous namespace after finish.h, when it has written
+//
+//     kTile, kForms, kShift            outputs and products of a tile in each direction
+//     kB, kH, kA                       B' [kForms][kTile + 2], H [kForms][3], A' [kTile][kForms]
+//     kTiles, kVectors, kLanes         what is multiplied at once: tiles, and outputs in vectors
+//
+// and then writes a struct Group, the work on kTiles tiles, for `drive`:
+//
+//     Products                         room for the results of a multiplication
+//     Group(job, tiles, products)      tiles: room for the transformed patches,
+//                                      u8 [kForms, kForms, kTiles, channels] in any order
+//     void transform(from, t)          makes those of tile t, whose patch begins at `from`
+//     Rows multiply(b, count)          sums of `count` tiles and outputs [b, b + kBlock), of which
+//                                      rows(t, v, r, Int y[kTile]) are those of row r of tile t,
+//                                      vector v of outputs, as 2^kShift Y
+//
+// A pixel's place in a picture and in the registers:
+//
+//     a patch, kTile = 2               a register of `transform`: one pixel, bytes are channels
+//       . . . .   .: read                d[k]        | c0 | c1 | c2 | c3 | ... | c31 or c63 |
+//       . o o .   o: written
+//       . o o .   patches overlap by 2, tiles do not; tiles are counted through the rows:
+//       . . . .   n = ty * columns + tx, and a group is any kTiles that follow each other
+//
+//     a position of a group            six lines of bytes, four of which are broadcast at a time
+//       tile 0    | c0 c1 c2 c3 | c4 ...
+//       tile 1    | c0 c1 c2 c3 | c4 ...
+//
+//     the sums of `multiply`           lanes are outputs, 16 (AVX-512) or 8 (AVX2)
+//                   vector 0                  vector 1
+//       tile 0    | o0 | o1 | ... | o15 |   | o16 | ... | o31 |
+//       tile 1    | o0 | o1 | ... | o15 |   | o16 | ... | o31 |
+//         ...       lane l += c0..c3 of the tile . c0..c3 of the weights of output l
+
+constexpr int kBlock = kVectors * kLanes, kPatch = kTile + 2;
+typedef Vector<kLanes>::Int Int;
+
+// Offsets make transformed codes unsigned: at position (1, 1), where all signs are plus, only those
+// of signed codes.
+constexpr int offset_at(int row, int column, int offset, bool is_signed) {
+  return row == 1 && column == 1 && !is_signed ? 0 : offset;
+}
+
+// Whether `forms`, which a kernel computes with vectors, is the product by this matrix.
+template <int rows, int columns>
+constexpr bool computes(const int (&matrix)[rows][columns], void (*forms)(const int*, int*)) {
+  for (int k = 0; k < columns; ++k) {
+    int x[columns] = {}, y[rows] = {};
+    x[k] = 1;
+    forms(x, y);
+    for (int i = 0; i < rows; ++i)
+      if (y[i] != matrix[i][k]) return false;
+  }
+  return true;
+}
+
+// matrix X matrix', of single numbers: the weights and the constants of a layer.
+template <class T, int rows, int columns>
+QSR_INLINE void both_sides(const int (&matrix)[rows][columns], const T (&x)[columns][columns],
+                           T (&y)[rows][rows]) {
+  T half[rows][columns] = {};
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < columns; ++j)
+#pragma GCC unroll 8
+      for (int k = 0; k < columns; ++k) half[i][j] += matrix[i][k] * x[k][j];
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < rows; ++j) {
+      y[i][j] = 0;
+#pragma GCC unroll 8
+      for (int k = 0; k < columns; ++k) y[i][j] += half[i][k] * matrix[j][k];
+    }
+}
+
+// H G H' of the weights [3, 3, in_channels] of one output at one input channel.
+QSR_INLINE void weight_forms(const int8_t* weights, int64_t in, int (&u)[kForms][kForms]) {
+  int g[3][3];
+  for (int tap = 0; tap < 9; ++tap) g[tap / 3][tap % 3] = weights[tap * in];
+  both_sides(kH, g, u);
+}
+
+// `count` tiles from tile `first` on, one vector of outputs: their sums, and what follows.
+template <class Rows, class Use>
+QSR_INLINE void outputs(const Conv3x3& job, const Rows& rows, int v, int64_t first, int64_t count,
+                        int64_t map_channels, const Use& use) {
+  const int64_t height = job.in.height, width = job.in.width, out = job.out_channels;
+  const int64_t columns = (width + kTile - 1) / kTile;
+  const int64_t map_row = width * map_channels, code_row = (whole_tiles(width) + 2) * out;
+  int64_t ty = first / columns, tx = first % columns;
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t valid = width - kTile * tx < kTile ? width - kTile * tx : kTile;
+    for (int r = 0; r < kTile && kTile * ty + r < height; ++r) {
+      Int y[kTile];
+      rows(t, v, r, y);
+      const int64_t at = (kTile * ty + r) * map_row + kTile * tx * map_channels;
+      const int64_t code_at = (kTile * ty + r + 1) * code_row + (kTile * tx + 1) * out;
+#pragma GCC unroll 4
+      for (int x = 0; x < kTile; ++x)
+        if (x < valid) use(y[x], at + x * map_channels, code_at + x * out);
+    }
+    if (++tx == columns) tx = 0, ++ty;
+  }
+}
+
+// A function of its own, so that gcc has registers for what happens at each pixel.
+template <class Rows>
+__attribute__((noinline)) void finish_vector(const Conv3x3& job, Rows rows, int64_t b, int v,
+                                             int64_t first, int64_t count) {
+  with_finish<kLanes>(
+      job, b + v * kLanes, kShift,
+      [&](const auto& finish, int64_t channels) __attribute__((always_inline)) {
+        outputs(job, rows, v, first, count, channels, finish);
+      });
+}
+
+template <class Group>
+void drive(const Conv3x3& job, int64_t first, int64_t last) {
+  const CodeMap& in = job.in;
+  const int64_t columns = (in.width + kTile - 1) / kTile, rows = (in.height + kTile - 1) / kTile;
+  const int64_t end = (last < rows ? last : rows) * columns;
+  // For 64 channels 19 KB (2x2: 6), and 21 (9) of products: both stay in the second-level cache.
+  auto* tiles = static_cast<uint8_t*>(_mm_malloc(kForms * kForms * kTiles * in.channels, 64));
+  alignas(64) typename Group::Products products;
+  const Group group(job, tiles, products);
+  for (int64_t n = first * columns; n < end; n += kTiles) {
+    const int64_t count = end - n < kTiles ? end - n : kTiles;
+    for (int64_t t = 0; t < count; ++t)
+      group.transform(in.at((n + t) / columns * kTile - 1, (n + t) % columns * kTile - 1), t);
+    for (int64_t b = 0; b < job.out_channels; b += kBlock) {
+      const auto sums = group.multiply(b, count);
+      for (int v = 0; v < kVectors; ++v) finish_vector(job, sums, b, v, n, count);
+    }
+  }
+  _mm_free(tiles);
+}
