@@ -38,18 +38,11 @@ QSR_INLINE float clamp(float z, float low, float high) {
   return z > high ? high : z;
 }
 
-// exp(-y) for y in [0, 80], to 2e-7: exp(-y) = 2^f / 2^n with n = round(y log2(e)).
+// exp(-y) for y in [0, 80], to 2e-7: 2^t of t = -y log2(e), by the polynomial and the exponent.
 QSR_INLINE float exp_minus(float y) {
-  const float m = y * 1.44269504f, shifted = m + kMagic, f = (shifted - kMagic) - m;
-  float p = 1.53533e-4f;  // 2^f, |f| <= 1/2: its Taylor polynomial, the last terms adjusted
-  p = p * f + 1.339887e-3f;
-  p = p * f + 9.618437e-3f;
-  p = p * f + 5.550332e-2f;
-  p = p * f + 2.4022648e-1f;
-  p = p * f + 6.9314720e-1f;
-  p = p * f + 1.0f;
-  const int32_t n = __builtin_bit_cast(int32_t, shifted) - __builtin_bit_cast(int32_t, kMagic);
-  return __builtin_bit_cast(float, __builtin_bit_cast(int32_t, p) - (n << 23));
+  const float t = y * -1.44269504f, shifted = t + kMagic, p = exp2_fraction(t - (shifted - kMagic));
+  const int32_t n = __builtin_bit_cast(int32_t, shifted) << 23;
+  return __builtin_bit_cast(float, __builtin_bit_cast(int32_t, p) + n);
 }
 
 // phi'(u) = k / (2 tanh(k / 2)) sech(k (u - 1/2))^2, and sech(t)^2 = 4 e / (1 + e)^2, e = exp(-2t).
