@@ -52,7 +52,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Member:
-    """A picture inside a packed file; `qsr.image.read` reads it as it reads a path."""
+    """A picture inside a packed file; `images.picture.read` reads it as it reads a path."""
 
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
@@ -79,7 +79,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Source:
-    """A picture that is not loaded yet. file: what `qsr.image.read` takes."""
+    """A picture that is not loaded yet. file: what `images.picture.read` takes."""
 
     file: Path | Member
     set: str

@@ -10,7 +10,7 @@ Sets lie under the folder that the environment variable QSR_DATA names:
     $QSR_DATA/train/NAME/*               T91, General100, DIV2K, ...
 
 Any folder of PNG, JPEG or WebP pictures works as well, and so does one file that `pack_sets` made
-of several sets (see `qsr.archive`). "embedded" needs none of these: the photographs that come with
+of several sets (see `images.archive`). "embedded" needs none of these: the photographs that come with
 qsr (sources and licences: qsr/pictures/LICENSES.md) and synthetic textures. Nothing is downloaded.
 
 Training patches are a pure function of (seed, step): resuming a run needs no state of a sampler,
@@ -48,7 +48,7 @@ def find_set(name: str | os.PathLike) -> Sequence[Path | Member]:
     """The picture files of a named set or a folder, sorted by name, or those in a packed file.
 
     A name without a slash is looked up in QSR_DATA first, then as a folder; "./NAME" is a folder.
-    `qsr.image.read` takes what is returned. Raises ValueError (one line) if there is no such set,
+    `images.picture.read` takes what is returned. Raises ValueError (one line) if there is no such set,
     no picture in it, or a file that is no packed one.
     """
     place = _place(name)
@@ -100,7 +100,7 @@ def pack_sets(
     split: Literal["train", "validation", "all"] = "all",
     overwrite: bool = False,
 ) -> dict[str, tuple[int, int]]:
-    """Pack sets into one file (`qsr.archive`) that can be named wherever a set can.
+    """Pack sets into one file (`images.archive`) that can be named wherever a set can.
 
     max_mb: the largest size of that file, in 10^6 bytes; whole pictures are left out for it, evenly
     over each set and always the same. Each picture is decoded once, so that a file that packs also

@@ -1,7 +1,7 @@
 """Fake quantisation on a GPU: one Triton kernel forward, one backward.
 
-What they compute stands in fake_quantize.py; csrc/fake_quantize.cpp does the same on the CPU. Only
-fake_quantize.py imports this module, for a tensor on a GPU and where Triton is there. Triton and
+What they compute stands in `quantizer`; csrc/train/fake_quantize.cpp does the same on the CPU. Only
+fused.py imports this module, for a tensor on a GPU and where Triton is there. Triton and
 not CUDA: it comes with PyTorch and needs no toolkit, and a pass over memory needs nothing more.
 
 These kernels have not run on a GPU yet. tests/test_fake_quantize_triton.py runs them in Triton's
