@@ -116,7 +116,7 @@ void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int
     const int64_t block = o / kBlock, lane = o % kBlock;
     int64_t total = 0;
     for (int64_t span = 0; span < layout.groups * spans; ++span) {
-      int64_t added[2][kForms][kForms] = {};  // by the offsets, to each product, in either half of channels
+      int64_t added[2][kForms][kForms] = {};  // by the offsets, in either half of the channels
       for (int64_t c = span * width; c < (span + 1) * width; ++c) {
         const int8_t* g = weights + o * 9 * in + c;
         int u[kForms][kForms];

@@ -6,6 +6,7 @@
 // A file includes this inside its own anonymous namespace after finish.h, when it has written
 //
 //     kTile, kForms, kShift            outputs and products of a tile in each direction
+//     kMostBits, kOffsets              of codes; what makes them unsigned when they are transformed
 //     kB, kH, kA                       B' [kForms][kTile + 2], H [kForms][3], A' [kTile][kForms]
 //     kTiles, kVectors, kLanes         what is multiplied at once: tiles, and outputs in vectors
 //
@@ -19,29 +20,37 @@
 //                                      rows(t, v, r, Int y[kTile]) are those of row r of tile t,
 //                                      vector v of outputs, as 2^kShift Y
 //
-// A pixel's place in a picture and in the registers:
+// Where a pixel lies, in the picture and then in the lanes of registers (here kTile = 2):
 //
-//     a patch, kTile = 2               a register of `transform`: one pixel, bytes are channels
-//       . . . .   .: read                d[k]        | c0 | c1 | c2 | c3 | ... | c31 or c63 |
-//       . o o .   o: written
-//       . o o .   patches overlap by 2, tiles do not; tiles are counted through the rows:
-//       . . . .   n = ty * columns + tx, and a group is any kTiles that follow each other
+//     the picture: patches of        a pixel in a register of `transform`: a lane is a channel,
+//     4x4 pixels overlap by 2,       a byte of 64 (AVX-512) or 32 (AVX2) together
+//     the tiles p, q, r do not
+//                                      | c0 | c1 | c2 | c3 | c4 | ...                      | c63 |
+//       . . . . . . . .
+//       . p p q q r r .              a position of the group, in `tiles`: u8 in memory
+//       . p p q q r r .
+//       . . . . . . . .                tile 0 (p)   | c0  c1  c2  c3 | c4  c5  c6  c7 | ...
+//                                      tile 1 (q)   | c0  c1  c2  c3 | c4  c5  c6  c7 | ...
+//     a group: kTiles tiles that         ...
+//     follow each other, also          tile 5       | c0  c1  c2  c3 | c4  c5  c6  c7 | ...
+//     from one row to the next
 //
-//     a position of a group            six lines of bytes, four of which are broadcast at a time
-//       tile 0    | c0 c1 c2 c3 | c4 ...
-//       tile 1    | c0 c1 c2 c3 | c4 ...
+//     its sums in registers of `multiply`: a lane is an output, 16 (AVX-512) or 8 (AVX2) together
 //
-//     the sums of `multiply`           lanes are outputs, 16 (AVX-512) or 8 (AVX2)
-//                   vector 0                  vector 1
-//       tile 0    | o0 | o1 | ... | o15 |   | o16 | ... | o31 |
-//       tile 1    | o0 | o1 | ... | o15 |   | o16 | ... | o31 |
-//         ...       lane l += c0..c3 of the tile . c0..c3 of the weights of output l
+//                        vector 0                        vector 1
+//       tile 0 (p)   | o0 | o1 | o2 | ... | o15 |    | o16 | o17 | ... | o31 |
+//       tile 1 (q)   | o0 | o1 | o2 | ... | o15 |    | o16 | o17 | ... | o31 |
+//         ...
+//       tile 5       | o0 | o1 | o2 | ... | o15 |    | o16 | o17 | ... | o31 |
+//
+//     One multiplication adds to each lane of a register the four products of c0 c1 c2 c3 of its
+//     tile, the same in all lanes, with c0 c1 c2 c3 of the weights of the lane's output. VPDPBUSD
+//     adds all four into 32 bits; VPMADDUBSW keeps c0 c1 and c2 c3 apart, as 16-bit halves.
 
 constexpr int kBlock = kVectors * kLanes, kPatch = kTile + 2;
 typedef Vector<kLanes>::Int Int;
 
-// Offsets make transformed codes unsigned: at position (1, 1), where all signs are plus, only those
-// of signed codes.
+// None for unsigned codes at position (1, 1), where all signs are plus.
 constexpr int offset_at(int row, int column, int offset, bool is_signed) {
   return row == 1 && column == 1 && !is_signed ? 0 : offset;
 }
