@@ -11,6 +11,8 @@ from qsr.images.data import held_out
 from qsr.paper import records
 from qsr.paper.records import in_words, make_record, read_records, record_name, write_record
 from qsr.paper.table1 import table1
+from qsr.runs.checkpoints import find_best, load_checkpoint
+from qsr.runs.log import read_log
 from qsr.scores import evaluate
 
 NAME = "quantsr-c-x2-w4a4"
@@ -45,7 +47,7 @@ def test_a_record_says_how_the_network_was_made(made):
 
 
 def test_a_record_holds_the_scores_of_the_packed_network_at_each_depth(made, run):
-    best = qsr.checkpoint.load_checkpoint(qsr.checkpoint.find_best(run))[0]
+    best = load_checkpoint(find_best(run))[0]
     packed = qsr.pack(best.eval())
     assert [(row["blocks"], row["set"]) for row in made["scores"]] == [
         (2, "embedded"),
@@ -72,7 +74,7 @@ def test_a_record_is_put_into_words_for_a_model_card(made):
 
 
 def test_a_record_says_what_the_last_fifth_of_the_steps_gained(made, run):
-    log = [x for x in qsr.runlog.read_log(run) if "validation_2" in x]
+    log = [x for x in read_log(run) if "validation_2" in x]
     scores = {x["step"]: x["validation_2"] for x in log}
     assert set(scores) == {4, 8, 10}
     gained = max(scores.values()) - max(scores[4], scores[8])
