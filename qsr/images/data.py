@@ -10,8 +10,8 @@ Sets lie under the folder that the environment variable QSR_DATA names:
     $QSR_DATA/train/NAME/*               T91, General100, DIV2K, ...
 
 Any folder of PNG, JPEG or WebP pictures works as well, and so does one file that `pack_sets` made
-of several sets (see `images.archive`). "embedded" needs none of these: the photographs that come with
-qsr (sources and licences: qsr/pictures/LICENSES.md) and synthetic textures. Nothing is downloaded.
+of several sets (see `archive`). "embedded" needs none of these: the photographs that come with qsr
+(sources and licences: qsr/images/pictures/LICENSES.md) and synthetic textures. Nothing is downloaded.
 
 Training patches are a pure function of (seed, step): resuming a run needs no state of a sampler,
 and two machines that start from the same seed see the same patches.
@@ -48,8 +48,8 @@ def find_set(name: str | os.PathLike) -> Sequence[Path | Member]:
     """The picture files of a named set or a folder, sorted by name, or those in a packed file.
 
     A name without a slash is looked up in QSR_DATA first, then as a folder; "./NAME" is a folder.
-    `images.picture.read` takes what is returned. Raises ValueError (one line) if there is no such set,
-    no picture in it, or a file that is no packed one.
+    `picture.read` takes what is returned. Raises ValueError (one line) if there is no such set, no
+    picture in it, or a file that is no packed one.
     """
     place = _place(name)
     if place.is_file():
