@@ -11,7 +11,7 @@ Sets lie under the folder that the environment variable QSR_DATA names:
 
 Any folder of PNG, JPEG or WebP pictures works as well, and so does one file that `pack_sets` made
 of several sets (see `archive`). "embedded" needs none of these: the photographs that come with qsr
-(sources and licences: qsr/images/pictures/LICENSES.md) and synthetic textures. Nothing is downloaded.
+(their licences: qsr/images/pictures/LICENSES.md) and synthetic textures. Nothing is downloaded.
 
 Training patches are a pure function of (seed, step): resuming a run needs no state of a sampler,
 and two machines that start from the same seed see the same patches.
