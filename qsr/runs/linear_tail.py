@@ -17,6 +17,10 @@ finer grid, the outputs' sums over the near 3 x 3, and in channels of their own 
 to the neighbour's outputs: the far row and the far column. The following convolutions pass the near
 sums on and add the others, which they find one pixel to the side. Channels that are left over keep
 the weights they had, and who reads them starts at zero, so that training can still use them.
+
+At the border of a picture the stages see zeros where features end. So that a zero means the average
+and not some extreme, the features are moved by their mean, in the bias of the convolution before
+the tail, and the tail's bias takes it back: inside the picture nothing changes.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ RIDGE = 1e-12  # added to the diagonal, in parts of its mean: features that are 
 
 @torch.no_grad()
 def fit_tail(net: QuantSR, pairs: Iterable[Pair], progress: bool = False) -> float:
-    """Give `net` the tail with the smallest squared error on `pairs`, in place.
+    """Give `net` the tail with the smallest squared error on `pairs`, in place; its features get a
+    mean of 0.
 
     pairs: as of `qsr.data.pairs` or `qsr.data.held_out`; 100 pictures of 48 x 48 lr pixels and more
     determine it well. Time grows with their pixels and the square of the features. Returns the
@@ -70,6 +75,10 @@ def fit_tail(net: QuantSR, pairs: Iterable[Pair], progress: bool = False) -> flo
         solved = torch.linalg.solve(matrix, right[seen][:, rows])
         weights[rows[:, None], seen] = solved.T
         error = error - (solved * right[seen][:, rows]).sum()
+    mean = normal[-1, _column(config.features, 0, 0)] / count
+    taps = weights[:, :-1].view(outputs, config.features, -1)
+    weights[:, -1] += torch.einsum("oft,f->o", taps, mean)
+    net.body_conv.bias -= mean.to(net.body_conv.bias)
     _write(tail, weights, first.upscale_factor)
     levels = 255 / config.pixel_range
     return levels * max(0.0, (error / (count * outputs)).item()) ** 0.5
