@@ -23,6 +23,7 @@ import copy
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,9 @@ class QConv2d(nn.Conv2d):
     per_channel: one weight step size per output channel instead of one per layer; costs nothing
     at inference. x: float [N, in_channels, H, W].
     """
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]  # never a word
 
     def __init__(
         self,
@@ -236,7 +240,7 @@ def quantize(
             widths.setdefault(layer, width)
 
     def twin(layer: nn.Module) -> nn.Module | None:
-        if type(layer) not in (nn.Conv2d, nn.Linear):
+        if not (type(layer) is nn.Conv2d or type(layer) is nn.Linear):
             return None
         if id(layer) not in widths:
             name = next(name for name, module in named if module is layer)
@@ -278,11 +282,12 @@ def replace_layers(
 
 def _quantized_twin(layer: nn.Conv2d | nn.Linear, options: dict) -> nn.Module:
     """The QConv2d or QLinear with the geometry and the values of `layer`."""
+    twin: QConv2d | QLinear
     if isinstance(layer, nn.Conv2d):
         twin = QConv2d(
             layer.in_channels,
             layer.out_channels,
-            layer.kernel_size,
+            cast(tuple[int, int], layer.kernel_size),
             stride=layer.stride,
             padding=layer.padding,
             dilation=layer.dilation,
@@ -298,7 +303,7 @@ def _quantized_twin(layer: nn.Conv2d | nn.Linear, options: dict) -> nn.Module:
     with torch.no_grad():
         twin.weight.copy_(layer.weight)
         if layer.bias is not None:
-            twin.bias.copy_(layer.bias)
+            cast(Tensor, twin.bias).copy_(layer.bias)
     return twin.to(layer.weight.device, layer.weight.dtype).train(layer.training)
 
 

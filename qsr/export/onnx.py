@@ -307,7 +307,7 @@ class OnnxSteps:
         self._joint = self.node("Concat", batch, counts[0], counts[1], side, side, channels, axis=0)
         self._picture = self.node("Concat", batch, *sizes, channels, axis=0)
         self._ends = self.node("Concat", *ends, axis=0)
-        self._mask = self._shift_mask(*regions, self.node("Concat", *grid, axis=0))
+        self._mask = self._shift_mask(regions[0], regions[1], self.node("Concat", *grid, axis=0))
         tokens = self.integers(config.heads, config.window**2, config.window**2)
         self._masked = self.node("Concat", batch, self.node("Mul", *counts), tokens, axis=0)
         return x

@@ -134,7 +134,7 @@ def _conv2d(
     row: str = "auto",
 ) -> Tensor:
     if _is_reference("conv2d", row, a.device):
-        return reference.conv2d(*_planes(a, w, a_signed, w_signed), tuple(stride), tuple(padding))
+        return reference.conv2d(*_planes(a, w, a_signed, w_signed), stride, padding)
     return torch.ops.qsr_native.conv2d(
         a.contiguous(), w.contiguous(), a_signed, w_signed, list(stride), list(padding), row
     )

@@ -20,7 +20,8 @@ Packed networks run forward only.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,12 @@ class PackedLayer(nn.Module):
     The constructor makes buffers of the right shapes; `fill` or load_state_dict gives them values.
     kernel: which kernel runs the layer, see `qsr.kernels`.
     """
+
+    weight: Tensor
+    step_size: Tensor
+    scale: Tensor
+    tau: Tensor | None
+    bias: Tensor | None
 
     def __init__(self, layer: QConv2d | QLinear, kernel: str = "auto") -> None:
         super().__init__()
@@ -74,13 +81,13 @@ class PackedLayer(nn.Module):
         self.step_size.copy_(step_a.reshape(()))
         self.scale.copy_((step_a * step_w).reshape(self.scale.shape))
         if self.tau is not None:
-            self.tau.copy_(_tau(inputs))
+            self.tau.copy_(cast(Tensor, _tau(inputs)))
         if self.bias is not None:
-            self.bias.copy_(layer.bias)
+            self.bias.copy_(cast(Tensor, layer.bias))
         taps = self.weight.shape[1:3]
         smallest = torch.zeros(1, *taps, self.groups * self.channels, dtype=self.spec.dtype)
-        codes = kernels.pack_codes(smallest, bits=self.bits, signed=self.signed, groups=self.groups)
-        self.multiply(codes)  # raises if the kernel does not take it
+        tried = kernels.pack_codes(smallest, bits=self.bits, signed=self.signed, groups=self.groups)
+        self.multiply(tried)  # raises if the kernel does not take it
         return self
 
     def multiply(self, codes: BitPlanes) -> Tensor:
@@ -164,6 +171,9 @@ class PackedLinear(PackedLayer):
 class PackedMatmul(nn.Module):
     """A QMatmul on integers: codes as float32, whose products and sums are exact below 2^24."""
 
+    left_step: Tensor
+    right_step: Tensor
+
     def __init__(self, matmul: QMatmul) -> None:
         super().__init__()
         self.specs = {  # signs are part of the state
@@ -219,10 +229,13 @@ class FloatConv2d(nn.Module):
     x: float32 [N, C, H, W] -> float32 [N, Cout, Ho, Wo]; strips of a picture give the same bits.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, conv: nn.Conv2d, kernel: str = "auto") -> None:
         super().__init__()
         self.kernel = kernel
-        self.padding = conv.padding
+        self.padding = cast(tuple[int, int], conv.padding)  # networks pad by numbers
         self.register_buffer("weight", conv.weight.detach().float().clone())
         bias = None if conv.bias is None else conv.bias.detach().float().clone()
         self.register_buffer("bias", bias)
@@ -268,6 +281,13 @@ class PackedAttention(nn.Module):
     are quantised. x: float32 [windows, T, features]; mask: [windows per picture, T, T] or None.
     """
 
+    qkv: nn.Module
+    proj: nn.Module
+    scores: nn.Module  # both a PackedMatmul, or neither is
+    mix: nn.Module
+    position_bias: Tensor
+    position_index: Tensor
+
     def __init__(self, attention: WindowAttention, kernel: str = "auto") -> None:
         super().__init__()
         self.kernel = kernel
@@ -282,17 +302,19 @@ class PackedAttention(nn.Module):
         return self.position_bias[self.position_index].permute(2, 0, 1)
 
     @property
+    def products(self) -> list[PackedMatmul]:
+        """Scores and mix; empty if they are in full precision."""
+        return [p for p in (self.scores, self.mix) if isinstance(p, PackedMatmul)]
+
+    @property
     def specs(self) -> list[QuantSpec]:
         """Of q, k, probabilities and v; empty if the products are in full precision."""
-        if not isinstance(self.scores, PackedMatmul):
-            return []
-        return [*self.scores.specs.values(), *self.mix.specs.values()]
+        return [spec for p in self.products for spec in p.specs.values()]
 
     @property
     def steps(self) -> Tensor:
         """float32 [4]: step sizes of q, k, probabilities and v."""
-        products = self.scores, self.mix
-        return torch.stack([step for p in products for step in (p.left_step, p.right_step)])
+        return torch.stack([step for p in self.products for step in (p.left_step, p.right_step)])
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         qkv = self.qkv(x)
@@ -325,9 +347,10 @@ class PackedModel(nn.Module):
 
     def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
         super().__init__()
-        self.network = network.eval().requires_grad_(False)
+        self.network: QuantSR = network.eval().requires_grad_(False)
         self.kernel = kernel
-        self._program, self._order = None, None
+        self._program: ConvProgram | SwinProgram | None = None
+        self._order: tuple[int, ...] | None = None
         self.register_load_state_dict_post_hook(lambda *_: self._forget())
         network.register_load_state_dict_post_hook(lambda *_: self._forget())
 
@@ -338,7 +361,9 @@ class PackedModel(nn.Module):
     @classmethod
     def empty(cls, config: NetworkConfig, kernel: str = "auto") -> PackedModel:
         """The packed network of a configuration, without values: load_state_dict gives them."""
-        return cls(_replace_layers(QuantSR(config), kernel, fill=False), kernel)
+        network = QuantSR(config)
+        _replace_layers(network, kernel, fill=False)
+        return cls(network, kernel)
 
     @property
     def program(self) -> ConvProgram | SwinProgram | None:
@@ -419,7 +444,7 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
 def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
     """`module` with packed layers in place of quantised ones, in place."""
     exact_floats = isinstance(module, QuantSR)
-    fixed = {
+    fixed: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
         nn.Conv2d: lambda conv: FloatConv2d(conv, kernel),
         nn.LayerNorm: FixedLayerNorm,
         ChannelNorm: FixedChannelNorm,
@@ -433,12 +458,13 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
             for name in ("qkv", "proj", "scores", "mix"):
                 setattr(layer, name, replace_layers(getattr(layer, name), packed_twin))
             return PackedAttention(layer, kernel)
+        if isinstance(layer, QMatmul):
+            return PackedMatmul(layer).fill(layer) if fill else PackedMatmul(layer)
+        packed: PackedLayer
         if isinstance(layer, QConv2d):
             packed = PackedConv2d(layer, kernel)
         elif isinstance(layer, QLinear):
             packed = PackedLinear(layer, kernel)
-        elif isinstance(layer, QMatmul):
-            packed = PackedMatmul(layer)
         else:
             return None
         return packed.fill(layer) if fill else packed
@@ -455,7 +481,7 @@ def _weights_channels_last(layer: QConv2d | QLinear) -> Tensor:
 def _tau(quantizer: Quantizer) -> Tensor | None:
     """The shift of an input quantizer as float32 [channels], or None."""
     dims = [1] * (4 if quantizer.channel_dim == 1 else 2)
-    dims[quantizer.channel_dim] = quantizer.channels
+    dims[quantizer.channel_dim] = cast(int, quantizer.channels)
     shift = quantizer.shift(torch.zeros(dims, device=quantizer.step_size.device))
     return None if shift is None else shift.detach().float().expand(dims).flatten().clone()
 

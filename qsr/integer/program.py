@@ -10,17 +10,19 @@ Between runs a program keeps its buffers for the last picture size. Threads are 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbone import DepthPlan, QuantSR
-from ..blocks import Shortcut
+from ..backbone import DepthPlan, QuantSR, block_shortcut
 from ..config import NetworkConfig
 from . import kernels
 from .tail import CollapsedTail
+
+if TYPE_CHECKING:
+    from .packing import PackedConv2d
 
 MAP_CHANNELS, MAP_TILE = 64, 4  # kMapChannels and kMapTile of csrc/network/conv3x3.h
 
@@ -47,7 +49,8 @@ class Program:
         self.tail = CollapsedTail(
             network.tail, config.scale, config.pixel_range, self.mean.flatten(), self.channels
         )
-        self._size, self._buffers = None, ()
+        self._size: tuple[int, int] | None = None
+        self._buffers: tuple[Tensor, ...] = ()
 
     @classmethod
     def available(cls, config: NetworkConfig) -> tuple[str, ...]:
@@ -123,8 +126,8 @@ def code_map_bytes(height: int, width: int, channels: int) -> int:
 
 def factor(block: nn.Module) -> float:
     """The number with which a block multiplies the stream."""
-    shortcut = block if isinstance(block, Shortcut) else block.shortcut
-    return 1.0 if shortcut.scale is None else shortcut.scale.item()
+    scale = block_shortcut(block).scale
+    return 1.0 if scale is None else scale.item()
 
 
 class CodeConv:
@@ -134,7 +137,7 @@ class CodeConv:
     and highest code of the input, and whether it is signed, float32 [4].
     """
 
-    def __init__(self, conv: nn.Module, channels: int) -> None:
+    def __init__(self, conv: PackedConv2d, channels: int) -> None:
         features = len(conv.weight)
         fill = (0, channels - features)
         self.codes = F.pad(kernels.unpack_codes(conv.planes), (*fill, 0, 0, 0, 0, *fill))

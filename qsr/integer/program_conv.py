@@ -6,16 +6,21 @@ tail   features -> sr       the collapsed convolution of qsr.integer.tail, in fl
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbone import DepthPlan, QuantSR
-from ..blocks import Shortcut
+from ..blocks import ResidualBlock
 from ..config import NetworkConfig
 from ..layers import split_bits
 from ..system import native
-from .program import CodeConv, Program, code_map_bytes, factor
+from .program import CodeConv, Program, code_map_bytes, factor, filled
+
+if TYPE_CHECKING:
+    from .packing import PackedConv2d
 
 
 class ConvProgram(Program):
@@ -26,24 +31,30 @@ class ConvProgram(Program):
     def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
         super().__init__(network, kernel)
         fill = (0, self.channels - self.config.features)
+        assert self.config.bits is not None  # else no program is available
         self.bits = split_bits(self.config.bits)[1]
         self.head_weight = F.pad(network.head.weight.permute(2, 3, 1, 0), fill).contiguous()
-        self.head_bias = F.pad(network.head.bias, fill)
+        self.head_bias = filled(network.head.bias, self.channels)
         self.shortcuts = torch.tensor([factor(block) for block in network.blocks])
-        self.runs = [not isinstance(block, Shortcut) for block in network.blocks]
-        layers = []  # of every block two; in the places of one that was sliced away nobody looks
-        for block, runs in zip(network.blocks, self.runs, strict=True):
-            layers += [block.conv1, block.conv2] if runs else [network.body_conv] * 2
-        layers = [CodeConv(layer, self.channels) for layer in (*layers, network.body_conv)]
-        self.arrays = torch.stack([layer.array for layer in layers])
-        self.numbers = torch.stack([layer.number for layer in layers])
+        self.runs = [isinstance(block, ResidualBlock) for block in network.blocks]
+        layers: list[nn.Module] = []  # of a block two; of one that was sliced away nobody looks
+        for block in network.blocks:
+            if isinstance(block, ResidualBlock):
+                layers += [block.conv1, block.conv2]
+            else:
+                layers += [network.body_conv] * 2
+        packed = cast("list[PackedConv2d]", [*layers, network.body_conv])
+        convs = [CodeConv(layer, self.channels) for layer in packed]
+        self.arrays = torch.stack([conv.array for conv in convs])
+        self.numbers = torch.stack([conv.number for conv in convs])
         self.weights = torch.ops.qsr_native.lay_out_layers(
-            torch.stack([layer.codes for layer in layers]), self.numbers, self.bits, self.kernel
+            torch.stack([conv.codes for conv in convs]), self.numbers, self.bits, self.kernel
         )
 
     @staticmethod
     def _rows(config: NetworkConfig) -> tuple[str, ...]:
         """None for a network with a full-precision layer in the body."""
+        assert config.bits is not None
         fits = config.quantize_body_conv
         return native.rows("conv3x3", max(split_bits(config.bits))) if fits else ()
 

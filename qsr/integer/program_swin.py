@@ -15,17 +15,22 @@ rolled, cut into windows or copied.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbone import DepthPlan, QuantSR, reflect_to_multiple
-from ..blocks import Shortcut, SwinLayer
+from ..blocks import SwinBlock, SwinLayer
 from ..config import SwinConfig
 from ..layers import split_bits
 from ..system import native
 from . import kernels
 from .program import CodeConv, Program, code_map_bytes, factor, filled, padded
+
+if TYPE_CHECKING:
+    from .packing import FloatConv2d, PackedAttention, PackedConv2d, PackedLinear
 
 NEVER = -1e30  # kNever of csrc/torch/ops_swin.cpp, bias of a pair that is not there: its exp is 0
 
@@ -40,17 +45,20 @@ class SwinProgram(Program):
         super().__init__(network, kernel)
         self.head = _FloatConv(network.head, self.channels)
         self.norm_in, self.norm_out = (
-            _Norm(norm, self.channels) for norm in (network.norm_in, network.norm_out)
+            _Norm(cast(nn.LayerNorm, norm), self.channels)
+            for norm in (network.norm_in, network.norm_out)
         )
         self.blocks = [self._block(block) for block in network.blocks]
+        self.body_conv: _LaidOutConv | _FloatConv
         if self.config.quantize_body_conv:
-            self.body_conv = _LaidOutConv(network.body_conv, self.channels)
+            self.body_conv = _LaidOutConv(cast("PackedConv2d", network.body_conv), self.channels)
         else:
-            self.body_conv = _FloatConv(network.body_conv, self.channels)
+            self.body_conv = _FloatConv(cast("FloatConv2d", network.body_conv), self.channels)
 
     @staticmethod
     def _rows(config: SwinConfig) -> tuple[str, ...]:
         """By the most bits that two factors of the network have together."""
+        assert config.bits is not None  # else no program is available
         most = sum(split_bits(config.bits))  # weights are signed
         if config.attention_bits is not None:
             # One more where k or v is unsigned: so the kernel fits whatever calibration decided.
@@ -59,10 +67,11 @@ class SwinProgram(Program):
 
     def _block(self, block: nn.Module) -> tuple[float, list[_Layer], _LaidOutConv | None]:
         """Shortcut, layers and convolution; of a block that was sliced away the shortcut."""
-        if isinstance(block, Shortcut):
+        if not isinstance(block, SwinBlock):
             return factor(block), [], None
-        layers = [_Layer(layer, self.config) for layer in block.layers]
-        return factor(block), layers, _LaidOutConv(block.conv, self.channels)
+        layers = [_Layer(cast(SwinLayer, layer), self.config) for layer in block.layers]
+        conv = _LaidOutConv(cast("PackedConv2d", block.conv), self.channels)
+        return factor(block), layers, conv
 
     @property
     def pixel_bytes(self) -> int:
@@ -146,7 +155,7 @@ class _Norm:
 class _FloatConv:
     """A float 3x3 convolution, [1, H, W, Cin] -> [1, H, W, C], with zeros in unused channels."""
 
-    def __init__(self, conv: nn.Module, channels: int) -> None:
+    def __init__(self, conv: nn.Conv2d | FloatConv2d, channels: int) -> None:
         inside = conv.weight.shape[1] if conv.weight.shape[1] == 3 else channels
         fill = (inside - conv.weight.shape[1], channels - len(conv.weight))
         self.weight = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, fill[0], 0, fill[1]))
@@ -159,7 +168,7 @@ class _FloatConv:
 class _LaidOutConv(CodeConv):
     """The same with its weights laid out for the best kernel of its bits."""
 
-    def __init__(self, conv: nn.Module, channels: int) -> None:
+    def __init__(self, conv: PackedConv2d, channels: int) -> None:
         super().__init__(conv, channels)
         self.bits = max(conv.bits, conv.planes.bits)
         self.kernel = native.rows("conv3x3", self.bits)[0]
@@ -172,13 +181,14 @@ class _Layer:
     """A packed Swin layer in the arrays that csrc/torch/ops_swin.cpp reads one after the other."""
 
     def __init__(self, layer: SwinLayer, config: SwinConfig) -> None:
-        attention, channels = layer.attention, padded(config.features)
+        attention = cast("PackedAttention", layer.attention)
+        channels = padded(config.features)
         hidden = config.mlp_ratio * config.features
         self.shape = [layer.window, layer.shift, config.features, hidden, attention.heads]
         norms = [layer.norm1, layer.norm2]
-        linears = [attention.qkv, attention.proj, layer.fc1, layer.fc2]
+        linears = cast("list[PackedLinear]", [attention.qkv, attention.proj, layer.fc1, layer.fc2])
         arrays = [filled(x, channels) for norm in norms for x in (norm.weight, norm.bias)]
-        numbers = [norm.eps for norm in norms]
+        numbers: list[float] = [norm.eps for norm in norms]
         weights, starts = [], []
         for linear in linears:
             codes = kernels.unpack_codes(linear.planes)[:, 0, 0, :]
@@ -199,6 +209,7 @@ class _Layer:
         self.attention_bits = [spec.bits for spec in attention.specs]
         self.attention_signed = [int(spec.signed) for spec in attention.specs]
         numbers += attention.steps.tolist() if attention.specs else [1.0] * 4
+        assert config.bits is not None
         self.bits = sum(split_bits(config.bits))
         self.weights, self.starts, self.arrays = map(torch.cat, (weights, starts, arrays))
         self.numbers = torch.tensor(numbers)

@@ -34,7 +34,7 @@ def quantize(
 
 
 def conv2d(
-    a: BitPlanes, w: BitPlanes, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0)
+    a: BitPlanes, w: BitPlanes, stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0)
 ) -> Tensor:
     """Integer convolution: int32 [N, Ho, Wo, Cout].
 

@@ -23,6 +23,7 @@ The result equals the layers up to float32 rounding: sums are taken in another o
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ from torch.nn import functional as F
 
 from ..system import native
 from . import kernels
+
+if TYPE_CHECKING:
+    from .packing import FloatConv2d
 
 REACH = 2  # lr pixels to each side; kReach of csrc/network/tail_kernel.h
 FIRST, INSIDE, LAST, ONLY = range(4)
@@ -52,7 +56,7 @@ def collapse(tail: nn.Sequential, scale: int) -> tuple[Tensor, Tensor]:
                 f"the tail has a layer {type(layer).__name__}; only 3x3 convolutions with padding "
                 "1 and pixel shuffles collapse. Use the layers as they are."
             )
-    channels, outputs = tail[0].weight.shape[1], 3 * scale**2
+    channels, outputs = _conv(tail[0]).weight.shape[1], 3 * scale**2
     weights = torch.zeros(4, 4, outputs, channels, 2 * REACH + 1, 2 * REACH + 1, dtype=torch.double)
     biases = torch.zeros(4, 4, outputs, dtype=torch.double)
     for row, column in itertools.product(SHOWN, repeat=2):
@@ -68,14 +72,20 @@ def collapse(tail: nn.Sequential, scale: int) -> tuple[Tensor, Tensor]:
     return weights, biases
 
 
+def _conv(layer: nn.Module) -> nn.Conv2d | FloatConv2d:
+    """A layer that is no shuffle."""
+    return cast("nn.Conv2d | FloatConv2d", layer)
+
+
 def _run(tail: nn.Sequential, x: Tensor) -> Tensor:
     """sr values, before the scaling, of features x [N, C, H, W], in the type of x."""
     for layer in tail:
         if isinstance(layer, nn.PixelShuffle):
             x = F.pixel_shuffle(x, layer.upscale_factor)
         else:
-            bias = None if layer.bias is None else layer.bias.to(x)
-            x = F.conv2d(x, layer.weight.to(x), bias, padding=1)
+            conv = _conv(layer)
+            bias = None if conv.bias is None else conv.bias.to(x)
+            x = F.conv2d(x, conv.weight.to(x), bias, padding=1)
     return x
 
 
@@ -85,7 +95,7 @@ def _adjoint(tail: nn.Sequential, sr: Tensor) -> Tensor:
         if isinstance(layer, nn.PixelShuffle):
             sr = F.pixel_unshuffle(sr, layer.upscale_factor)
         else:
-            sr = F.conv_transpose2d(sr, layer.weight.to(sr), padding=1)
+            sr = F.conv_transpose2d(sr, _conv(layer).weight.to(sr), padding=1)
     return sr
 
 

@@ -185,6 +185,7 @@ def facts() -> Processor | None:
     if path is None:
         return None
     spec = importlib.util.spec_from_file_location("qsr._C", path)
+    assert spec is not None and spec.loader is not None  # ".so" has a loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.processor()
