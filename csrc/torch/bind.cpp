@@ -6,6 +6,8 @@
 #include <string>
 #include <thread>
 
+#include "cpu.h"
+
 #define QSR_STRING(x) #x
 #define QSR_QUOTE(x) QSR_STRING(x)
 extern "C" __attribute__((used)) const char qsr_source_hash_c[] =
@@ -20,12 +22,12 @@ struct Processor {
 
 Processor processor() {
   Processor here;
-#if defined(__x86_64__) && defined(__GNUC__)
-  here.features = {{"popcnt", __builtin_cpu_supports("popcnt") != 0},
-                   {"avx2", __builtin_cpu_supports("avx2") != 0},
-                   {"fma", __builtin_cpu_supports("fma") != 0},
-                   {"avx512f", __builtin_cpu_supports("avx512f") != 0},
-                   {"avx512vnni", __builtin_cpu_supports("avx512vnni") != 0}};
+#if QSR_X86
+  here.features = {{"popcnt", QSR_HAS("popcnt")},
+                   {"avx2", QSR_HAS("avx2")},
+                   {"fma", QSR_HAS("fma")},
+                   {"avx512f", QSR_HAS("avx512f")},
+                   {"avx512vnni", QSR_HAS("avx512vnni")}};
 #endif
   return here;
 }
