@@ -28,7 +28,7 @@ from qsr.runs.checkpoints import list_checkpoints
 
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 
-COMMANDS = ["upscale", "demo", "evaluate", "train", "pack", "export", "data", "bench"]
+COMMANDS = ["upscale", "demo", "evaluate", "train", "convert", "pack", "export", "data", "bench"]
 COMMANDS += ["reproduce", "models", "info"]
 NESTED = [["data", "list"], ["data", "pack"], ["reproduce", "table1"], ["reproduce", "ablation"]]
 NESTED += [["reproduce", name] for name in ("table2", "figure1", "figure4", "figure5")]

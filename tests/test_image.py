@@ -584,7 +584,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     # A limit on the size of files makes the write itself fail, as a full disk does.
     program = f"""
 import resource, signal, numpy as np
-from qsr.image import from_array, write
+from qsr.images.picture import from_array, write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before)}, {resource.RLIM_INFINITY}))
 noise = np.random.default_rng(0).integers(256, size=(99, 99, 3), dtype=np.uint8)

@@ -432,11 +432,12 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
             "nothing to pack: the network has no quantised layer. Build it with bits=4 or 2, "
             "or pass it through qsr.quantize first."
         )
-    if not all(m.one_grid or m.weights for m in module.modules() if isinstance(m, Quantizer)):
-        raise ValueError(
-            "a quantizer here (CADyQ?) chooses bits anew for every picture, and packed layers have "
-            "one width; use one of fixed width to pack."
-        )
+    for m in module.modules():
+        if isinstance(m, Quantizer) and not (m.one_grid or m.weights):
+            raise ValueError(
+                f"{type(m).__name__} chooses bits anew for every picture, and packed layers "
+                "have one width; use a quantizer of fixed width to pack."
+            )
     packed = _replace_layers(copy.deepcopy(module).cpu().eval(), kernel, fill=True)
     return PackedModel(packed, kernel) if isinstance(packed, QuantSR) else packed
 
