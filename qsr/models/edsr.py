@@ -28,6 +28,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -91,6 +92,7 @@ def _tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     if not os.path.isfile(path):
         raise ValueError(f"{path} is no file; name a .pth or .safetensors file of EDSR-baseline.")
     try:
+        found: Any
         if Path(path).suffix == ".safetensors":
             found = load_file(path)
         else:

@@ -25,7 +25,7 @@ the tail, and the tail's bias takes it back: inside the picture nothing changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +52,14 @@ def fit_tail(net: QuantSR, pairs: Iterable[Pair], progress: bool = False) -> flo
     Raises ValueError for a network whose tail is not of two or three 3x3 convolutions (a Swin
     network), has too few features to hold the sums, or for no pictures.
     """
-    tail, config = net.tail, net.config
-    first, outputs = tail[1], 3 * config.scale**2 if isinstance(tail[1], nn.PixelShuffle) else 0
+    config, outputs = net.config, 3 * net.config.scale**2
     if config.family != "conv":
         raise ValueError(
             "this network's tail is one convolution; fit_tail is made for an upsampler."
         )
-    needed = 5 * outputs // first.upscale_factor**2
+    stages = [layer for layer in net.tail if isinstance(layer, nn.Conv2d)]
+    factor = next(s.upscale_factor for s in net.tail if isinstance(s, nn.PixelShuffle))
+    needed = 5 * outputs // factor**2
     if config.features < needed:
         raise ValueError(
             f"`net` has {config.features} features; a fitted tail at x{config.scale} needs "
@@ -69,7 +70,7 @@ def fit_tail(net: QuantSR, pairs: Iterable[Pair], progress: bool = False) -> flo
         raise ValueError("`pairs` is empty; fit_tail needs pictures.")
     weights = torch.zeros(outputs, len(normal), dtype=torch.float64)
     error = squares
-    for seen, rows in _alike(config.scale, first.upscale_factor, config.features):
+    for seen, rows in _alike(config.scale, factor, config.features):
         matrix = normal[seen][:, seen]
         matrix.diagonal().add_(RIDGE * matrix.diagonal().mean())
         solved = torch.linalg.solve(matrix, right[seen][:, rows])
@@ -78,8 +79,9 @@ def fit_tail(net: QuantSR, pairs: Iterable[Pair], progress: bool = False) -> flo
     mean = normal[-1, _column(config.features, 0, 0)] / count
     taps = weights[:, :-1].view(outputs, config.features, -1)
     weights[:, -1] += torch.einsum("oft,f->o", taps, mean)
-    net.body_conv.bias -= mean.to(net.body_conv.bias)
-    _write(tail, weights, first.upscale_factor)
+    bias = net.get_parameter("body_conv.bias")
+    bias.sub_(mean.to(bias))
+    _write(stages, weights, factor)
     levels = 255 / config.pixel_range
     return levels * max(0.0, (error / (count * outputs)).item()) ** 0.5
 
@@ -134,7 +136,7 @@ def _column(features: int, dy: int, dx: int) -> Tensor:
     return torch.arange(features) * SIDE**2 + place
 
 
-def _alike(scale: int, factor: int, features: int):
+def _alike(scale: int, factor: int, features: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(columns of X, outputs that see them) for each place on the grid of the first stage."""
     finer = scale // factor
     number = torch.arange(3 * scale**2).view(3, factor, finer, factor, finer)
@@ -146,14 +148,14 @@ def _alike(scale: int, factor: int, features: int):
             yield seen, number[:, a, :, b, :].flatten()
 
 
-def _write(tail: nn.Sequential, weights: Tensor, factor: int) -> None:
-    """Put weights [3 scale^2, SIDE^2 features + 1] of all outputs into the stages of `tail`."""
-    stages = [layer for layer in tail if isinstance(layer, nn.Conv2d)]
+def _write(stages: Sequence[nn.Conv2d], weights: Tensor, factor: int) -> None:
+    """Put weights [3 scale^2, SIDE^2 features + 1] of all outputs into the stages of a tail."""
     first, features = stages[0], stages[0].weight.shape[1]
     scale = factor ** (len(stages) - 1)
     finer = scale // factor
     each = 3 * finer**2  # outputs of a pixel of the first stage's grid
     taps = weights[:, :-1].view(-1, features, SIDE, SIDE)
+    bias = _bias(first)
     number = torch.arange(3 * scale**2).view(3, factor, finer, factor, finer)
     # Rows of the first convolution: channel c at place (a, b) of the finer grid.
     row = torch.arange(len(first.weight)).view(-1, factor, factor)
@@ -163,13 +165,13 @@ def _write(tail: nn.Sequential, weights: Tensor, factor: int) -> None:
             mine = number[:, a, :, b, :].flatten()
             near = row[:each, a, b]
             first.weight[near] = taps[mine][:, :, m - 1 : m + 2, m - 1 : m + 2].to(first.weight)
-            first.bias[near] = weights[mine, -1].to(first.bias)
+            bias[near] = weights[mine, -1].to(bias)
             for group, (dy, dx) in enumerate(SIDES, start=1):
                 # This pixel is the neighbour at (dy, dx) of the one whose outputs are meant, if it
                 # lies in another lr pixel; what that one sees at 2 (dy, dx) lies at (dy, dx) here.
                 theirs = row[each * group : each * (group + 1), a, b]
                 first.weight[theirs] = 0
-                first.bias[theirs] = 0
+                bias[theirs] = 0
                 y, x = a - dy, b - dx
                 if 0 <= y < factor and 0 <= x < factor:
                     continue  # in this lr pixel: it is near
@@ -193,8 +195,13 @@ SIDES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # of the neighbours that hold sums f
 def _pass_on(stage: nn.Conv2d, outputs: int, groups: bool) -> None:
     """Make the first `outputs` of a convolution sums of what the stage before prepared."""
     stage.weight[:outputs] = 0
-    stage.bias[:outputs] = 0
+    _bias(stage)[:outputs] = 0
     k = torch.arange(outputs)
     stage.weight[k, k, 1, 1] = 1
     for group, (dy, dx) in enumerate(SIDES if groups else (), start=1):
         stage.weight[k, outputs * group + k, 1 + dy, 1 + dx] = 1
+
+
+def _bias(stage: nn.Conv2d) -> Tensor:
+    assert stage.bias is not None  # an upsampler's convolutions have one
+    return stage.bias
