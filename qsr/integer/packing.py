@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -413,6 +413,10 @@ class PackedModel(nn.Module):
         return self.program(lr, plan)
 
 
+@overload
+def pack(module: QuantSR, kernel: str = "auto") -> PackedModel: ...
+@overload
+def pack(module: nn.Module, kernel: str = "auto") -> nn.Module: ...
 def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
     """A copy of `module` whose quantised layers run on packed integers, in eval mode, on the CPU.
 

@@ -94,7 +94,7 @@ def _tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     try:
         found: Any
         if Path(path).suffix == ".safetensors":
-            found = load_file(path)
+            found: Any = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign file provokes

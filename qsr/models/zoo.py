@@ -13,7 +13,9 @@ import json
 import os
 from pathlib import Path
 
+from ..backbone import QuantSR
 from ..infer import Model
+from ..integer.packing import PackedModel
 from ..layers import split_bits
 from ..system.files import replacing
 from .file import load_model
@@ -87,7 +89,7 @@ def write_card(
     return card_path
 
 
-def load(name: str | os.PathLike) -> Model:
+def load(name: str | os.PathLike) -> QuantSR | PackedModel:
     """A model by its name in the zoo, or from a .qsr file; in eval mode, on the CPU.
 
     Raises ValueError (one line) for an unknown name, or a file that is missing, damaged, foreign or

@@ -14,11 +14,14 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @contextlib.contextmanager
@@ -55,7 +58,7 @@ def size() -> int:
     return dist.get_world_size() if _several() else 1
 
 
-def parallel(module: nn.Module) -> nn.Module:
+def parallel(module: AnyModule) -> AnyModule | DistributedDataParallel:
     """`module` in the wrapper that averages gradients, or as it is if this process is alone.
 
     All ranks start from rank 0's values, quantizers' signs among them.
