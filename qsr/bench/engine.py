@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def ceilings(seconds: float = 0.1) -> dict[str, float]:
 def _ceiling(rates: dict[str, float], kind: str, bits: tuple[int, int] = (8, 8)) -> float | None:
     """The best rate for "float32", "bfloat16" or "codes" of these widths; None if not measured."""
     planes = bits[0] * bits[1]
-    usable = {
+    kinds: dict[str, dict[str, float]] = {
         "float32": {"fma": 1, "fma512": 1},
         "bfloat16": {"bf16": 1},
         "codes": {
@@ -95,8 +96,8 @@ def _ceiling(rates: dict[str, float], kind: str, bits: tuple[int, int] = (8, 8))
             "vpopcnt": 1 / planes,
             "shufb": planes <= 4,
         },
-    }[kind]
-    found = [rates[name] * factor for name, factor in usable.items() if name in rates]
+    }
+    found = [rates[name] * factor for name, factor in kinds[kind].items() if name in rates]
     return max(found, default=None)
 
 
@@ -126,6 +127,12 @@ class Timing:
     largest: float | None = None
     psnr: float | None = None
     note: str = ""
+
+    @property
+    def ms(self) -> float:
+        """`best_ms` of a contender that was timed."""
+        assert self.best_ms is not None, self.note
+        return self.best_ms
 
 
 def take_turns(
@@ -203,15 +210,18 @@ def _local_rows(named, limits, macs, threads: int, rounds: int, what: str) -> li
         run()
     times = take_turns([timed(run) for run in named.values()], rounds, what)
     return [
-        _with_rates(Timing(name, "", threads, None, *ms), macs, limits[name])
+        _with_times(Timing(name, threads=threads), *ms, macs, limits[name])
         for name, ms in zip(named, times, strict=True)
     ]
 
 
-def _with_rates(row: Timing, macs: int, ceiling: float | None) -> Timing:
-    rate = 1e3 * macs / row.best_ms
+def _with_times(
+    row: Timing, best: float, median: float, macs: int, ceiling: float | None
+) -> Timing:
+    """The row with its times in ms, and the rates that follow from them."""
+    rate = 1e3 * macs / best
     share = None if ceiling is None else rate / (ceiling * row.threads)
-    return replace(row, gmacs=rate / 1e9, share=share)
+    return replace(row, best_ms=best, median_ms=median, gmacs=rate / 1e9, share=share)
 
 
 DEEPER = 8  # blocks by which two depths differ, when one layer inside a network is timed
@@ -228,13 +238,14 @@ def layer_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) ->
     macs = size**2 * 64 * 64 * 9
     x = torch.rand(1, 64, size, size)
     plain = nn.Conv2d(64, 64, 3, padding=1).requires_grad_(False)
-    last = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
+    last = nn.Conv2d(64, 64, 3, padding=1)
+    last.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
     x_last = x.contiguous(memory_format=torch.channels_last)
     named = {
         "nn.Conv2d": functools.partial(plain, x),
         "nn.Conv2d channels-last": functools.partial(last, x_last),
     }
-    limits = dict.fromkeys(named, _ceiling(rates, "float32"))
+    limits: dict[str, float | None] = dict.fromkeys(named, _ceiling(rates, "float32"))
     inside = {}
     for bits in (4, 3, 2):
         layer = QConv2d(64, 64, 3, padding=1, bits=bits)
@@ -258,9 +269,9 @@ def layer_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) ->
     times = take_turns(runs, rounds, "layers inside")
     for i, name in enumerate(inside):
         few, many = times[2 * i], times[2 * i + 1]
-        ms = ((m - f) / (2 * DEEPER) for f, m in zip(few, many, strict=True))
-        row = Timing(name, "", threads, None, *ms)
-        rows.append(_with_rates(row, macs, limits[name.partition(",")[0]]))
+        best, median = ((m - f) / (2 * DEEPER) for f, m in zip(few, many, strict=True))
+        row, limit = Timing(name, threads=threads), limits[name.partition(",")[0]]
+        rows.append(_with_times(row, best, median, macs, limit))
     return rows
 
 
@@ -300,7 +311,7 @@ class Contender:
     border: int = 0
     bits: tuple[int, int] = (8, 8)
     blocks: int | None = None
-    write: Callable[[], None] | None = None  # makes its files, in a process of its own
+    write: Callable[[], object] | None = None  # makes its files, in a process of its own
 
     @property
     def kind(self) -> str:
@@ -328,7 +339,8 @@ def network_rows(
                 arguments = (contender.needs, contender.open, threads, picture)
                 process = stack.enter_context(Worker(_serve, *arguments))
                 output, memory = process.ask()
-                row = replace(row, memory=memory, **_difference(output, contender))
+                largest, psnr = _difference(output, contender)
+                row = replace(row, memory=memory, largest=largest, psnr=psnr)
                 _check_agreement(row, contender.exact)
                 ready.append((contender, row, process))
             except Failed as error:
@@ -337,31 +349,29 @@ def network_rows(
             [process.time for _, _, process in ready], rounds, f"{threads} thread(s)"
         )
         for (contender, row, _), (best, median) in zip(ready, times, strict=True):
-            row = replace(row, best_ms=best, median_ms=median)
             ceiling = _ceiling(rates, contender.kind, contender.bits)
-            rows.append(_with_rates(row, macs, ceiling))
+            rows.append(_with_times(row, best, median, macs, ceiling))
     return sorted(rows, key=lambda row: (row.column != "packed", row.best_ms or 1e9))
 
 
-def _difference(output: np.ndarray, contender: Contender) -> dict[str, float]:
-    """How an output differs from the expected one, as fields of a Timing."""
+def _difference(
+    output: np.ndarray, contender: Contender
+) -> tuple[float, float] | tuple[None, None]:
+    """How an output differs from the expected one, if there is one: largest and PSNR."""
     if contender.expected is None:
-        return {}
+        return None, None
     if output.shape != contender.expected.shape:
         raise Failed(f"gives the shape {output.shape}, not {contender.expected.shape}")
     b = contender.border
     inner = (..., slice(b, output.shape[2] - b), slice(b, output.shape[3] - b))
     difference = (output[inner] - contender.expected[inner]).astype(np.float64)
     mean_square = max(float((difference**2).mean()), 1e-20)
-    return {
-        "largest": float(np.abs(difference).max()),
-        "psnr": -10 * float(np.log10(mean_square)),
-    }
+    return float(np.abs(difference).max()), -10 * float(np.log10(mean_square))
 
 
 def _check_agreement(row: Timing, exact: bool) -> None:
     """Raise Failed for an output that is not what it should be; NaN is not."""
-    if row.psnr is None:
+    if row.psnr is None or row.largest is None:
         return
     if exact and not row.largest <= LARGEST:
         raise Failed(f"differs by {row.largest:.2g}, more than {LARGEST:g}: not timed")
@@ -386,7 +396,7 @@ class Worker:
         self.process.start()
         theirs.close()
 
-    def ask(self, what: object = None) -> object:
+    def ask(self, what: object = None) -> Any:
         """Send `what` unless it is None, and wait for the answer. Raises Failed."""
         try:
             if what is not None:
@@ -412,7 +422,7 @@ class Worker:
         self.connection.close()
 
 
-def _in_process(serve: Callable[..., None], *args) -> object:
+def _in_process(serve: Callable[..., None], *args) -> Any:
     with Worker(serve, *args) as process:
         return process.ask()
 
@@ -430,7 +440,7 @@ def _guarded(connection: Connection, serve: Callable[..., None], *args) -> None:
         connection.send(("failed", first_line(error)))
 
 
-def _write(connection: Connection, write: Callable[[], None]) -> None:
+def _write(connection: Connection, write: Callable[[], object]) -> None:
     write()
     connection.send(("done", None))
 
@@ -538,6 +548,7 @@ def packed_contender(
     path = folder / f"{column}-{name}-{blocks}.qsr"
     save(path, packed)
     run = functools.partial(_open_packed, path, blocks)
+    assert packed.config.bits is not None
     bits = split_bits(packed.config.bits)
     return Contender(name, column, run, expected=expected, bits=bits, blocks=blocks)
 
@@ -601,15 +612,15 @@ class Report:
             ratios: dict = {"name": own.name, "threads": own.threads}
             for column in ("ordinary", "collapsed"):
                 others = [row for row in same if row.column == column]
-                best = min(others, key=lambda row: row.best_ms, default=None)
-                ratios[column] = best and (best.best_ms / own.best_ms, best.name)
+                best = min(others, key=lambda row: row.ms, default=None)
+                ratios[column] = best and (best.ms / own.ms, best.name)
             eager = [r for r in same if (r.name, r.column) == ("pytorch", "ordinary")]
-            ratios["pytorch"] = eager[0].best_ms / own.best_ms if eager else None
+            ratios["pytorch"] = eager[0].ms / own.ms if eager else None
             alone = min(
                 (r for r in timed if (r.name, r.column) == (own.name, "packed")),
                 key=lambda row: row.threads,
             )
-            ratios["scaling"] = alone.best_ms / own.best_ms if alone is not own else None
+            ratios["scaling"] = alone.ms / own.ms if alone is not own else None
             found.append(ratios)
         return found
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbone import QuantSR
-from ..config import NetworkConfig
+from ..config import NetworkConfig, SwinConfig
 from ..export.onnx import onnx_model, walk
 
 Runner = Callable[[np.ndarray], np.ndarray]  # float32 [1, 3, H, W] -> [1, 3, scale H, scale W]
@@ -58,10 +58,13 @@ def collapse_inside(net: QuantSR) -> QuantSR:
     response = (out[:-1] - out[-1:])[:, :, middle - 2 : middle + 3, middle - 2 : middle + 3]
     conv = nn.Conv2d(features, 3 * scale**2, 5, padding=2)
     conv.weight.data = response.flip(2, 3).transpose(0, 1).contiguous()
-    conv.bias.data = bias
+    conv.bias = nn.Parameter(bias)
     collapsed = copy.deepcopy(net)
     collapsed.tail = nn.Sequential(conv, nn.PixelShuffle(scale))
     return collapsed
+
+
+NONE = torch.empty(0)  # the weights of a step that has none
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class Node:
 
     kind: Literal["scale", "conv", "add", "shuffle"]
     inputs: tuple[int, ...]
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    weight: Tensor = NONE
+    bias: Tensor = NONE
     relu: bool = False
     factor: int = 1
 
@@ -91,7 +94,8 @@ class _NodeSteps:
         self.nodes.append(Node(*node, **options))
         return len(self.nodes) - 1
 
-    def scale(self, x: int, weight: Tensor, bias: Tensor) -> int:
+    def scale(self, x: int, weight: Tensor, bias: Tensor | None = None) -> int:
+        assert bias is not None  # only shortcuts that are learned have none
         return self._append("scale", (x,), weight.expand(len(bias)), bias)
 
     def conv(self, x: int, weight: Tensor, bias: Tensor, relu: bool = False) -> int:
@@ -153,6 +157,7 @@ def write_ncnn(nodes: Sequence[Node], path: Path, ranges: Sequence[Tensor] | Non
 
     def step(number: int) -> float:
         """127 / the largest magnitude: what ncnn multiplies by to get codes."""
+        assert ranges is not None
         return 127 / ranges[number].abs().max().item()
 
     for i, node in enumerate(nodes):
@@ -227,10 +232,10 @@ class Task:
 def float_config(config: NetworkConfig, blocks: int | None = None) -> NetworkConfig:
     """The full-precision configuration with the layout of a quantised one at a depth."""
     blocks = config.blocks if blocks is None else blocks
-    plain = {"bits": None, "learnable_shortcuts": False, "dropped": ()}
-    if config.family == "swin":
-        plain["attention_bits"] = None
-    return replace(config, blocks=blocks, depths=(blocks,), **plain)
+    plain = replace(
+        config, blocks=blocks, depths=(blocks,), bits=None, learnable_shortcuts=False, dropped=()
+    )
+    return replace(plain, attention_bits=None) if isinstance(plain, SwinConfig) else plain
 
 
 def _nothing(task: Task) -> None:
@@ -242,13 +247,14 @@ def _open_torch(task: Task, threads: int, how: str = "eager") -> Runner:
     torch.set_num_threads(threads)
     last = how == "channels-last"
     memory_format = torch.channels_last if last else torch.contiguous_format
-    net = task.network().to(memory_format=memory_format)
-    net = torch.compile(net) if how == "compile" else net
+    net = task.network()
+    net.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's types lack it
+    call = torch.compile(net) if how == "compile" else net
 
     def run(picture: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             lr = torch.from_numpy(picture).contiguous(memory_format=memory_format)
-            return net(lr).contiguous().numpy()
+            return call(lr).contiguous().numpy()
 
     return run
 

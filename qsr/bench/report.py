@@ -78,7 +78,7 @@ def _network_table(rows: Sequence[Timing]) -> str:
                 str(blocks),
                 _ms(ordinary),
                 _ms(other),
-                f"{eager.best_ms / row.best_ms:.2f}x" if eager and ordinary else "-",
+                f"{eager.ms / row.ms:.2f}x" if eager and ordinary else "-",
                 f"{row.gmacs:.0f}",
                 _percent(row.share),
                 " / ".join(memory),
@@ -91,10 +91,9 @@ def _network_table(rows: Sequence[Timing]) -> str:
 
 
 def _local_table(rows: Sequence[Timing]) -> str:
-    slowest = max(row.best_ms for row in rows)
+    slowest = max(row.ms for row in rows)
     lines = [
-        [row.name, _ms(row), f"{row.gmacs:.0f}", f"{slowest / row.best_ms:.2f}x"]
-        + [_percent(row.share)]
+        [row.name, _ms(row), f"{row.gmacs:.0f}", f"{slowest / row.ms:.2f}x"] + [_percent(row.share)]
         for row in rows
     ]
     return tables.markdown(
@@ -203,9 +202,9 @@ def figure(report: Report, dark: bool = False) -> Figure:
 def _bars(ax, rows: Sequence[Timing], ink: str) -> None:
     """Two bars for each peer, ordinary and collapsed graph; one for a packed network."""
     times: dict[str, dict[str, float]] = {}
-    for row in sorted(rows, key=lambda row: -row.best_ms):
+    for row in sorted(rows, key=lambda row: -row.ms):
         if row.column != "depth":
-            times.setdefault(row.name, {})[row.column] = row.best_ms
+            times.setdefault(row.name, {})[row.column] = row.ms
     colours = {"packed": OWN, "ordinary": ORDINARY, "collapsed": COLLAPSED}
     labels = {"packed": "packed, integers", "ordinary": "ordinary graph"}
     labels["collapsed"] = "handed the collapsed tail"
@@ -230,10 +229,10 @@ Point = tuple[float, float, int]  # pictures a second, PSNR-Y on Set5, blocks
 def _points(rows: Sequence[Timing]) -> dict[str, list[Point]]:
     """{model: its depths}; PSNR from the model cards, where they know Set5."""
     points: dict[str, list[Point]] = {}
-    for row in sorted(rows, key=lambda row: row.best_ms):
+    for row in sorted(rows, key=lambda row: row.ms):
         scores = zoo.card(row.name)["scores"].get(str(row.blocks), {})
-        if "Set5" in scores:
-            point = (1e3 / row.best_ms, scores["Set5"][0], row.blocks)
+        if row.blocks is not None and "Set5" in scores:
+            point = (1e3 / row.ms, scores["Set5"][0], row.blocks)
             points.setdefault(row.name, []).append(point)
     return points
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from ..backbone import QuantSR
 from ..config import quantsr_t, swinir_s
 from ..integer.packing import pack
-from ..integer.program_swin import SwinProgram
+from ..integer.program_swin import SwinProgram, _FloatConv
 from ..layers import calibrate
 from .engine import timed
 
@@ -42,13 +43,15 @@ def measure(size: int, kernel: str, attention_bits: int | None) -> None:
     program.features(lr[0], plan)  # makes the buffers
     stream, residual, codes = program._buffers
     _, layers, conv = program.blocks[0]
+    body_conv = program.body_conv
+    assert conv is not None and isinstance(body_conv, _FloatConv)  # whole, and as in the paper
     half = config.blocks * config.layers // 2
     parts = {
-        "layers": half * sum(best_ms(lambda k=k: program._layer(k, stream), 9) for k in layers[:2]),
+        "layers": half * sum(best_ms(partial(program._layer, k, stream), 9) for k in layers[:2]),
         "3x3 convolutions": config.blocks
         * best_ms(lambda: program._conv(conv, stream, residual, 0.0, codes), 9),
         "norms": 2 * best_ms(lambda: program._norm(program.norm_in, stream, residual), 9),
-        "body_conv": best_ms(lambda: program.body_conv(stream[None]), 9),
+        "body_conv": best_ms(lambda: body_conv(stream[None]), 9),
         "tail": best_ms(lambda: program.tail(stream), 9),
     }
     name = "w4a4" if attention_bits is None else "w4a4-attn"

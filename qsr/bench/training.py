@@ -19,6 +19,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ from .engine import Worker, answer_times, take_turns, timed
 class PlainRLQ(RLQ):
     """RLQ whose slope is a function that the fused kernels do not know."""
 
-    def slope(self, u: Tensor) -> Tensor:
+    def slope(self, u: Tensor) -> Tensor:  # type: ignore[override]  # see `Quantizer.slope`
         """phi'(u), the same values."""
         return phi_slope(u, self.sharpness)
 
@@ -64,7 +65,7 @@ def bench_train(
     batch: int = 8,
     threads: Sequence[int] = (1,),
     rounds: int = 5,
-    precision: str = "float32",
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> dict:
     """Time steps of a quantised network: the report, as JSON takes it.
 
@@ -133,7 +134,8 @@ def _serve(
     native.load()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    net = QuantSR(config).to(memory_format=torch.channels_last)
+    net = QuantSR(config)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
     if plain:
         for module in net.modules():
             if isinstance(module, Quantizer):

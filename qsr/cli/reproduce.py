@@ -155,7 +155,8 @@ def _add_figure(sub: argparse.ArgumentParser, number: int) -> None:
 def _reproduce_figure(args: argparse.Namespace) -> Lines:
     check_writable(Path(args.out))
     paths = []
-    for page in (None,) if args.transparent else ("light", "dark")[: 1 + args.dark]:
+    both: tuple[figures.Page, ...] = ("light", "dark")
+    for page in (None,) if args.transparent else both[: 1 + args.dark]:
         if args.number <= 2:
             drawn = (figures.figure1, figures.figure2)[args.number - 1](args.folder, page)
         elif args.number == 3:

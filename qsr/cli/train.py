@@ -15,7 +15,7 @@ import torch
 from ..backbone import QuantSR, load_weights
 from ..config import QUANTIZERS, NetworkConfig, TrainConfig, preset
 from ..images.data import SPLITS, Pair, Patches, contents, held_out, list_sets, pack_sets, pairs
-from ..integer.packing import pack
+from ..integer.packing import PackedModel, pack
 from ..models import zoo
 from ..models.edsr import load_edsr
 from ..models.file import config_to_json, describe, load_model, save
@@ -275,10 +275,11 @@ def _pack(args: argparse.Namespace) -> Lines:
             depth: {name: evaluate(model, name, blocks=depth, progress=True) for name in args.sets}
             for depth in model.config.depths
         }
-        agreed = {}
-        for name in () if full else args.sets:  # both layer by layer, so of a part of a large set
-            some = itertools.islice(pairs(name, net.config.scale), AGREED)
-            agreed[name] = agreement(net, model, some)
+        agreed: dict[str, object] = {}
+        if isinstance(model, PackedModel):
+            for name in args.sets:  # both layer by layer, so of a part of a large set
+                some = itertools.islice(pairs(name, net.config.scale), AGREED)
+                agreed[name] = agreement(net, model, some)
         yield str(zoo.write_card(output, model, card, scores, agreed))
 
 

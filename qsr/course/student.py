@@ -74,8 +74,10 @@ def without_solution(source: str, where: str = "the source") -> str:
     code = source.encode()  # ast counts bytes
     starts = [0, *accumulate(map(len, code.splitlines(keepends=True)))]
     for argument in sorted(arguments, key=lambda a: (a.lineno, a.col_offset), reverse=True):
+        last, column = argument.end_lineno, argument.end_col_offset
+        assert last is not None and column is not None  # what was parsed has an end
         begin = starts[argument.lineno - 1] + argument.col_offset
-        end = starts[argument.end_lineno - 1] + argument.end_col_offset
+        end = starts[last - 1] + column
         code = code[:begin] + b"None" + code[end:]
     return code.decode()
 

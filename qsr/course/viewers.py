@@ -24,7 +24,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
@@ -56,7 +56,7 @@ PALETTE = {
 # a lighter or a darker one gains on one of them what it loses on the other.
 INK = "#7f7f7f"
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "figure.facecolor": "none",  # transparent: the page shows through
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
@@ -117,7 +117,7 @@ def figure(fig: Figure, alt: str, dpi: float | None = None) -> Shown:
     return Shown(page, alt)
 
 
-def live(draw: Callable[..., Figure], **controls: object) -> object:
+def live(draw: Callable[..., Figure], **controls: Any) -> object:
     """Controls over the figure draw(**their values), drawn anew when one of them moves.
 
     controls: widgets of ipywidgets, by the names of draw's arguments. Returns a widget; it needs a
@@ -286,7 +286,7 @@ class Frames:
             if picture:
                 address = _address(_blown_up(picture, size), quality)
             else:
-                address, drawn_width = _png(drawn)
+                address, drawn_width = _png(cast("Figure", drawn))  # it has savefig
                 widths.append(drawn_width)
             self.frames.append((str(text), address, caption))
         self.label, self.alt, self.width = label, alt, width or max(widths)

@@ -197,7 +197,8 @@ def before_after(rows: Sequence[Scene], zoom: int = 3, dark: bool = False) -> Fi
     width = side + columns * cell_width + columns * gap
     height = len(rows) * (head + cell_height) + gap
     size = (width / dpi, height / dpi)
-    figure = Figure(figsize=size, dpi=dpi, facecolor=page.paper, layout="none")
+    # matplotlib knows "none", its types do not.
+    figure = Figure(figsize=size, dpi=dpi, facecolor=page.paper, layout="none")  # type: ignore[arg-type]
 
     def text(x: float, y: float, words: str, size: float, colour: str, **options) -> None:
         figure.text(x / width, 1 - y / height, words, fontsize=size, color=colour, **options)

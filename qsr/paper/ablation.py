@@ -30,6 +30,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ class Variant:
 
 def variants() -> list[Variant]:
     """All rows of the ablation: full precision, then each method at 4 and 2 bits."""
-    small = {"blocks": BLOCKS, "depths": (BLOCKS,), "features": FEATURES}
+    small: dict[str, Any] = {"blocks": BLOCKS, "depths": (BLOCKS,), "features": FEATURES}
     deep = {**small, "blocks": 2 * BLOCKS, "depths": (2 * BLOCKS, BLOCKS, BLOCKS // 2)}
     rows = [Variant("full precision", 32, srresnet(SCALE, blocks=BLOCKS, features=FEATURES))]
     for bits in (4, 2):

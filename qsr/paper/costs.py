@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ..backbone import QuantSR
 from ..blocks import Matmul
-from ..config import NetworkConfig
+from ..config import NetworkConfig, SwinConfig
 from ..layers import QConv2d, QLinear, QMatmul
 from ..quantizer import Quantizer
 
@@ -129,7 +129,8 @@ def complexity(
     """
     if rule not in RULES:
         raise ValueError(f"`rule` is {rule!r}; the rules are {', '.join(RULES)}. Choose one.")
-    sliced, input = _at_depth(config, blocks), tuple(input)
+    sliced = _at_depth(config, blocks)
+    input = tuple(input)  # type: ignore[assignment]  # layer_table says if these are not two
     if rule in ("printed", "stated"):
         factor = _printed_factor if rule == "printed" else _stated_factor
         return _as_in_table_2(rule, sliced, input, factor)
@@ -184,7 +185,8 @@ def layer_table(config: NetworkConfig, input: tuple[int, int] = (256, 256)) -> t
         net = QuantSR(config)
         for module in net.modules():
             if isinstance(module, Quantizer):
-                module.forward = lambda x: x  # keeps the shape; there is no data to calibrate by
+                # Keeps the shape; there is no data to calibrate by.
+                module.forward = lambda x: x  # type: ignore[method-assign]
             elif _kind(module) != "other":
                 module.register_forward_hook(count)
         net(torch.empty(1, 3, *input))
@@ -302,6 +304,7 @@ def _swin_parameters(
     Not a count of anything that exists, but the one rule found that gives all the printed cells:
     the fraction is taken over weights and biases of convolutions and linear layers at x2.
     """
+    assert isinstance(config, SwinConfig)
     full = replace(config, bits=None, attention_bits=None, learnable_shortcuts=False, dropped=())
     smallest = (config.window, config.window)  # parameters do not depend on the picture
     whole = _multiplying(layer_table(replace(full, scale=2), smallest))

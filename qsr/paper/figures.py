@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def _new_figure(page: Page, size: tuple[float, float], **subplots):
     import matplotlib
     from matplotlib.figure import Figure  # here, so that `import qsr` stays fast
 
-    style = dict(STYLE)
+    style: dict[Any, Any] = dict(STYLE)
     if page is not None:
         paper, ink, _ = {"light": LIGHT, "dark": DARK}[page]
         for key in STYLE:
@@ -165,7 +165,7 @@ def figure2(run: str | os.PathLike | None = None, page: Page = None) -> Drawn:
 def _told(what: str, values: Mapping[int, float]) -> str:
     """First, least and last of what was measured at steps, in one sentence."""
     (first, begin), *_, (last, end) = values.items()
-    least = min(values, key=values.get)
+    least = min(values, key=lambda step: values[step])
     return (
         f"The {what} is {begin:.2g} at step {first}, {values[least]:.2g} at its least (step "
         f"{least}) and {end:.2g} at step {last}."
@@ -267,7 +267,9 @@ def small_network(
     note = f"{budget}, torch {torch.__version__}"
     path = None if folder is None else Path(folder) / f"small-{method.lower()}-{bits or 32}.qsr"
     if path is not None and path.exists() and describe(path).get("note") == note:
-        return load_model(path)
+        kept = load_model(path)
+        assert isinstance(kept, QuantSR)  # as it was written below
+        return kept
     config, make = SMALL[family]
     torch.manual_seed(0)
     if quantizer is None:
@@ -349,7 +351,9 @@ def phi_effect(net: QuantSR, lr: Tensor, hr: Tensor) -> PhiEffect:
         quantizer, weight = layer.weight_quantizer, layer.weight.detach()
         z = weight / quantizer.step(weight).detach()
         inside = (z >= quantizer.spec.qmin) & (z <= quantizer.spec.qmax)
-        before, after = rounded[i].grad[inside], layer.weight.grad[inside]
+        before, after = rounded[i].grad, layer.weight.grad
+        assert before is not None and after is not None  # backward has been
+        before, after = before[inside], after[inside]
         size = before.square().mean().sqrt()
         parts.append((before / size, after / size, (z - z.floor())[inside]))
     net.zero_grad()
@@ -421,8 +425,8 @@ def figure4(
         kept = scratch if folder is None else folder
         jobs = [(UNQUANTISED["C"], None), *((m, bits) for bits in (4, 2) for m in METHODS)]
         nets = {
-            job: small_network(*job, budget, kept)
-            for job in tqdm(jobs, "small networks", unit="network", disable=not progress)
+            (method, bits): small_network(method, bits, budget, kept)
+            for method, bits in tqdm(jobs, "small networks", unit="network", disable=not progress)
         }
     pair = picture(name)
     maps, numbers = _features(nets, pair)
@@ -475,7 +479,7 @@ def _map_grid(
     figure, axes = _new_figure(page, (8, 0.5 + 4.1 * height / width), nrows=2, ncols=4)
     axes[1, 0].imshow(lr[0].permute(1, 2, 0).numpy(), interpolation="nearest")
     axes[1, 0].set_title("the picture", fontsize=9)
-    shown = {(0, 0): (UNQUANTISED["C"], None)}
+    shown: dict[tuple[int, int], Job] = {(0, 0): (UNQUANTISED["C"], None)}
     for i, bits in enumerate((4, 2)):
         shown |= {(i, j + 1): (method, bits) for j, method in enumerate(METHODS)}
     for place, job in shown.items():

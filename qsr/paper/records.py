@@ -19,6 +19,7 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -83,7 +84,7 @@ def record_name(name: str, config: NetworkConfig) -> str:
 def make_record(
     name: str,
     run: str | os.PathLike | None = None,
-    call: Mapping[str, object] | None = None,
+    call: Mapping[str, Any] | None = None,
     sets: Sequence[str] | None = None,
 ) -> dict:
     """Score the finished run in the folder `run` and say how it was made, as JSON takes it.
@@ -104,6 +105,8 @@ def make_record(
     if name.startswith(BICUBIC):
         scale = int(name.removeprefix(BICUBIC))
         return {**made, "scores": [_row(None, s, evaluate("bicubic", s, scale)) for s in sets]}
+    if run is None:
+        raise ValueError(f"`run` is None; {name!r} was trained: name the folder of its run.")
     net, state, chosen = _trained(run)
     training, done = state["training"], state["step"]
     call = dict(call or {})
@@ -145,7 +148,7 @@ def _trained(run: str | os.PathLike) -> tuple[QuantSR, dict, str]:
     return net, state, f"step {best_state['step']}, by held-out pictures"
 
 
-def write_record(record: Mapping[str, object], folder: str | os.PathLike | None = None) -> Path:
+def write_record(record: Mapping[str, Any], folder: str | os.PathLike | None = None) -> Path:
     """Write a record as NAME.json (None: into docs/results of this checkout) and return its path.
 
     One line for each entry, and for each set of its scores, so that a change is seen in a diff.

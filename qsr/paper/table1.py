@@ -106,7 +106,7 @@ def _parse(line: str) -> PrintedScores:
 TABLE1 = tuple(_parse(line) for line in _PRINTED.strip().splitlines())
 
 # (name, blocks, set) -> (the PSNR that belongs there, if it is known; what happened).
-MISPRINTS = {
+MISPRINTS: dict[tuple[str, int | None, str], tuple[str | None, str]] = {
     ("quantsr-t-x4-w4a4", 1, "B100"): (
         "27.41",
         "28.37 would be above the network of 4 blocks (27.59); the PSNR of this row slipped by one "
@@ -122,8 +122,8 @@ MISPRINTS = {
 
 def intended(row: PrintedScores, name: str) -> tuple[float | None, float]:
     """(PSNR, SSIM) that a cell should hold: as printed, misprints put right; None if it is lost."""
-    psnr, ssim = row.cells[name]
-    psnr, _ = MISPRINTS.get((row.name, row.blocks, name), (psnr, ""))
+    printed, ssim = row.cells[name]
+    psnr, _ = MISPRINTS.get((row.name, row.blocks, name), (printed, ""))
     return None if psnr is None else float(psnr), float(ssim)
 
 
@@ -197,7 +197,7 @@ def measure(
     """
     names = list(dict.fromkeys(row.name for row in rows))
     sets = [name for name in TEST_SETS if here and name in list_sets()]
-    found = []
+    found: list[Measured] = []
     for name in zoo.names():
         if any(_belongs(name, row) for row in names):
             found += _from_model(name, sets, records)
@@ -225,7 +225,8 @@ def _from_model(name: str, sets: Sequence[str], records: Mapping[str, dict]) -> 
     with bar:
         for blocks in depths:
             believed = card["scores"].get(str(blocks), {})
-            cells = {s: Score(*believed[s], "card") for s in TEST_SETS if s in believed}
+            there = [(s, *believed[s]) for s in TEST_SETS if s in believed]
+            cells = {s: Score(psnr, ssim, "card") for s, psnr, ssim in there}
             for s in sets:
                 scores = evaluate(model, s, blocks=blocks)
                 cells[s] = Score(scores.psnr_y, scores.ssim_y, "measured")
@@ -296,7 +297,7 @@ class Line:
     def label(self) -> str:
         """A name for people: "QuantSR-C 4/4, 16 of 32 blocks"."""
         method, bits = method_and_bits(self.name)
-        if self.blocks is None:
+        if self.blocks is None or self.of is None:
             return method
         some = "" if self.blocks == self.of else f" of {self.of}"
         return f"{method} {bits}, {self.blocks}{some} block{'s' if self.of > 1 else ''}"
@@ -336,7 +337,7 @@ def lines(
     left = {(m.name, m.blocks, m.of): m for m in measured}
     result = []
 
-    def add(key: tuple, printed: PrintedScores | None) -> None:
+    def add(key: tuple[str, int | None, int | None], printed: PrintedScores | None) -> None:
         ours = left.pop(key, None)
         why = "" if ours or printed is None else _why(printed, measured)
         result.append(Line(*key, printed, ours, why, _gaps(ours, measured, records)))
@@ -353,7 +354,7 @@ def _why(row: PrintedScores, measured: Sequence[Measured]) -> str:
     """Why a row has nothing of ours."""
     if row.name.startswith(BICUBIC):
         return "no data: set QSR_DATA"
-    others = sorted({m.of for m in measured if m.name == row.name})
+    others = sorted({m.of for m in measured if m.name == row.name and m.of is not None})
     if others:
         return f"not run: our network has {' and '.join(map(str, others))} blocks, see below"
     return "not run: our compute went to other rows first"
@@ -363,9 +364,11 @@ def _gaps(
     ours: Measured | None, measured: Sequence[Measured], records: Mapping[str, dict]
 ) -> dict[str, Gap]:
     """{set: gap to our own full-precision network trained on the same pictures}."""
-    name = ours and full_precision(ours.name)
+    if ours is None:
+        return {}
+    name = full_precision(ours.name)
     full = next((m for m in measured if m.name == name), None)
-    if full is None and name in records:
+    if full is None and name is not None and name in records:
         full = next(_from_record(records[name]))
     if full is None or ours.data is None or full.data is None:
         return {}
@@ -394,8 +397,10 @@ def full_precision(name: str) -> str | None:
 def paper_gap(row: PrintedScores, name: str) -> float | None:
     """dB by which the paper's own row is below its full-precision network on a set."""
     full = next((r for r in TABLE1 if r.name == full_precision(row.name)), None)
-    psnr, _ = intended(row, name)
-    return None if full is None or psnr is None else intended(full, name)[0] - psnr
+    if full is None:
+        return None
+    (psnr, _), (best, _) = intended(row, name), intended(full, name)
+    return None if psnr is None or best is None else best - psnr
 
 
 def table1(

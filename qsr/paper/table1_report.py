@@ -35,7 +35,7 @@ def text(table: Sequence[Line]) -> str:
         *(f"{mark} {meaning}" for mark, meaning in LEGEND.items()),
     ]
     for scale, part in _by_scale(table):
-        rows = [(f"x{scale}", *TEST_SETS)]
+        rows: list[tuple[str, ...]] = [(f"x{scale}", *TEST_SETS)]
         for line in part:
             first, *rest = _rows(line)
             rows.append((line.label, *first[1]))

@@ -17,7 +17,7 @@ from typing import Literal
 
 from ..config import NetworkConfig, quantsr_c, quantsr_t, srresnet, swinir_s
 from . import report
-from .costs import RULES, Complexity, complexity
+from .costs import RULES, Complexity, Rule, complexity
 
 Verdict = Literal["=", "~", "!"]
 INPUT = (256, 256)  # "their input sizes are 3x256x256": the low-resolution picture
@@ -125,8 +125,8 @@ class CountedRow:
 
     printed: PrintedCosts
     cells: dict[str, Cell]
-    costs: dict[str, Complexity]
-    saved: dict[str, tuple[float, float]]
+    costs: dict[Rule, Complexity]
+    saved: dict[Rule, tuple[float, float]]
 
 
 def judge(printed: str, ours: float, recomputed: float | None = None) -> Verdict:
@@ -177,8 +177,8 @@ def _saved(cost: float, full: float) -> float:
 def _judged(
     printed: PrintedCosts,
     full: PrintedCosts,
-    costs: dict[str, Complexity],
-    saved: dict[str, tuple[float, float]],
+    costs: dict[Rule, Complexity],
+    saved: dict[Rule, tuple[float, float]],
 ) -> dict[str, Cell]:
     """The five number cells of a row. PSNR is compared with the paper's own Table 1."""
     ours = {
@@ -246,7 +246,7 @@ def _label(row: CountedRow) -> str:
 def _costs_block(
     rows: Iterable[CountedRow], name: Literal["parameters", "ops"], index: int, unit: float
 ) -> Iterator[str]:
-    lines = [("", "paper", *RULES)]
+    lines: list[tuple[str, ...]] = [("", "paper", *RULES)]
     for row in rows:
         value, saved = row.cells[name], row.cells[f"{name}_saved"]
         paper = f"{value.printed + value.verdict:>8} {f'({saved.printed})' + saved.verdict:>8}"
@@ -260,7 +260,7 @@ def _costs_block(
 
 def _contents_block(rows: Iterable[CountedRow]) -> Iterator[str]:
     yield from report.text([("", "honest", "collapsed")], (18, 46, 46))
-    lines = [("", *("numbers", "bytes", "on floats", "on codes") * 2)]
+    lines: list[tuple[str, ...]] = [("", *("numbers", "bytes", "on floats", "on codes") * 2)]
     for row in rows:
         cells = []
         for cost in (row.costs["honest"], row.costs["collapsed"]):

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..backbone import QuantSR
+from ..config import TrainConfig
 from ..models.file import config_from_json, config_to_json, disk_errors, reason
 from ..system.files import replacing_folder
 
@@ -35,7 +36,7 @@ def save_checkpoint(
     net: QuantSR,
     optimizer: torch.optim.Optimizer,
     step: int,
-    train_config: object,
+    train_config: TrainConfig,
     keep: int = 2,
     average: QuantSR | None = None,
     progress: Mapping[str, object] = MappingProxyType({}),
@@ -76,7 +77,7 @@ def clear_unfinished(folder: str | os.PathLike) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _described(net: QuantSR, step: int, train_config: object) -> dict:
+def _described(net: QuantSR, step: int, train_config: TrainConfig) -> dict:
     return {
         "step": step,
         "network": config_to_json(net.config),
@@ -93,7 +94,7 @@ def save_best(
     folder: str | os.PathLike,
     net: QuantSR,
     step: int,
-    train_config: object,
+    train_config: TrainConfig,
     depths: int,
     score: float,
     scores: dict[str, float],

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -82,7 +83,7 @@ def fit(
             if ends:
                 break
         distributed.wait()
-    if stop:
+    if stop.number is not None:
         signal.raise_signal(stop.number)  # checkpoint saved: now let it do what it does
     return list_checkpoints(folder)[-1]
 
@@ -107,7 +108,8 @@ class Run:
         _check_batch(net, data, config)
         self.net, self.data, self.config, self.folder = net, data, config, folder
         self.validation = validation
-        net.train().to(memory_format=torch.channels_last)  # 3x3 convolutions are faster so
+        # 3x3 convolutions are faster so; torch's types lack it.
+        net.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         objective = Objective(net, config, teacher)
         self.optimizer = make_optimizer(net, config)
         self.start, progress = _resume(net, self.optimizer, config, folder)
@@ -123,7 +125,8 @@ class Run:
             clear_unfinished(folder)
         self.log = RunLog(folder, self.start, tensorboard) if chief else None
         self.before, self.began = progress["seconds"], time.monotonic()
-        if chief and self.log.last < self.start:  # killed after the checkpoint, before its line
+        if self.log is not None and self.log.last < self.start:
+            # Killed after the checkpoint, before its line.
             self.log.write(self.start, progress["line"], net)
         self.bar = tqdm(total=config.steps, initial=self.start, unit="step", disable=not chief)
 
@@ -303,7 +306,7 @@ class _Stop:
 def _stop_signals() -> Iterator[_Stop]:
     """Let Ctrl-C and SIGTERM end the loop after its current step; a second one ends it at once."""
     stop = _Stop()
-    previous = {}
+    previous: dict[int, Any] = {}
 
     def ask(number: int, frame: object) -> None:
         if stop:
@@ -317,5 +320,5 @@ def _stop_signals() -> Iterator[_Stop]:
     try:
         yield stop
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for which, handler in previous.items():
+            signal.signal(which, handler)
