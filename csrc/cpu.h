@@ -35,4 +35,10 @@ inline bool has_vnni() {
 inline bool has_vpopcnt() { return has_avx512() && QSR_HAS("avx512vpopcntdq"); }
 inline bool has_bf16() { return has_avx512() && QSR_HAS("avx512bf16"); }
 
+// What a row of every table of kernels has (dispatch.cpp); what it computes, its own type says.
+struct Row {
+  const char* name;
+  bool (*supported)();  // by this processor
+};
+
 }  // namespace qsr

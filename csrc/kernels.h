@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu.h"
 #include "format.h"
 
 namespace qsr {
@@ -46,9 +47,7 @@ struct FloatConv2d {
 // A row of a table of dispatch.cpp: run computes the rows of output [first, last) of a job that the
 // row takes. The last row of a table takes all jobs.
 template <class Job>
-struct Kernel {
-  const char* name;
-  bool (*supported)();  // by this processor
+struct Kernel : Row {
   bool (*takes)(const Job&);
   void (*run)(const Job&, int64_t first, int64_t last);
 };

@@ -25,7 +25,7 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no CUDA toolkit: nvcc not 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() or not native.load().cuda, reason="no GPU, or no CUDA kernels"
 )
-KERNELS = ("conv2d_cuda.cu", "linear_cuda.cu", "attention_cuda.cu")
+KERNELS = ("cuda/conv2d.cu", "cuda/linear.cu", "cuda/attention.cu")
 
 
 def planes(generator, *shape, bits, signed, fill="random", groups=1):
@@ -84,6 +84,7 @@ def host(tmp_path_factory):
     library = tmp_path_factory.mktemp("cuda") / "host.so"
     source = Path(__file__).with_name("cuda_on_host.cpp")
     options = ["-O2", "-std=c++20", "-ffp-contract=off", "-Wall", "-Werror", "-fPIC", "-shared"]
+    options.append(f"-I{CSRC}")
     subprocess.run([*compiler, *options, str(source), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 
@@ -155,7 +156,7 @@ def test_the_threads_of_attention_compute_the_bits_of_the_reference(
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90"])
 def test_the_device_code_compiles_without_spilling_registers(tmp_path, architecture):
     for name in KERNELS:
-        options = [*native.NVCC_FLAGS, "-std=c++20", f"-arch={architecture}", "-cubin"]
+        options = [*native.NVCC_FLAGS, f"-I{CSRC}", "-std=c++20", f"-arch={architecture}", "-cubin"]
         command = [NVCC, *options, "-Xptxas", "-v", str(CSRC / name), "-o", str(tmp_path / "x")]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -166,8 +167,9 @@ def test_the_device_code_compiles_without_spilling_registers(tmp_path, architect
 @needs_nvcc
 def test_the_launcher_compiles_against_this_torch(tmp_path):
     include = Path(torch.__file__).parent / "include"
-    options = ["-std=c++20", f"-I{include}", native.TORCH_TARGET, "-DUSE_CUDA", "-arch=sm_90"]
-    source = ["-x", "cu", "-c", str(CSRC / "ops_cuda.cpp"), "-o", str(tmp_path / "ops.o")]
+    options = ["-std=c++20", f"-I{include}", f"-I{CSRC}", native.TORCH_TARGET, "-DUSE_CUDA"]
+    options += ["-arch=sm_90"]
+    source = ["-x", "cu", "-c", str(CSRC / "torch" / "ops_cuda.cpp"), "-o", str(tmp_path / "ops.o")]
     done = subprocess.run(
         [NVCC, *native.NVCC_FLAGS, *options, *source], capture_output=True, text=True
     )

@@ -14,6 +14,8 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu.h"
+
 namespace qsr {
 
 constexpr int64_t kMapChannels = 64;  // the channels of a map are a multiple of this
@@ -64,9 +66,7 @@ struct Conv3x3 {
 
 // A row of the table. Work is counted in strips of `rows` picture rows: run computes the rows
 // [rows * first, rows * last), of those that the picture has.
-struct Conv3x3Kernel {
-  const char* name;
-  bool (*supported)();
+struct Conv3x3Kernel : Row {
   int rows;      // 2 or 4
   int max_bits;  // of activations and weights; weights are signed
   int64_t (*laid_out_bytes)(int64_t in_channels, int64_t out_channels);

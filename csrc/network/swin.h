@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu.h"
+
 namespace qsr {
 
 constexpr int64_t kRowLanes = 16;  // partial sums of a row; LANES of qsr/integer/reference.py
@@ -73,9 +75,7 @@ struct NormRows {
 };
 
 // A row of the table; each function computes windows (or rows) [first, last).
-struct SwinKernel {
-  const char* name;
-  bool (*supported)();
+struct SwinKernel : Row {
   int max_bits;  // of the two factors of a product together
   void (*layer)(const SwinLayer&, int64_t first, int64_t last);
   void (*attention)(const AttentionRows&, int64_t first, int64_t last);

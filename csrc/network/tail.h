@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu.h"
+
 namespace qsr {
 
 constexpr int kTailRows = 4;  // work is counted in strips of 4 lr rows
@@ -18,9 +20,7 @@ struct Tail {
   float* sr;                        // [3, scale * height, scale * width]
 };
 
-struct TailKernel {
-  const char* name;
-  bool (*supported)();
+struct TailKernel : Row {
   void (*run)(const Tail&, int64_t first, int64_t last);  // strips [first, last)
 };
 

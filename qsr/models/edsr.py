@@ -27,16 +27,13 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..backbone import RGB_MEAN, QuantSR
 from ..config import srresnet
-from ..system.errors import first_line
+from .foreign import read_tensors
 
 NAMES = {  # of modules, in either layout: ours
     r"head\.0|conv_first": "head",
@@ -46,6 +43,7 @@ NAMES = {  # of modules, in either layout: ours
     r"(?:tail\.0|upsample)\.(\d)": r"tail.\1",
     r"tail\.1|conv_last": "tail.last",
 }
+WRAPPED = ("model", "sd", "state_dict", "params", "params_ema")  # around the tensors
 UNITS = 127.5  # of our input in one of LIIF's
 
 
@@ -57,7 +55,7 @@ def load_edsr(path: str | os.PathLike, scale: int) -> QuantSR:
     Raises ValueError (one line) for a file that is missing or damaged, holds code, or is another
     network than 16 blocks (or any number) of residual convolutions without batch norm.
     """
-    state = _renamed(path, _tensors(path))
+    state = _renamed(read_tensors(path, "EDSR-baseline", WRAPPED))
     blocks = 1 + max((int(n.split(".")[1]) for n in state if n.startswith("blocks.")), default=-1)
     if blocks < 1 or "head.weight" not in state or "body_conv.weight" not in state:
         raise ValueError(
@@ -87,34 +85,11 @@ def load_edsr(path: str | os.PathLike, scale: int) -> QuantSR:
     return net.eval()
 
 
-def _tensors(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a file by their names, without the wrappings that training adds."""
-    if not os.path.isfile(path):
-        raise ValueError(f"{path} is no file; name a .pth or .safetensors file of EDSR-baseline.")
-    try:
-        found: Any
-        if Path(path).suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign file provokes
-        raise ValueError(
-            f"{path} is damaged or holds more than tensors ({first_line(error)}), and qsr runs no "
-            "code that comes with weights. Fetch it again, or from its authors."
-        ) from error
-    for key in ("model", "sd", "state_dict", "params_ema", "params"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, no tensors by name.")
-    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-
-
-def _renamed(path: str | os.PathLike, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our names for the tensors that are an EDSR's; others (a mean, an MLP) are left out."""
     state: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        module, _, kind = re.sub(r"^(module\.|encoder\.)+", "", name).rpartition(".")
+        module, _, kind = re.sub(r"^encoder\.", "", name).rpartition(".")
         for pattern, ours in NAMES.items():
             if (match := re.fullmatch(pattern, module)) and kind in ("weight", "bias"):
                 state[f"{match.expand(ours)}.{kind}"] = value

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from ..backbone import QuantSR, rank_blocks
 from ..config import ConvConfig, NetworkConfig, quantsr_c
 from ..layers import Bits, split_bits
+from .foreign import read_tensors
 
 # "Specified for QuantSR-C (4-bit, 4x), determined by training", says the script.
 ORDER = (31, 30, 29, 8, 27, 13, 28, 15, 7, 10, 18, 17, 19, 20, 22, 6, 11, 16, 12, 23, 24, 25, 21,
@@ -55,7 +56,7 @@ def load_official(path: str | os.PathLike, config: NetworkConfig | None = None) 
     other keys or shapes, steps that are not positive, layers that never saw data, or a
     configuration that the released code can't have.
     """
-    released = _read(path)
+    released = read_tensors(path, "a QuantSR checkpoint", ("params", "params_ema"))
     if config is None:
         config = _config(path, released)
     _check_config(config)
@@ -70,32 +71,6 @@ def load_official(path: str | os.PathLike, config: NetworkConfig | None = None) 
     )
     net.block_order.copy_(torch.tensor(ORDER if scripted else rank_blocks(net)))
     return net.eval()
-
-
-def _read(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a .pth file by their names."""
-    if not os.path.isfile(path):
-        raise ValueError(f"{path} is no file; name the .pth file of a QuantSR checkpoint.")
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign file provokes
-        raise ValueError(
-            f"{path} is damaged or holds more than tensors ({type(error).__name__}), and qsr runs "
-            "no code that comes with weights. Fetch it again, or from its authors."
-        ) from error
-    for key in ("params", "params_ema"):
-        if isinstance(contents, dict) and key in contents:
-            contents = contents[key]
-            break
-    tensors = isinstance(contents, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in contents.items()
-    )
-    if not tensors:
-        raise ValueError(
-            f"{path} has no tensors by name, directly or under 'params' or 'params_ema' as BasicSR "
-            "writes them. Name the file of a network, not that of a training state."
-        )
-    return {name.removeprefix("module."): value for name, value in contents.items()}
 
 
 def _config(path: str | os.PathLike, released: dict[str, Tensor]) -> ConvConfig:
