@@ -91,6 +91,7 @@ class QuantSR(nn.Module):
     net(lr, plan=None): lr float RGB [N, 3, H, W] in [0, 1], any H and W from 1 up
     -> sr float [N, 3, scale H, scale W], not clipped. plan: a DepthPlan; None runs all blocks.
 
+    >>> from qsr.config import srresnet
     >>> net = QuantSR(srresnet(scale=2, blocks=1, features=4))
     >>> net(torch.zeros(1, 3, 5, 7)).shape
     torch.Size([1, 3, 10, 14])

@@ -87,7 +87,7 @@ def test_the_bits_of_cadyq_cost_more_from_thousand_to_thousand_steps():
         Objective(student, qsr.TrainConfig(bit_weight=w))(lr, hr, 2, Lesson(), step)[0].item()
         for w, step in ((0.0, 0), (0.1, 999), (0.1, 1000))
     ]
-    with qsr.cadyq.looking_at(lr) as scene:
+    with qsr.CADyQ.looking_at(lr) as scene:
         student(lr)
     cost = 0.1 * scene.cost().item()
     assert at[1] - at[0] == pytest.approx(cost, rel=1e-4)
