@@ -1,6 +1,7 @@
 """Every import goes down the levels of `qsr.system.layout`, at the top of a module or in it."""
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
@@ -82,6 +83,12 @@ def test_kernels_never_import_networks():
 def test_the_readme_shows_the_map():
     shown = (ROOT / "README.md").read_text().split("<!-- layout -->")[1].split("<!-- /layout")[0]
     assert textwrap.dedent(shown).strip().splitlines() == list(tree())
+
+
+def test_the_page_for_contributors_shows_the_levels():
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    levels = [tuple(re.findall(r"`(\w+)`", row)) for row in rows]
+    assert [level for level in levels if set(level) & set(ORDER)] == list(LEVELS)
 
 
 # What `import qsr` gives --------------------------------------------------------------------------
