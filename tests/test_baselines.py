@@ -1,5 +1,8 @@
 """DoReFa and PAMS are their formulas, and run in the same layers, files and kernels as RLQ."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -156,3 +159,10 @@ def test_attention_products_take_quantizers_with_the_whole_range():
     with pytest.raises(ValueError, match="`attention_bits`"):
         qsr.quantsr_t(2, 4, quantizer="pams", attention_bits=4)
     assert LargestValue.narrow
+
+
+def test_a_file_that_names_a_baseline_is_read_also_where_nobody_imported_it(tmp_path):
+    config = qsr.quantsr_c(2, 4, blocks=1, features=8, quantizer="pams")
+    qsr.save(tmp_path / "pams.qsr", qsr.QuantSR(config))
+    source = f"from qsr.models.file import load_model; load_model({str(tmp_path / 'pams.qsr')!r})"
+    assert subprocess.run([sys.executable, "-c", source]).returncode == 0

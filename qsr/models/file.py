@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import baselines as baselines  # whose quantizers a file may name
 from ..backbone import QuantSR
 from ..config import ConvConfig, NetworkConfig, SwinConfig
 from ..integer.packing import PackedModel
