@@ -422,7 +422,7 @@ def load_weights(net: QuantSR, source: QuantSR, tail_only: bool = False) -> None
     for name, value in wanted.items():
         if name not in own or own[name].shape != value.shape:
             raise ValueError(
-                f"the source has {name!r} of shape {tuple(value.shape)} and this network has not; "
+                f"the source has {name!r} of shape {tuple(value.shape)} and this network lacks it; "
                 "both must be of one family and have the same features."
             )
     net.load_state_dict(wanted, strict=False)

@@ -63,12 +63,12 @@ def check_blocks(model, blocks: int | None) -> None:
 
 
 def check_device(name: str) -> None:
-    """Raise ValueError if torch does not know the device, or has it not here."""
+    """Raise ValueError if torch does not know the device, or it is not here."""
     try:
         there = torch.device(name).type == "cpu" or torch.cuda.is_available()
     except RuntimeError:
         there = False
     if not there:
         raise ValueError(
-            f"`--device` is {name!r}, which this machine or this build of torch has not. Use cpu."
+            f"`--device` is {name!r}, which this machine or this build of torch lacks. Use cpu."
         )

@@ -30,7 +30,7 @@ def names() -> tuple[str, ...]:
 
 
 def path_of(name: str) -> Path:
-    """The file of a model that comes with qsr. Raises ValueError for a name that it has not."""
+    """The file of a model that comes with qsr. Raises ValueError for an unknown name."""
     if name not in names():
         raise ValueError(
             f"no model is called {name!r}; there are {', '.join(names()) or 'none'}, "

@@ -278,8 +278,8 @@ class Gap:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table with ours. printed: None for a network that the paper has not; ours: None
-    for one that we have not, and why. gaps: {set: below our own full precision}."""
+    """A row of the table with ours. printed: None for a network that the paper lacks; ours: None
+    for one that we lack, and why. gaps: {set: below our own full precision}."""
 
     name: str
     blocks: int | None
