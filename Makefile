@@ -16,7 +16,7 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: help lab demo figures docs docs-serve test test-sanitize build lint notebooks student clean
+.PHONY: help lab demo figures docs docs-serve test test-sanitize build lint notebooks student gpu clean
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
@@ -28,6 +28,7 @@ help:
 	@echo "make build  compile the native core     make lint   check style and types"
 	@echo "make notebooks  run all tutorials afresh and keep their outputs"
 	@echo "make student    the tutorials without solutions, into build/student"
+	@echo "make gpu OUT=folder  a GPU for some minutes: build, test, train (see qsr/bench/gpu.py)"
 	@echo "make clean  remove .venv and build outputs"
 
 # Environments: .venv/lab-1234 says that `pip install .[lab]` is done for these requirements.
@@ -120,6 +121,11 @@ test-sanitize: $(VENV)/test-$(WANTED)
 	QSR_CACHE=$(CURDIR)/$(VENV)/sanitize \
 	QSR_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1" \
 	$(BIN)/python -m pytest -q -p no:cacheprovider -k "not opcheck" $(SANITIZED) $(ARGS)
+
+# Without .venv: where a GPU is lent for minutes, its own Python has torch and CUDA, and no index.
+OUT ?= gpu
+gpu:
+	$(PYTHON) -m qsr.bench.gpu $(OUT) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build site *.egg-info qsr/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
