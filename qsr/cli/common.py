@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from tqdm.auto import tqdm
 
+from ..system.errors import first_line
+
 Lines = Iterator[str]
 
 
@@ -37,8 +39,7 @@ def complain(what: object) -> None:
     """The first line of an error, or a line of ours, on stderr."""
     if isinstance(what, OSError):
         what = f"{what.filename or 'the system'}: {what.strerror or what}; check that place."
-    line = (str(what).splitlines() or [type(what).__name__])[0]
-    remark(f"qsr: {line}")
+    remark(f"qsr: {first_line(what)}")
 
 
 def add_commands(

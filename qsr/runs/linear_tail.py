@@ -67,7 +67,7 @@ def fit_tail(net: QuantSR, pairs: Iterable[Pair], progress: bool = False) -> flo
     mean = normal[-1, 4:-1:9] / count  # of the features of the pixel in the middle
     own = net.get_parameter("body_conv.bias")
     own.sub_(mean.to(own))
-    _write(net.tail, weights, bias + torch.einsum("ofyx,f->o", weights, mean))
+    _write(net.tail, factor, weights, bias + torch.einsum("ofyx,f->o", weights, mean))
     error = (squares - (solved * right).sum()).clamp(min=0) / (count * outputs)
     return 255 / config.pixel_range * error.sqrt().item()
 
@@ -93,16 +93,13 @@ def _sums(
     return normal, right, squares, count
 
 
-def _write(tail: nn.Module, weights: Tensor, bias: Tensor) -> None:
+def _write(tail: nn.Module, factor: int, weights: Tensor, bias: Tensor) -> None:
     """Put a convolution [3 scale^2, features, 3, 3] and a pixel shuffle into the stages of a tail.
 
-    The first stage shuffles by a smaller factor than `scale`, so its channel c at the place (a, b)
-    of its grid has the output of colour and finer place that c counts.
+    The first stage shuffles by `factor`, which may be smaller than `scale`, so its channel c at the
+    place (a, b) of its grid has the output of colour and finer place that c counts.
     """
     first, *others = (layer for layer in tail.children() if isinstance(layer, nn.Conv2d))
-    factor = next(
-        layer.upscale_factor for layer in tail.children() if isinstance(layer, nn.PixelShuffle)
-    )
     scale = factor ** len(others)
     finer = scale // factor
     number = torch.arange(3 * scale**2).view(3, factor, finer, factor, finer)
