@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 
 def load_build_facts():
@@ -26,40 +27,31 @@ def load_build_facts():
 
 
 def native_extensions() -> dict:
-    """Arguments for setup(): both libraries, or nothing where torch or pybind11 is missing."""
+    """Arguments for setup(): the libraries, or nothing where torch or pybind11 is missing."""
     try:
-        import pybind11
-        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+        import pybind11  # noqa: F401
+        import torch  # noqa: F401
     except ImportError as error:
         print(f"qsr: {error}; the native core is built on first use.", file=sys.stderr)
         return {}
     build = load_build_facts()
-    operators = CppExtension(
-        "qsr._ops",
-        [f"csrc/{source}" for source in build.OPS_SOURCES],
-        extra_compile_args=[*build.flags(), build.TORCH_TARGET],
-        py_limited_api=True,  # no Python API inside: one file for all Python versions
-    )
-    facts = Extension(
-        "qsr._C",
-        [f"csrc/{source}" for source in build.BIND_SOURCES],
-        include_dirs=[pybind11.get_include()],
-        extra_compile_args=build.flags(),
-        language="c++",
-    )
-    extensions = [operators, facts]
+    options = {"qsr._ops": [build.TORCH_TARGET], "qsr._C": []}
+    extensions = [
+        # No Python API inside: one file for all Python versions.
+        Extension("qsr._ops", list(build.OPS_SOURCES), py_limited_api=True),
+        Extension("qsr._C", list(build.BIND_SOURCES)),
+    ]
     if build.cuda_toolkit():
-        cuda = CUDAExtension(
-            "qsr._cuda",
-            [f"csrc/{source}" for source in build.CUDA_SOURCES],
-            extra_compile_args={
-                "cxx": [*build.flags(), build.TORCH_TARGET, "-DUSE_CUDA"],
-                "nvcc": [*build.NVCC_FLAGS, f"-I{build.CSRC}", build.TORCH_TARGET, "-DUSE_CUDA"],
-            },
-            py_limited_api=True,
-        )
-        extensions.append(cuda)
-    return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildExtension}}
+        options["qsr._cuda"] = [build.TORCH_TARGET, "-DUSE_CUDA"]
+        extensions.append(Extension("qsr._cuda", list(build.CUDA_SOURCES), py_limited_api=True))
+
+    class BuildCore(build_ext):
+        def build_extension(self, extension):
+            library = Path(self.get_ext_fullpath(extension.name)).absolute()
+            library.parent.mkdir(parents=True, exist_ok=True)
+            build.compile_library(library, extension.sources, options[extension.name])
+
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildCore}}
 
 
 setup(**native_extensions())

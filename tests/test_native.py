@@ -3,6 +3,7 @@
 Each test runs a fresh Python, because a process loads the native code once.
 """
 
+import json
 import os
 import platform
 import re
@@ -176,40 +177,161 @@ def test_codes_have_as_many_bits_as_the_kernels_know():
         quantizer.QuantSpec(most + 1)
 
 
-@pytest.mark.slow
-def test_a_killed_build_leaves_nothing_in_the_way_and_two_at_once_make_one(tmp_path, package_copy):
-    if shutil.which(os.environ.get("CXX", "c++")) is None:
-        pytest.skip("no C++ compiler here")
-    kept = {"CXX": os.environ["CXX"]} if "CXX" in os.environ else {}
-    settings = environment(package_copy, QSR_NATIVE="jit", QSR_CACHE=tmp_path, **kept)
-    command = [sys.executable, "-c", SCRIPT]
+# A core of one function builds in two seconds, by the same code as the real one.
+SMALL = """
+import json, sys
+from qsr.system import native
+native.OPS_SOURCES, native.BIND_SOURCES, native.IN_PLACE = ("small.cpp",), (), ()
+status = native.load()
+print(json.dumps([status.how, status.path, status.reason]))
+"""
 
-    killed = subprocess.Popen(
-        command, env=settings, cwd=package_copy, stderr=subprocess.PIPE, text=True
+
+@pytest.fixture
+def small_core(package_copy):
+    """A package whose core is quickly built: `small_core(code, **environment)` runs it there."""
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler here")
+    (package_copy / "csrc" / "small.cpp").write_text('extern "C" int answer() { return 42; }\n')
+    cache = package_copy.parent / "cache"
+
+    def start(code=SMALL, inside=(), **changes):
+        changes = {"QSR_NATIVE": "jit", "QSR_CACHE": cache, **changes}
+        known = environment(package_copy, **{k: v for k, v in changes.items() if v is not None})
+        for name in [name for name, value in changes.items() if value is None]:
+            known.pop(name, None)
+        return subprocess.Popen(
+            [*inside, sys.executable, "-c", code], env=known, cwd=package_copy, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    start.cache = cache
+    return start
+
+
+def loaded(process):
+    """(how, path of the library, whether this process built it); the test fails if neither."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    how, path, _ = json.loads(out.splitlines()[-1])
+    return how, Path(path), "building" in err
+
+
+def test_a_path_with_blanks_and_quotes_is_a_path(small_core, tmp_path):
+    (tmp_path / "clone").rename(tmp_path / "My 'own' \"Project\"")
+    root = tmp_path / "My 'own' \"Project\""
+    code = (
+        f"import os; os.chdir({str(root)!r}); import sys; sys.path.insert(0, os.getcwd())" + SMALL
     )
+    (tmp_path / "clone").mkdir()  # where the process starts
+    how, path, built = loaded(small_core(code, QSR_CACHE=root / "a cache"))
+    assert (how, path.parent.parent, built) == ("jit", root / "a cache", True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"CXX": ""}, {"PATH": None}, {"CXX": "env c++"}, {"MAX_JOBS": "many"}],
+    ids=["CXX is empty", "PATH is not set", "CXX is two words", "MAX_JOBS is no number"],
+)
+def test_an_odd_environment_builds_all_the_same(small_core, changes):
+    how, _, built = loaded(small_core(**changes))
+    assert (how, built) == ("jit", True)
+
+
+def test_temporary_files_need_not_be_executable(small_core, tmp_path):
+    mount = f"mount -t tmpfs -o noexec tmpfs {tmp_path / 'noexec'} && "
+    (tmp_path / "noexec").mkdir()
+    inside = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount + 'exec "$@"', "sh"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    assert loaded(small_core(inside=inside, TMPDIR=tmp_path / "noexec"))[0] == "jit"
+
+
+def test_a_user_without_a_home_is_told_to_name_a_cache(small_core):
+    unknown = "import pwd\ndef nobody(uid): raise KeyError(uid)\npwd.getpwuid = nobody\n" + SMALL
+    out, err = small_core(
+        unknown, HOME=None, XDG_CACHE_HOME=None, QSR_CACHE=None, QSR_NATIVE="auto"
+    ).communicate(timeout=100)
+    assert json.loads(out)[0] == "reference"
+    assert "there is no home folder for the cache; set QSR_CACHE" in err
+    assert "Traceback" not in err
+
+
+def test_a_cache_that_holds_the_library_is_only_read(small_core):
+    loaded(small_core())
+    for lock in small_core.cache.glob("*.lock"):
+        lock.unlink()
+    before = {p: p.stat().st_mtime_ns for p in small_core.cache.rglob("*")}
+    how, _, built = loaded(small_core())
+    assert (how, built) == ("jit", False)
+    assert {p: p.stat().st_mtime_ns for p in small_core.cache.rglob("*")} == before
+
+
+def truncate(library):
+    library.write_bytes(library.read_bytes()[:-100])
+
+
+def let_everybody_write(library):
+    library.chmod(0o777)
+
+
+def give_away(library):
+    if os.getuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(library, 12345, -1)
+
+
+def forget_the_sums(library):
+    (library.parent / native.SUMS).unlink()
+
+
+@pytest.mark.parametrize(
+    "harm", [truncate, let_everybody_write, give_away, forget_the_sums], ids=lambda f: f.__name__
+)
+def test_a_library_that_somebody_touched_is_built_again_and_never_loaded(small_core, harm):
+    _, library, _ = loaded(small_core())
+    whole = library.read_bytes()
+    harm(library)
+    how, again, built = loaded(small_core())
+    assert (how, again, built) == ("jit", library, True)
+    assert again.read_bytes() == whole
+    assert library.stat().st_uid == os.getuid()
+    assert not library.stat().st_mode & 0o002
+
+
+def test_a_cache_that_everybody_can_write_is_refused(small_core):
+    small_core.cache.mkdir()
+    small_core.cache.chmod(0o777)
+    _, err = small_core().communicate(timeout=100)
+    assert "can be written by everybody; set QSR_CACHE" in err.splitlines()[-1]
+
+
+def test_a_compiler_that_refuses_is_quoted(small_core, package_copy):
+    (package_copy / "csrc" / "small.cpp").write_text("#error the moon is full\n")
+    _, err = small_core().communicate(timeout=100)
+    assert "error: #error the moon is full" in err.splitlines()[-1]
+
+
+def test_a_killed_build_leaves_nothing_in_the_way_and_four_at_once_make_one(small_core, tmp_path):
+    slow = tmp_path / "slow"
+    slow.write_text('#!/bin/sh\nsleep 2\nexec c++ "$@"\n')
+    slow.chmod(0o755)
+    killed = small_core(CXX=slow)
     assert "building" in killed.stderr.readline()
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("tmp*/*/*.ninja")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not list(small_core.cache.glob("tmp*/objects*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
     killed.kill()
     killed.communicate()
-    left = list(tmp_path.glob("tmp*"))
+    left = list(small_core.cache.glob("tmp*"))
     assert left, "the build was over before it could be killed"
     for folder in left:  # what an hour would do
         os.utime(folder, (time.time() - 7200,) * 2)
 
-    both = [
-        subprocess.Popen(
-            command, env=settings, cwd=package_copy, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=300) for process in both]
-    for out, err in outputs:
-        assert out.startswith("jit True "), err
-    assert sum("building" in err for _, err in outputs) == 1
-    assert not list(tmp_path.glob("tmp*"))
+    four = [loaded(process) for process in [small_core(CXX=slow) for _ in range(4)]]
+    assert [how for how, _, _ in four] == ["jit"] * 4
+    assert sum(built for _, _, built in four) == 1
+    assert not list(small_core.cache.glob("tmp*"))
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ Nothing is compiled at import. setup.py loads this file by its path, before qsr 
 there, so it imports neither at its top.
 
 A build happens in a fresh folder under a lock that the kernel frees when its holder dies, and is
-renamed into place: a killed build or two at once do no harm. (torch's own loader waits for ever on
-the lock file of a killed build, so its lock is not used.)
+renamed into place: a killed build or two at once do no harm. What lies in the cache is loaded only
+if it is whole and nobody else can have put it there. (torch's own loader waits for ever on the lock
+file of a killed build, loads what it finds, and cannot build under a path with a blank.)
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import shlex
 import shutil
+import stat
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -78,6 +82,7 @@ NVCC_FLAGS = ("-O3", "-fmad=false", "--expt-relaxed-constexpr")
 # Operators that write into their arguments and return nothing; programs call them as they are.
 IN_PLACE = ("residual_body", "tail", "swin_layer", "swin_conv", "swin_norm")
 MODES = ("auto", "aot", "jit", "off", "require")
+SUMS = "sha256.json"  # of the libraries in a folder of the cache, by their names
 
 
 @dataclass(frozen=True)
@@ -226,8 +231,14 @@ def _find_aot() -> Path:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("QSR_CACHE") or Path(base) / "qsr")
+    chosen = os.environ.get("QSR_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "qsr"
+    except RuntimeError as error:  # HOME is not set, and the system does not know the user
+        raise _Unusable("there is no home folder for the cache; set QSR_CACHE") from error
 
 
 def _build_jit() -> Path:
@@ -237,19 +248,19 @@ def _build_jit() -> Path:
 
     if not CSRC.is_dir():
         raise _Unusable("the C++ sources are not installed; install from a clone with pip -e")
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(shlex.split(compiler)[0]) is None:  # it may be "ccache g++"
-        raise _Unusable(f"no C++ compiler ({compiler!r} not found)")
     more = shlex.join(_more_flags())
-    described = f"{torch.__version__} {sys.implementation.cache_tag} {compiler} {more}"
-    described += cuda_toolkit()
+    described = f"{torch.__version__} {sys.implementation.cache_tag} {shlex.join(_compiler())} "
+    described += more + cuda_toolkit()
     key = f"{source_hash()}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
     folder = _cache_folder() / key
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder.parent / f"{key}.lock"):
-            if not (folder / "_ops.so").exists():
-                _compile_into(folder)
+        if _why_not_to_trust(folder):  # asked without the lock: a cache may be there to read only
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with filelock.FileLock(folder.parent / f"{key}.lock"):
+                if _why_not_to_trust(folder):
+                    _compile_into(folder)
+        if why := _why_not_to_trust(folder):
+            raise _Unusable(f"{why}; set QSR_CACHE to a folder that is yours alone")
     except OSError as error:
         raise _Unusable(
             f"the cache {folder.parent} cannot be used ({error.strerror}); set QSR_CACHE"
@@ -257,56 +268,137 @@ def _build_jit() -> Path:
     return folder / "_ops.so"
 
 
-def _compile_into(folder: Path) -> None:
-    from torch.utils import cpp_extension
+def _why_not_to_trust(folder: Path) -> str:
+    """Why the libraries in `folder` must not be loaded; "" where they can be.
 
+    A library in a cache runs as the user who loads it. So it must be whole (the sums are beside
+    it), and nobody but that user or root may have been able to put it there.
+    """
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+        for path in (folder.parent, folder, *(folder / name for name in sums)):
+            about = path.stat()
+            if about.st_uid not in (os.getuid(), 0):
+                return f"{path} belongs to another user"
+            if about.st_mode & 0o002 and not about.st_mode & stat.S_ISVTX:
+                return f"{path} can be written by everybody"
+        for name, expected in sums.items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+                return f"{folder / name} is damaged"
+    except (OSError, ValueError, AttributeError):
+        return f"{folder} is not complete"
+    return "" if "_ops.so" in sums else f"{folder} is not complete"
+
+
+def _compile_into(folder: Path) -> None:
+    """Build all libraries in a folder beside `folder`, then give it that name."""
+    compiler = _compiler()
+    if shutil.which(compiler[0]) is None:
+        raise _Unusable(f"no C++ compiler ({shlex.join(compiler)!r} not found)")
     print("qsr: building the native core once, about 20 seconds ...", file=sys.stderr, flush=True)
     for left in folder.parent.glob("tmp*"):  # of builds that were killed
         if time.time() - left.stat().st_mtime > 3600:
             shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix="tmp", dir=folder.parent))
-    path = os.environ["PATH"]
-    if shutil.which("ninja") is None:  # not on PATH in a venv that is not activated
-        import ninja
-
-        os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{path}"
-
-    def build(name: str, sources: Sequence[str], options: Sequence[str]) -> None:
-        (work / name).mkdir()
-        cpp_extension.load(
-            name,
-            [str(CSRC / source) for source in sources],
-            build_directory=str(work / name),
-            is_python_module=False,
-            extra_cflags=list(options),
-            extra_cuda_cflags=[*NVCC_FLAGS, f"-I{CSRC}", TORCH_TARGET, "-DUSE_CUDA"],
-            with_cuda=name == "_cuda",
-        )
-        os.replace(work / name / f"{name}.so", work / f"{name}.so")
-        shutil.rmtree(work / name)
-
     try:
-        build("_ops", OPS_SOURCES, [*flags(), TORCH_TARGET])
-        with contextlib.suppress(RuntimeError):  # no Python.h: the kernels work without the facts
-            build("_C", BIND_SOURCES, flags())
+        compile_library(work / "_ops.so", OPS_SOURCES, [TORCH_TARGET])
+        with contextlib.suppress(BuildError):  # no Python.h: the kernels work without the facts
+            compile_library(work / "_C.so", BIND_SOURCES, [])
         if cuda_toolkit():
             try:
-                build("_cuda", CUDA_SOURCES, [*flags(), TORCH_TARGET, "-DUSE_CUDA"])
-            except Exception as error:
+                compile_library(work / "_cuda.so", CUDA_SOURCES, [TORCH_TARGET, "-DUSE_CUDA"])
+            except BuildError as error:
                 print(
-                    f"qsr: the CUDA kernels do not compile ({_first_error(error)}); "
+                    f"qsr: the CUDA kernels do not compile ({error}); "
                     "CUDA tensors run on the reference.",
                     file=sys.stderr,
                 )
-        os.replace(work, folder)
-    except Exception as error:
-        raise _Unusable(f"the build failed ({_first_error(error)})") from error
+        sums = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in work.glob("*.so")
+        }
+        (work / SUMS).write_text(json.dumps(sums))
+        if folder.exists():  # not to be trusted, or this build would not be
+            folder.rename(work / "before")
+        shutil.rmtree(work / "before", ignore_errors=True)
+        work.rename(folder)
+    except BuildError as error:
+        raise _Unusable(f"the build failed ({error})") from error
     finally:
-        os.environ["PATH"] = path
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _first_error(error: Exception) -> str:
-    """The line of a compiler's output that says what is wrong."""
-    lines = [line for line in str(error).splitlines() if "error" in line.lower()]
-    return (lines or str(error).splitlines() or ["unknown"])[0].strip()
+class BuildError(Exception):
+    """What the compiler or the linker says is wrong, in one line."""
+
+
+def compile_library(library: Path, sources: Sequence[str], options: Sequence[str]) -> None:
+    """Compile `sources` (names under csrc), several at a time, and link them into `library`.
+
+    Torch's own loader writes a ninja file in which a blank in a path is a border between paths, so
+    that nothing can be built under "My Projects". Here every command is a list, and no shell reads
+    it. Raises BuildError.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import pybind11
+    from torch.utils import cpp_extension
+
+    cuda = any(source.endswith(".cu") for source in sources)
+    device = "cuda" if cuda else "cpu"
+    headers = [*cpp_extension.include_paths(device), pybind11.get_include()]
+    headers.append(sysconfig.get_paths()["include"])
+    shared = ["-std=c++20", *options, *(f"-I{path}" for path in headers)]
+    commands = {
+        ".cpp": [*_compiler(), "-fPIC", *flags(), *shared],
+        ".cu": [
+            os.path.join(cuda_toolkit(), "bin", "nvcc"), "-Xcompiler", "-fPIC",
+            *(cpp_extension._get_cuda_arch_flags() if cuda else ()),
+            *NVCC_FLAGS, f"-I{CSRC}", *shared,
+        ],
+    }  # fmt: skip
+    names = ["c10", "torch_cpu", "torch"]
+    if cuda:
+        names += ["c10_cuda", "torch_cuda", "cudart"]
+    folders = [f"-L{path}" for path in cpp_extension.library_paths(device)]
+
+    with tempfile.TemporaryDirectory(prefix="objects", dir=library.parent) as objects:
+
+        def compile_one(number: int, source: str) -> str:
+            made = os.path.join(objects, f"{number}.o")
+            command = commands[Path(source).suffix]
+            _run([*command, "-c", os.path.join(CSRC, source), "-o", made])
+            return made
+
+        with ThreadPoolExecutor(_jobs()) as pool:
+            made = list(pool.map(compile_one, range(len(sources)), sources))
+        undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+        libraries = [f"-l{name}" for name in names]
+        linker = [*_compiler(), "-shared", *undefined, *_more_flags()]
+        _run([*linker, *made, *folders, *libraries, "-o", os.fspath(library)])
+
+
+def _compiler() -> list[str]:
+    """The C++ compiler as the start of a command; CXX may be "ccache g++", or there and empty."""
+    return shlex.split(os.environ.get("CXX", "")) or ["c++"]
+
+
+def _jobs() -> int:
+    """How many compilers run at once: MAX_JOBS, as for torch's extensions, or one a processor."""
+    chosen = os.environ.get("MAX_JOBS", "")
+    return max(1, int(chosen) if chosen.isdecimal() else os.cpu_count() or 1)
+
+
+def _run(command: Sequence[str]) -> None:
+    """Run a compiler or linker. Raises BuildError with the line that says what is wrong."""
+    try:
+        paths = {"PATH": os.environ.get("PATH") or os.defpath}  # gcc looks there for its parts
+        done = subprocess.run(
+            command, env={**os.environ, **paths}, capture_output=True, text=True, errors="replace"
+        )
+    except OSError as error:
+        raise BuildError(f"{command[0]} does not start ({error.strerror})") from error
+    if done.returncode:
+        lines = done.stderr.splitlines() or [f"{command[0]} ended with {done.returncode}"]
+        raise BuildError(
+            next((line for line in lines if "error" in line.lower()), lines[0]).strip()
+        )
