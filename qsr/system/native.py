@@ -331,8 +331,8 @@ class BuildError(Exception):
     """What the compiler or the linker says is wrong, in one line."""
 
 
-def compile_library(library: Path, sources: Sequence[str], options: Sequence[str]) -> None:
-    """Compile `sources` (names under csrc), several at a time, and link them into `library`.
+def compile_library(library: Path, sources: Sequence[str | Path], options: Sequence[str]) -> None:
+    """Compile `sources` (paths from csrc), several at a time, and link them into `library`.
 
     Torch's own loader writes a ninja file in which a blank in a path is a border between paths, so
     that nothing can be built under "My Projects". Here every command is a list, and no shell reads
@@ -343,7 +343,7 @@ def compile_library(library: Path, sources: Sequence[str], options: Sequence[str
     import pybind11
     from torch.utils import cpp_extension
 
-    cuda = any(source.endswith(".cu") for source in sources)
+    cuda = any(Path(source).suffix == ".cu" for source in sources)
     device = "cuda" if cuda else "cpu"
     headers = [*cpp_extension.include_paths(device), pybind11.get_include()]
     headers.append(sysconfig.get_paths()["include"])
@@ -363,10 +363,10 @@ def compile_library(library: Path, sources: Sequence[str], options: Sequence[str
 
     with tempfile.TemporaryDirectory(prefix="objects", dir=library.parent) as objects:
 
-        def compile_one(number: int, source: str) -> str:
+        def compile_one(number: int, source: str | Path) -> str:
             made = os.path.join(objects, f"{number}.o")
             command = commands[Path(source).suffix]
-            _run([*command, "-c", os.path.join(CSRC, source), "-o", made])
+            _run([*command, "-c", os.fspath(CSRC / source), "-o", made])
             return made
 
         with ThreadPoolExecutor(_jobs()) as pool:
