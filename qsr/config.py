@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from .layers import Bits, split_bits
 from .quantizer import QUANTIZERS
@@ -68,6 +70,16 @@ class NetworkConfig:
         """Rows above, and below, that a row of sr depends on with so many blocks; lr pixels."""
         raise NotImplementedError
 
+    @property
+    def body_layers(self) -> int:
+        """Layers in the blocks that are not sliced away."""
+        raise NotImplementedError
+
+    @property
+    def body_weights(self) -> int:
+        """Weights of these layers."""
+        raise NotImplementedError
+
     def __post_init__(self) -> None:
         self._freeze()
         self._check_sizes()
@@ -75,25 +87,38 @@ class NetworkConfig:
         self._check_depths()
 
     def _freeze(self) -> None:
-        """Lists become tuples, so that a config read from JSON equals the one that was written."""
-        layer_bits = tuple((name, _hashable(bits)) for name, bits in self.layer_bits)
-        frozen = {
-            "bits": _hashable(self.bits),
-            "layer_bits": layer_bits,
-            "depths": tuple(self.depths) or (self.blocks,),
-            "dropped": tuple(self.dropped),
-        }
-        for name, value in frozen.items():
-            object.__setattr__(self, name, value)
+        """Lists become tuples, so that a config read from JSON equals the one that was written, and
+        whole numbers of any kind (NumPy's, say) become int. Everything else is refused here.
+        """
+        for name in ("scale", "blocks", "features"):
+            self._set(name, _whole(name, getattr(self, name)))
+        self._set("bits", _widths("bits", self.bits))
+        for name in ("depths", "dropped"):
+            self._set(name, tuple(_whole(name, n) for n in _several(name, getattr(self, name))))
+        self._set("depths", self.depths or (self.blocks,))
+        pairs = [tuple(_several("layer_bits", p)) for p in _several("layer_bits", self.layer_bits)]
+        for pair in pairs:
+            holds = len(pair) == 2 and isinstance(pair[0], str)
+            _require(holds, "layer_bits", pair, "has pairs of a layer's name and its bits")
+        self._set("layer_bits", tuple((name, _widths("layer_bits", bits)) for name, bits in pairs))
+        for name in ("per_channel", "quantize_body_conv", "learnable_shortcuts"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), name, value, "is True or False")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
     def _check_sizes(self) -> None:
         _require(self.scale in (2, 3, 4), "scale", self.scale, "is 2, 3 or 4")
         _require(self.blocks in range(1, 1025), "blocks", self.blocks, "is 1 to 1024")
         _require(self.features in range(1, 4097), "features", self.features, "is 1 to 4096")
+        number = isinstance(self.sharpness, (int, float)) and 0 < self.sharpness < math.inf
+        _require(number, "sharpness", self.sharpness, "is a number above 0")
 
     def _check_bits(self) -> None:
         known = ", ".join(QUANTIZERS)
-        _require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, f"is one of {known}")
+        named = isinstance(self.quantizer, str) and self.quantizer in QUANTIZERS
+        _require(named, "quantizer", self.quantizer, f"is one of {known}")
         least = QUANTIZERS[self.quantizer].least_bits
         rule = f"has widths from {least[0]} (weights) and {least[1]} (inputs) to 8"
         for bits in [] if self.bits is None else [self.bits, *dict(self.layer_bits).values()]:
@@ -101,6 +126,8 @@ class NetworkConfig:
             _require(all(low <= width <= 8 for low, width in widths), "bits", bits, rule)
         holds = self.bits is not None or not self.layer_bits
         _require(holds, "layer_bits", self.layer_bits, "is empty in full precision")
+        some = len(self.layer_bits) <= 1024
+        _require(some, "layer_bits", f"a list of {len(self.layer_bits)}", "has at most 1024 pairs")
 
     def _check_depths(self) -> None:
         falls = all(a > b for a, b in itertools.pairwise((*self.depths, 0)))
@@ -130,6 +157,16 @@ class ConvConfig(NetworkConfig):
         """Values that the body holds for each lr pixel, measured: 10 copies of the features."""
         return 10 * self.features
 
+    @property
+    def body_layers(self) -> int:
+        """Layers in the blocks that are not sliced away: two 3x3 convolutions in each."""
+        return 2 * (self.blocks - len(set(self.dropped)))
+
+    @property
+    def body_weights(self) -> int:
+        """Weights of these layers."""
+        return self.body_layers * 9 * self.features**2
+
     def reach(self, blocks: int) -> int:
         """Rows above, and below, that a row of sr depends on with so many blocks; lr pixels.
 
@@ -157,7 +194,12 @@ class SwinConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "attention_bits", _hashable(self.attention_bits))
+        self._set("attention_bits", _widths("attention_bits", self.attention_bits))
+        for name, most in (("layers", 64), ("heads", 256), ("mlp_ratio", 64)):
+            number = _whole(name, getattr(self, name))
+            _require(number in range(1, most + 1), name, number, f"is 1 to {most}")
+            self._set(name, number)
+        self._set("window", _whole("window", self.window))
         _require(
             self.bits is None or not QUANTIZERS[self.quantizer].convolutions_only,
             "quantizer",
@@ -174,17 +216,13 @@ class SwinConfig(NetworkConfig):
             self.attention_bits,
             f"is None with {self.quantizer}: its kernel takes the whole range of two's complement",
         )
-        for name in ("layers", "heads", "mlp_ratio"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "is 1 or more")
         _require(
             self.features % self.heads == 0,
             "features",
             self.features,
             f"is a multiple of heads ({self.heads})",
         )
-        _require(
-            self.window >= 2 and self.window % 2 == 0, "window", self.window, "is even, 2 or more"
-        )
+        _require(self.window in range(2, 33, 2), "window", self.window, "is even, 2 to 32")
 
     @property
     def pixel_range(self) -> float:
@@ -196,6 +234,19 @@ class SwinConfig(NetworkConfig):
         of a layer's attention scores, window^2 a head.
         """
         return 14 * self.features + 5 * self.heads * self.window**2
+
+    @property
+    def body_layers(self) -> int:
+        """Layers in the blocks that are not sliced away: qkv, proj and the two of the MLP in each
+        transformer layer, and a 3x3 convolution at the end of the block.
+        """
+        return (self.blocks - len(set(self.dropped))) * (4 * self.layers + 1)
+
+    @property
+    def body_weights(self) -> int:
+        """Weights of these layers."""
+        of_block = self.layers * (4 + 2 * self.mlp_ratio) + 9
+        return (self.blocks - len(set(self.dropped))) * of_block * self.features**2
 
     def reach(self, blocks: int) -> int:
         """Rows above, and below, that a row of sr depends on with so many blocks; lr pixels.
@@ -218,8 +269,29 @@ class SwinConfig(NetworkConfig):
         return math.ceil(-first / window) * window
 
 
-def _hashable(bits: Bits | list | None) -> Bits | None:
-    return bits if bits is None or isinstance(bits, int) else tuple(bits)
+def _whole(name: str, value: object) -> int:
+    """`value` as an int: from any kind of whole number, but not from True or 3.0."""
+    try:
+        _require(not isinstance(value, bool), name, value, "is a whole number")
+        return operator.index(value)  # type: ignore[arg-type]  # raises for what is none
+    except TypeError:
+        raise ValueError(
+            f"`{name}` is {value!r}; it is a whole number. Change the configuration."
+        ) from None
+
+
+def _several(name: str, value: object) -> Iterable:
+    """`value`, if it is a list or a tuple."""
+    _require(isinstance(value, (list, tuple)), name, value, "is a list")
+    return cast(Iterable, value)
+
+
+def _widths(name: str, bits: object) -> Bits | None:
+    """A width, a pair of widths, or None."""
+    if not isinstance(bits, (list, tuple)):
+        return None if bits is None else _whole(name, bits)
+    _require(len(bits) == 2, name, bits, "is one width or (weights, activations)")
+    return _whole(name, bits[0]), _whole(name, bits[1])
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

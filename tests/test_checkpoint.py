@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -195,7 +196,7 @@ def config_with(**changes):
     [
         ({"format_version": "99"}, "'99'"),
         ({"format_version": None}, "None"),
-        ({"kind": "trained"}, "blocks.0.conv1"),  # it is packed: names the first tensor amiss
+        ({"kind": "trained"}, "'blocks.0.conv1._extra_state' is not"),  # it is packed
         ({"kind": "zipped"}, "'zipped'"),
         ({"kind": None}, "kind"),
         ({"config": None}, "config"),
@@ -203,9 +204,23 @@ def config_with(**changes):
         ({"config": "[1]"}, "does not fit"),
         ({"config": config_with(family="vit")}, "'vit'"),
         ({"config": config_with(dropout=0.1)}, "'dropout'"),
-        ({"config": config_with(features=8)}, "size mismatch"),
-        ({"config": config_with(blocks="3")}, "does not fit"),
+        ({"config": config_with(features=8)}, "has the shape"),
+        ({"config": config_with(features=4096)}, "weights, and holds"),
+        ({"config": config_with(features=True)}, "`features` is True"),
+        ({"config": config_with(blocks="3")}, "`blocks` is '3'"),
+        ({"config": config_with(blocks=3.0)}, "`blocks` is 3.0"),
+        ({"config": config_with(blocks=1024, depths=[1024])}, "it describes 2048 layers"),
+        ({"config": config_with(depths=3)}, "`depths` is 3"),
+        ({"config": config_with(depths=[[3]])}, "`depths` is [3]"),
+        ({"config": config_with(dropped=[7])}, "`dropped` is (7,)"),
         ({"config": config_with(bits=9)}, "`bits` is 9"),
+        ({"config": config_with(bits=[2, 4, 4])}, "`bits` is [2, 4, 4]"),
+        ({"config": config_with(layer_bits=[["head"]])}, "`layer_bits` is ('head',)"),
+        ({"config": config_with(layer_bits=[["*a*b*", 4]] * 2000)}, "at most 1024"),
+        ({"config": config_with(quantizer=["rlq"])}, "`quantizer` is ['rlq']"),
+        ({"config": config_with(sharpness=float("nan"))}, "`sharpness` is nan"),
+        ({"config": config_with(per_channel=1)}, "`per_channel` is 1"),
+        ({"config": "[" * 100_000}, "does not fit"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(model_file, tmp_path, metadata, words):
@@ -220,6 +235,47 @@ def test_tensors_that_are_missing_or_do_not_fit_the_format_are_refused(model_fil
     # 4 channels use 4 of the 64 bits of a word.
     stray = {**tensors, name: tensors[name] | (1 << 4)}
     assert "beyond" in refused(rewritten(model_file, tmp_path / "stray.qsr", stray))
+
+
+SPOILT = {  # tensors of a packed network that no training leaves, and what is said of them
+    "an order with a block twice": ("block_order", lambda t: t * 0, "order of blocks"),
+    "an order beyond the blocks": ("block_order", lambda t: t + 2**40, "order of blocks"),
+    "a step of 0": ("blocks.0.conv1.step_size", lambda t: t * 0, "a step size is 0"),
+    "a step below 0": ("blocks.0.conv2.scale", lambda t: -t, "a step size is -"),
+    "a step that is none": ("blocks.0.conv1.step_size", lambda t: t * torch.nan, "not finite"),
+    "a bias without end": ("head.bias", lambda t: t + torch.inf, "not finite"),
+    "weights of another type": ("blocks.0.conv1.weight", lambda t: t.int(), "torch.int32"),
+    "one number for many": ("head.bias", lambda t: t[:1], "has the shape [1]"),
+    "no sign": ("blocks.0.conv1._extra_state", lambda t: t[:0], "has the shape [0]"),
+    "a channel too many": ("blocks.0.conv1.tau", lambda t: torch.cat([t, t[:1]]), "the shape [5]"),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "words"), SPOILT.values(), ids=SPOILT)
+def test_values_that_no_training_leaves_are_refused(model_file, tmp_path, name, change, words):
+    tensors = load_file(model_file)
+    assert words in refused(
+        rewritten(model_file, tmp_path / "bad.qsr", {**tensors, name: change(tensors[name])})
+    )
+
+
+def test_a_window_that_would_need_a_terabyte_is_refused_before_it_is_made():
+    with pytest.raises(ValueError, match="`window` is 4096"):
+        qsr.swinir_s(2, window=4096)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    config = qsr.quantsr_c(np.int64(2), np.int64(4), blocks=np.int32(3), features=np.uint8(4))
+    assert config == qsr.quantsr_c(2, 4, blocks=3, features=4)
+    assert json.dumps(config_to_json(config))
+
+
+def test_equal_models_are_equal_files(tmp_path):
+    model = qsr.pack(network())
+    for i in range(8):  # safetensors orders metadata anew at each call
+        qsr.save(tmp_path / f"{i}.qsr", model, note='a "note"\n\twith \u00e4 \x01')
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert describe(tmp_path / "0.qsr")["note"] == 'a "note"\n\twith \u00e4 \x01'
 
 
 # Atomic writing -----------------------------------------------------------------------------------

@@ -135,6 +135,7 @@ class PackedLayer(nn.Module):
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
         check_tail(self.planes)
+        _check_steps(self.step_size, self.scale)
 
 
 class PackedConv2d(PackedLayer):
@@ -212,6 +213,10 @@ class PackedMatmul(nn.Module):
         left = to_codes(a, self.left_step, self.specs["left"]).float()
         right = to_codes(b, self.right_step, self.specs["right"]).float()
         return (left @ right) * (self.left_step * self.right_step)
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        _check_steps(self.left_step, self.right_step)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor([spec.signed for spec in self.specs.values()], dtype=torch.uint8)
@@ -475,6 +480,13 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
         return packed.fill(layer) if fill else packed
 
     return replace_layers(module, packed_twin)
+
+
+def _check_steps(*steps: Tensor) -> None:
+    """Raises ValueError unless all step sizes are above 0."""
+    for step in steps:
+        if not (step > 0).all():
+            raise ValueError(f"a step size is {float(step.min()):g}; it is above 0.")
 
 
 def _weights_channels_last(layer: QConv2d | QLinear) -> Tensor:

@@ -22,6 +22,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -103,6 +104,23 @@ def save(
     metadata["sha256"] = digest(metadata, tensors)
     with replacing(path, overwrite=overwrite) as temporary, disk_errors():
         save_file(tensors, temporary, metadata)
+        _sort_header(temporary)
+
+
+def _sort_header(path: Path) -> None:
+    """Order the metadata of a safetensors file by name, so that equal models are equal files.
+
+    safetensors writes it in an order that differs from call to call. The header is a length in 8
+    bytes and JSON of that length; blanks at its end are allowed.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length  # by the rules of JSON: only the order is another one
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _halved(tensors: dict[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
@@ -137,14 +155,59 @@ def load_model(path: str | os.PathLike) -> QuantSR | PackedModel:
         config = config_from_json(json.loads(metadata["config"]))
         if metadata["kind"] not in ("trained", "packed"):
             raise ValueError(f"its kind is {metadata['kind']!r}")
-        packed = metadata["kind"] == "packed"
-        model: QuantSR | PackedModel = PackedModel.empty(config) if packed else QuantSR(config)
-        (model.network if isinstance(model, PackedModel) else model).load_state_dict(tensors)
+        model = network_of(config, tensors, packed=metadata["kind"] == "packed")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} does not fit its own description ({reason(error)}). Save the model again."
         ) from error
     return model.eval()
+
+
+@overload
+def network_of(config: NetworkConfig, tensors: dict[str, Tensor]) -> QuantSR: ...
+@overload
+def network_of(
+    config: NetworkConfig, tensors: dict[str, Tensor], packed: bool
+) -> QuantSR | PackedModel: ...
+def network_of(
+    config: NetworkConfig, tensors: dict[str, Tensor], packed: bool = False
+) -> QuantSR | PackedModel:
+    """The network of a configuration with the values of a file.
+
+    Nothing is allocated before it is known that the file holds as much: a few changed bytes in a
+    description must not cost memory or minutes. Raises ValueError (one line) if names, shapes or
+    types are other ones, or values that no training leaves: not finite, steps of 0, an order of
+    blocks that is none.
+    """
+    held = 8 * sum(t.numel() * t.element_size() for t in tensors.values())
+    if config.body_weights > held or config.body_layers > len(tensors):
+        raise ValueError(
+            f"it describes {config.body_layers} layers with {config.body_weights} weights, and "
+            f"holds {len(tensors)} tensors with {held} bits"
+        )
+    model: QuantSR | PackedModel = PackedModel.empty(config) if packed else QuantSR(config)
+    network = model.network if isinstance(model, PackedModel) else model
+    expected = network.state_dict()
+    for name in sorted(set(expected) ^ set(tensors)):
+        raise ValueError(f"{name!r} is {'missing' if name in expected else 'not of this network'}")
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, expected[name], half=config.bits is None)
+    network.load_state_dict(tensors)
+    if sorted(network.order) != list(range(config.blocks)):
+        raise ValueError(f"its order of blocks is {network.order}")
+    return model
+
+
+def _check_tensor(name: str, tensor: Tensor, expected: Tensor, half: bool) -> None:
+    """Raises ValueError unless a tensor of a file can be what the network expects."""
+    if tensor.shape != expected.shape:
+        shapes = f"{list(tensor.shape)}, not {list(expected.shape)}"
+        raise ValueError(f"{name!r} has the shape {shapes}")
+    types = (expected.dtype, torch.float16 if half else expected.dtype)
+    if tensor.dtype not in types:
+        raise ValueError(f"{name!r} is {tensor.dtype}, not {expected.dtype}")
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise ValueError(f"{name!r} has values that are not finite")
 
 
 def reason(error: Exception) -> str:

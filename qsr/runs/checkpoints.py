@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..backbone import QuantSR
 from ..config import TrainConfig
-from ..models.file import config_from_json, config_to_json, disk_errors, reason
+from ..models.file import config_from_json, config_to_json, disk_errors, network_of, reason
 from ..system.files import replacing_folder
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam remembers of a parameter
@@ -143,8 +143,8 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[QuantSR, dict]:
     """
     try:
         state = json.loads((Path(path) / "state.json").read_text())
-        net = QuantSR(config_from_json(state["network"]))
-        net.load_state_dict(load_file(Path(path) / "weights.safetensors"))
+        tensors = load_file(Path(path) / "weights.safetensors")
+        net = network_of(config_from_json(state["network"]), tensors)
     except CHECKPOINT_ERRORS as error:
         raise _incomplete(path, error) from error
     return net, state
@@ -175,6 +175,8 @@ def load_optimizer(path: str | os.PathLike, net: QuantSR, optimizer: torch.optim
             for p in group["params"]:
                 name = names[id(p)]
                 if name in moments["step"]:
+                    if any(moments[key][name].shape != p.shape for key in MOMENTS[1:]):
+                        raise ValueError(f"its moments of {name!r} have another shape")
                     # Like p also in its memory layout: fused Adam walks over both side by side.
                     optimizer.state[p] = {
                         key: torch.empty_like(p if key != "step" else tensors[name]).copy_(

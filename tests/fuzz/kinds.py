@@ -1,0 +1,251 @@
+"""What is fuzzed: `KINDS[name](folder)` gives a function that tries one case."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import qsr
+from qsr.images import archive, picture
+from qsr.models import file
+from qsr.runs import checkpoints
+
+Attempt = Callable[[random.Random], object]
+
+NUMBERS = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    127,
+    255,
+    256,
+    65535,
+    65536,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**62,
+    2**63,
+    1e308,
+)
+TYPES = (torch.float64, torch.float16, torch.int8, torch.bool, torch.int64)
+JUNK = (None, True, "", "x", [], {}, [0], [[]], 0.5, float("nan"), "9" * 400, *NUMBERS)
+
+
+# Changes ------------------------------------------------------------------------------------------
+
+
+def change_bytes(content: bytes, rng: random.Random) -> bytes:
+    """`content` with one to four bytes or slices changed, lost, doubled or moved."""
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(content) + 1)
+        length = rng.choice((1, 1, 2, 4, 8, 100, len(content)))
+        part = content[at : at + length]
+        new = rng.choice(
+            (
+                bytes(byte ^ 1 << rng.randrange(8) for byte in part),
+                rng.randbytes(len(part)),
+                b"",
+                part + part,
+                int(rng.choice(NUMBERS[:-1]) % 2**64).to_bytes(8, rng.choice(("big", "little")))[
+                    :length
+                ],
+            )
+        )
+        content = content[:at] + new + content[at + length :]
+    return content
+
+
+def change_value(value: object, rng: random.Random) -> object:
+    """A JSON value with something in it exchanged for another of its kind, or for junk."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        name = rng.choice(sorted(value))
+        if rng.random() < 0.1:
+            return {k: v for k, v in value.items() if k != name}
+        return {**value, name: change_value(value[name], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.6:
+        at = rng.randrange(len(value))
+        new = [change_value(value[at], rng)] * rng.choice((0, 1, 1, 2, 1000))
+        return value[:at] + new + value[at + 1 :]
+    if isinstance(value, int) and rng.random() < 0.6:
+        return rng.choice(
+            (value + 1, value - 1, -value, value * rng.choice(NUMBERS[2:]), value * 64)
+        )
+    return rng.choice(JUNK)
+
+
+def change_tensor(t: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """A tensor with other values, or another shape or type."""
+    flat = t.flatten()
+    ways = (
+        lambda: t * 0,
+        lambda: -t,
+        lambda: t + rng.choice(NUMBERS[:10]),
+        lambda: t * rng.choice((float("nan"), float("inf"), 1e30, 1e-45)),
+        lambda: t[None],
+        lambda: flat[: rng.randint(0, len(flat))],
+        lambda: torch.cat([flat, flat]),
+        lambda: t.to(rng.choice(TYPES)),
+        lambda: flat.view(torch.uint8),
+        lambda: flat[rng.sample(range(len(flat)), len(flat))].view_as(t),
+    )  # fmt: skip
+    return rng.choice(ways)().contiguous()
+
+
+# Kinds --------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "srresnet": qsr.srresnet(2, blocks=2, features=4),
+    "quantsr_c": qsr.quantsr_c(4, (2, 4), blocks=3, features=4, per_channel=True),
+    "quantsr_t": qsr.quantsr_t(
+        2, attention_bits=4, quantizer="lsq", blocks=2, layers=2, heads=2, window=4, features=4
+    ),
+}
+LR = torch.rand(1, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+
+
+def _network(name: str) -> qsr.QuantSR:
+    torch.manual_seed(1)
+    net = qsr.QuantSR(NETWORKS[name])
+    qsr.calibrate(net, torch.rand(1, 3, 8, 8))
+    return net.eval()
+
+
+def models(folder: Path) -> Attempt:
+    """.qsr files with changed descriptions and tensors and a checksum that fits, and raw bytes."""
+    sources = []
+    for name in NETWORKS:
+        net = _network(name)
+        kinds = [net] if net.config.bits is None else [net, qsr.pack(net)]
+        for model in kinds:
+            sources.append(folder / f"{name}-{len(sources)}.qsr")
+            qsr.save(sources[-1], model, note="a note")
+    changed = folder / "changed.qsr"
+
+    def attempt(rng: random.Random) -> None:
+        source = rng.choice(sources)
+        metadata, tensors = file.describe(source), load_file(source)
+        way = rng.choice(("config", "config", "tensor", "tensor", "metadata", "bytes"))
+        if way == "bytes":
+            changed.write_bytes(change_bytes(source.read_bytes(), rng))
+        else:
+            if way == "config":
+                config = change_value(json.loads(metadata["config"]), rng)
+                metadata["config"] = json.dumps(config)
+            elif way == "metadata":
+                name = rng.choice(sorted(metadata))
+                metadata[name] = str(change_value(metadata[name], rng))
+            else:
+                name = rng.choice(sorted(tensors))
+                tensors[name] = change_tensor(tensors[name], rng)
+            metadata["sha256"] = file.digest(metadata, tensors)
+            save_file(tensors, changed, metadata)
+        model = file.load_model(changed)
+        sr = qsr.upscale(LR, model)
+        assert sr.shape == (1, 3, 5 * model.config.scale, 6 * model.config.scale)
+
+    return attempt
+
+
+def pictures(folder: Path) -> Attempt:
+    """Pictures of every format that is read, with changed bytes."""
+    gradient = torch.arange(24 * 20 * 4).view(24, 20, 4).to(torch.uint8).numpy()
+    whole = {}
+    modes = ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK")
+    for suffix in sorted(picture.FORMATS):
+        for mode in modes:
+            out = io.BytesIO()
+            image = Image.fromarray(gradient, "RGBA")
+            try:
+                image.convert("L" if mode == "I;16" else mode).save(
+                    out, Image.registered_extensions()[suffix]
+                )
+            except (OSError, KeyError, ValueError):
+                continue  # this format has no such pictures
+            whole[f"{mode}{suffix}"] = out.getvalue()
+    names = sorted(whole)
+
+    def attempt(rng: random.Random) -> None:
+        name = rng.choice(names)
+        changed = (folder / "changed").with_suffix(Path(name).suffix)
+        changed.write_bytes(change_bytes(whole[name], rng))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of odd but readable files
+            picture.size(changed)
+            read = picture.read(changed)
+            if read.colour.numel() < 10_000_000:
+                picture.write(read, folder / "again.png", overwrite=True)
+
+    return attempt
+
+
+def archives(folder: Path) -> Attempt:
+    """Files of `qsr data pack`: with a changed index, and with changed bytes."""
+    for i in range(3):
+        qsr.images.picture.write(
+            picture.from_array((torch.rand(12, 9, 3) * 255).byte().numpy()), folder / f"{i}.png"
+        )
+    sources = [archive.Source(folder / f"{i}.png", "a set", "train") for i in range(3)]
+    archive.write(folder / "whole.zip", sources)
+    whole, changed = (folder / "whole.zip").read_bytes(), folder / "changed.zip"
+
+    def attempt(rng: random.Random) -> None:
+        if rng.random() < 0.5:
+            changed.write_bytes(change_bytes(whole, rng))
+        else:
+            with zipfile.ZipFile(folder / "whole.zip") as old, zipfile.ZipFile(changed, "w") as new:
+                for info in old.infolist():
+                    content = old.read(info)
+                    if info.filename == archive.INDEX:
+                        content = json.dumps(change_value(json.loads(content), rng)).encode()
+                    elif rng.random() < 0.2:
+                        content = change_bytes(content, rng)
+                    new.writestr(info, content)
+        for source in archive.read(changed):
+            picture.read(source.file)
+
+    return attempt
+
+
+def run_folders(folder: Path) -> Attempt:
+    """Checkpoints of training with changed files."""
+    net = _network("quantsr_c").train()
+    optimizer = torch.optim.Adam(net.parameters())
+    net(LR).mean().backward()
+    optimizer.step()
+    path = checkpoints.save_checkpoint(folder, net, optimizer, 1, qsr.TrainConfig(steps=3))
+    whole = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def attempt(rng: random.Random) -> None:
+        name = rng.choice(sorted(whole))
+        content = change_bytes(whole[name], rng)
+        if name == "state.json" and rng.random() < 0.8:
+            content = json.dumps(change_value(json.loads(whole[name]), rng)).encode()
+        (path / name).write_bytes(content)
+        try:
+            again, state = checkpoints.load_checkpoint(path)
+            checkpoints.load_optimizer(path, again, torch.optim.Adam(again.parameters()))
+            again.train()(LR)
+        finally:
+            (path / name).write_bytes(whole[name])
+
+    return attempt
+
+
+KINDS: dict[str, Callable[[Path], Attempt]] = {
+    "models": models,
+    "pictures": pictures,
+    "archives": archives,
+    "run_folders": run_folders,
+}
