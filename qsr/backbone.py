@@ -35,9 +35,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, LayerFactory, Matmul, ResidualBlock, Shortcut, SwinBlock
+from .blocks import Block, LayerFactory, ResidualBlock, Shortcut, SwinBlock
 from .config import TAIL_REACH, NetworkConfig, SwinConfig
-from .layers import QConv2d, QLinear, QMatmul, set_bits
+from .layers import Matmul, QConv2d, QLinear, QMatmul, set_bits
 from .quantizer import QUANTIZERS, Quantizer
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; every network of this family subtracts it

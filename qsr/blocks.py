@@ -112,13 +112,6 @@ def relative_position_index(window: int) -> Tensor:
     return offset[0] * (2 * window - 1) + offset[1]
 
 
-class Matmul(nn.Module):
-    """a @ b as a module, so that QMatmul can stand in its place."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return a @ b
-
-
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows with a learned bias per relative position.
 

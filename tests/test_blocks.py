@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from qsr.blocks import (
-    Matmul,
     ResidualBlock,
     Shortcut,
     SwinBlock,
@@ -21,6 +20,7 @@ from qsr.blocks import (
     shift_mask,
     to_windows,
 )
+from qsr.layers import Matmul
 
 WINDOW = 4
 

@@ -19,7 +19,7 @@ Packed networks run forward only.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, cast, overload
 
@@ -29,7 +29,17 @@ from torch import Tensor, nn
 from ..backbone import ChannelNorm, DepthPlan, QuantSR, check_pictures
 from ..blocks import WindowAttention
 from ..config import NetworkConfig
-from ..layers import QConv2d, QLinear, QMatmul, replace_layers
+from ..layers import (
+    QConv2d,
+    QLinear,
+    QMatmul,
+    Quantized,
+    copy_module,
+    listed,
+    not_packed,
+    replace_layers,
+    zero_padding,
+)
 from ..quantizer import Quantizer, QuantSpec, to_codes
 from . import kernels, reference
 from .bitplanes import BitPlanes, check_tail, words_for
@@ -84,15 +94,29 @@ class PackedLayer(nn.Module):
             self.tau.copy_(cast(Tensor, _tau(inputs)))
         if self.bias is not None:
             self.bias.copy_(cast(Tensor, layer.bias))
-        taps = self.weight.shape[1:3]
-        smallest = torch.zeros(1, *taps, self.groups * self.channels, dtype=self.spec.dtype)
-        tried = kernels.pack_codes(smallest, bits=self.bits, signed=self.signed, groups=self.groups)
-        self.multiply(tried)  # raises if the kernel does not take it
+        self.multiply(self._smallest_input())  # raises if the kernel does not take it
         return self
 
-    def multiply(self, codes: BitPlanes) -> Tensor:
-        """Sums of products of packed input codes and weights, int32, channels last."""
+    def multiply(self, codes: BitPlanes, kernel: str = "") -> Tensor:
+        """Sums of products of packed input codes and weights, int32, channels last. kernel: another
+        than the layer's.
+        """
         raise NotImplementedError
+
+    def running_kernel(self) -> str:
+        """The kernel that runs the layer on its device: its own, or what "auto" means for it."""
+        codes = self._smallest_input()
+        if self.kernel == "auto":
+            for name in kernels.available("conv2d", self.weight.device):
+                with contextlib.suppress(ValueError):
+                    self.multiply(codes, name)
+                    return name
+        return self.kernel
+
+    def _smallest_input(self) -> BitPlanes:
+        shape = (1, *self.weight.shape[1:3], self.groups * self.channels)
+        codes = torch.zeros(shape, dtype=self.spec.dtype, device=self.weight.device)
+        return kernels.pack_codes(codes, bits=self.bits, signed=self.signed, groups=self.groups)
 
     def codes(self, x: Tensor) -> Tensor:
         """The integer codes of the layer's input x, in the shape of x."""
@@ -142,16 +166,12 @@ class PackedConv2d(PackedLayer):
     """A QConv2d on integers. x: float32 [N, C, H, W] -> float32 [N, Cout, Ho, Wo]."""
 
     def __init__(self, layer: QConv2d, kernel: str = "auto") -> None:
-        if tuple(layer.dilation) != (1, 1):
-            raise ValueError(
-                f"`dilation` is {tuple(layer.dilation)}; packed convolutions take 1. "
-                "Keep this layer in full precision (skip it in qsr.quantize)."
-            )
         super().__init__(layer, kernel)
-        self.stride, self.padding = layer.stride, layer.padding
+        self.stride = cast(tuple[int, int], layer.stride)
+        self.padding = cast(tuple[int, int], zero_padding(layer))  # `pack` refuses another
 
-    def multiply(self, codes: BitPlanes) -> Tensor:
-        return kernels.conv2d(codes, self.planes, self.stride, self.padding, self.kernel)
+    def multiply(self, codes: BitPlanes, kernel: str = "") -> Tensor:
+        return kernels.conv2d(codes, self.planes, self.stride, self.padding, kernel or self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         acc = self.multiply(self.quantize(x))
@@ -161,8 +181,8 @@ class PackedConv2d(PackedLayer):
 class PackedLinear(PackedLayer):
     """A QLinear on integers. x: float32 [..., in_features] -> float32 [..., out_features]."""
 
-    def multiply(self, codes: BitPlanes) -> Tensor:
-        return kernels.linear(codes, self.planes, self.kernel)
+    def multiply(self, codes: BitPlanes, kernel: str = "") -> Tensor:
+        return kernels.linear(codes, self.planes, kernel or self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         acc = self.multiply(self.quantize(x.reshape(-1, x.shape[-1], 1, 1)))
@@ -189,15 +209,8 @@ class PackedMatmul(nn.Module):
 
     @torch.no_grad()
     def fill(self, matmul: QMatmul) -> PackedMatmul:
-        """Take the values of a trained product. Raises ValueError if it is not calibrated, or if
-        a quantizer shifts its input.
-        """
+        """Take the values of a trained product. Raises ValueError if it is not calibrated."""
         left, right = matmul.left_quantizer, matmul.right_quantizer
-        if any(q.shift(q.step_size) is not None for q in (left, right)):
-            raise ValueError(
-                "a quantizer of a matrix product shifts its input; packed products have no shift. "
-                "Use a quantizer without one, or keep this product in full precision."
-            )
         self.specs = {"left": left.spec, "right": right.spec}
         self.left_step.copy_(left.step(left.step_size))
         self.right_step.copy_(right.step(right.step_size))
@@ -428,7 +441,9 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
     A QuantSR becomes a `PackedModel`; any other module stays what it is, with packed layers inside.
     kernel: "auto", "reference", or a name from qsr.kernels.available(), which then runs every
     quantised layer (a network of linear layers needs one that multiplies 1x1).
-    Raises ValueError if there is nothing to pack, or a layer that the kernel can't run.
+    Forward hooks of a quantised layer stay with the packed one.
+    Raises ValueError if there is nothing to pack, a layer that can be trained but not yet packed
+    (`qsr.report` lists them), or one that the kernel can't run.
     """
     if kernel != "auto" and kernel not in kernels.available("conv2d"):
         raise ValueError(
@@ -436,18 +451,17 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
         )
     if isinstance(module, PackedModel):
         raise ValueError("this network is packed already.")
-    if not any(isinstance(m, (QConv2d, QLinear, QMatmul)) for m in module.modules()):
+    if not any(isinstance(m, (Quantized, QMatmul)) for m in module.modules()):
         raise ValueError(
             "nothing to pack: the network has no quantised layer. Build it with bits=4 or 2, "
             "or pass it through qsr.quantize first."
         )
-    for m in module.modules():
-        if isinstance(m, Quantizer) and not (m.one_grid or m.weights):
-            raise ValueError(
-                f"{type(m).__name__} chooses bits anew for every picture, and packed layers "
-                "have one width; use a quantizer of fixed width to pack."
-            )
-    packed = _replace_layers(copy.deepcopy(module).cpu().eval(), kernel, fill=True)
+    if waiting := not_packed(module):
+        raise ValueError(
+            f"layers can be trained, not yet packed: {listed(module, waiting)}. "
+            "Keep them in full precision (skip them in qsr.quantize)."
+        )
+    packed = _replace_layers(copy_module(module).cpu().eval(), kernel, fill=True)
     return PackedModel(packed, kernel) if isinstance(packed, QuantSR) else packed
 
 
@@ -468,16 +482,18 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
             for name in ("qkv", "proj", "scores", "mix"):
                 setattr(layer, name, replace_layers(getattr(layer, name), packed_twin))
             return PackedAttention(layer, kernel)
+        packed: PackedLayer | PackedMatmul
         if isinstance(layer, QMatmul):
-            return PackedMatmul(layer).fill(layer) if fill else PackedMatmul(layer)
-        packed: PackedLayer
-        if isinstance(layer, QConv2d):
+            packed = PackedMatmul(layer)
+        elif isinstance(layer, QConv2d):
             packed = PackedConv2d(layer, kernel)
         elif isinstance(layer, QLinear):
             packed = PackedLinear(layer, kernel)
         else:
             return None
-        return packed.fill(layer) if fill else packed
+        for hooks in _FORWARD_HOOKS:
+            getattr(packed, hooks).update(getattr(layer, hooks))
+        return packed.fill(layer) if fill else packed  # type: ignore[arg-type]
 
     return replace_layers(module, packed_twin)
 
@@ -487,6 +503,15 @@ def _check_steps(*steps: Tensor) -> None:
     for step in steps:
         if not (step > 0).all():
             raise ValueError(f"a step size is {float(step.min()):g}; it is above 0.")
+
+
+_FORWARD_HOOKS = (  # where nn.Module keeps them
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
 def _weights_channels_last(layer: QConv2d | QLinear) -> Tensor:

@@ -33,9 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import QuantSR
-from ..blocks import Matmul
 from ..config import NetworkConfig, SwinConfig
-from ..layers import QConv2d, QLinear, QMatmul
+from ..layers import Matmul, QConv2d, QLinear, QMatmul
 from ..quantizer import Quantizer
 
 Rule = Literal["printed", "stated", "honest", "collapsed"]
