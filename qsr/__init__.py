@@ -29,6 +29,7 @@ NAMES = {
     "images.metrics": "psnr_y ssim_y",
     "images.data": "Patches",
     "integer.packing": "PackedModel pack",
+    "integer.report": "report",
     "runs.fit": "fit",
     "runs.linear_tail": "fit_tail",
     "models.file": "save",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers; a test compa
     from .integer import reference as reference
     from .integer.packing import PackedModel as PackedModel
     from .integer.packing import pack as pack
+    from .integer.report import report as report
     from .layers import QConv2d as QConv2d
     from .layers import QLinear as QLinear
     from .layers import QMatmul as QMatmul

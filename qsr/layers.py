@@ -695,9 +695,9 @@ def quantize(
 
 def listed(net: nn.Module, reasons: Mapping[str, str], most: int = 8) -> str:
     """Names of layers by kind and reason: 'a', 'b' (LSTM: why), 'c' (Conv3d: why)."""
-    groups: dict[str, list[str]] = {}
+    layers, groups = dict(net.named_modules()), dict[str, list[str]]()
     for name, why in reasons.items():
-        kind = type(net.get_submodule(name)).__name__
+        kind = type(layers[name]).__name__
         groups.setdefault(f"{kind}: {why}", []).append(repr(name or "(root)"))
     return ", ".join(
         ", ".join(names[:most])

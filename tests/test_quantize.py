@@ -546,10 +546,27 @@ def test_many_names_make_one_line_that_counts_the_rest():
         qsr.quantize(net)
 
 
-@pytest.mark.parametrize("make", [nn.ReLU, lambda: quietly(nn.Linear(2, 2)), lambda: nn.LSTM(2, 2)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        nn.ReLU,
+        lambda: quietly(nn.Linear(2, 2)),
+        lambda: nn.LSTM(2, 2),
+        lambda: torch.jit.trace(nn.Linear(2, 2), torch.randn(1, 2)),
+        lambda: torch.export.export(nn.Linear(2, 2), (torch.randn(1, 2),)).module(),
+    ],
+)
 def test_a_model_with_nothing_to_quantise_is_refused(make):
     with pytest.raises(ValueError, match="nothing to quantise"):
         qsr.quantize(make())
+
+
+def test_a_graph_of_modules_is_a_network_like_any_other():
+    low = qsr.quantize(torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())))
+    x = torch.randn(1, 3, 4, 4)
+    qsr.calibrate(low, x)
+    layer = low.get_submodule("0")
+    assert torch.equal(low(x), layer(x).relu()) and isinstance(layer, qsr.QConv2d)
 
 
 def test_the_rest_is_quantised_by_a_second_call_with_other_bits():
