@@ -244,6 +244,18 @@ def test_a_query_that_may_look_nowhere_gets_zeros_and_harms_no_other():
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
+def test_in_16_bits_an_attention_projects_by_codes():
+    layer = quietly(nn.MultiheadAttention(8, 2, add_bias_kv=True))
+    x = torch.randn(4, 3, 8)
+    qsr.calibrate(layer, x, x, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        q = layer.query(x, layer.in_proj_weight[:8], None)
+        y = layer(x, x, x)[0]
+    exact = layer.query(x, layer.in_proj_weight[:8], None)
+    torch.testing.assert_close(q, exact, rtol=2**-7, atol=1e-6)
+    assert (y - layer(x, x, x)[0]).square().mean() < 0.05 * y.var()
+
+
 def test_products_of_attention_are_quantised_on_demand():
     layer = nn.MultiheadAttention(8, 2)
     assert isinstance(quietly(layer).scores, Matmul)
