@@ -24,10 +24,11 @@ import contextlib
 import copy
 import functools
 import math
+import operator
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +49,10 @@ def split_bits(bits: Bits) -> tuple[int, int]:
     >>> split_bits(4), split_bits((2, 4))
     ((4, 4), (2, 4))
     """
-    if isinstance(bits, int):
-        return bits, bits
+    if isinstance(bits, SupportsIndex):  # an int, also one of NumPy
+        return operator.index(bits), operator.index(bits)
     weight_bits, activation_bits = bits
-    return weight_bits, activation_bits
+    return operator.index(weight_bits), operator.index(activation_bits)
 
 
 def _in_16_bits(x: Tensor, *quantizers: Quantizer) -> bool:
@@ -162,7 +163,7 @@ class Quantized(nn.Module):
 
 
 class QuantizedConv(Quantized):
-    """Of one kernel size for all; what the convolutions share."""
+    """What quantised convolutions share."""
 
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -478,8 +479,10 @@ def why_not_packed(layer: nn.Module) -> str:
             return f"{type(q).__name__} shifts its input, and packed products have no shift"
     if isinstance(layer, Projection):
         return "there is no packed MultiheadAttention"
-    if isinstance(layer, (QConv1d, QConvTranspose2d)):
-        return f"there is no packed {type(layer).__name__.removeprefix('Q')}"
+    if isinstance(layer, QConv1d):
+        return "there is no packed Conv1d"
+    if isinstance(layer, QConvTranspose2d):
+        return "there is no packed ConvTranspose2d"
     if isinstance(layer, QConv2d):
         if set(layer.dilation) != {1}:
             return f"`dilation` is {layer.dilation}; packed convolutions take 1"

@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -550,6 +551,12 @@ def test_padding_by_a_word_packs_where_it_is_the_same_on_both_sides(padding):
     layer, x = qsr.quantize(nn.Conv2d(3, 4, (3, 5), padding=padding)), torch.randn(1, 3, 7, 8)
     qsr.calibrate(layer, x)
     torch.testing.assert_close(qsr.pack(layer)(x), layer(x))
+
+
+def test_widths_may_be_integers_of_numpy():
+    low = qsr.quantize(nn.Linear(2, 2), bits={"*": (np.int64(4), np.uint8(2))})
+    assert [type(q.bits) for q in low.children()] == [int, int]
+    assert qsr.quantize(nn.Linear(2, 2), bits=np.int64(4)).weight_quantizer.bits == 4
 
 
 def test_many_names_make_one_line_that_counts_the_rest():
