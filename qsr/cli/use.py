@@ -7,13 +7,14 @@ import os
 import platform
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
 from ..course.viz import demo
-from ..export.onnx import export_onnx
+from ..export.onnx import FORMS, export_onnx
 from ..images.picture import FORMATS, check_format, read, write
 from ..infer import DEFAULT_MEMORY, upscale_picture
 from ..integer import kernels
@@ -22,7 +23,7 @@ from ..scores import evaluate
 from ..system import native
 from ..system.version import __version__
 from .arguments import add_model, check_blocks, check_writable, load_network
-from .common import Failed, Lines, as_json, complain, let_run
+from .common import Failed, Lines, as_json, complain, let_run, remark
 
 # upscale ------------------------------------------------------------------------------------------
 
@@ -174,7 +175,14 @@ def add_export(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("output", metavar="OUT", help="the .onnx file")
     sub.add_argument("--blocks", type=int, metavar="N", help="depth: how many blocks (all)")
     sub.add_argument(
-        "--no-check", action="store_true", help="do not compare the file with qsr in onnxruntime"
+        "--form",
+        choices=FORMS,
+        default="plain",
+        help="of quantised layers: plain, right in every engine; qdq, for integer layers in "
+        "onnxruntime (8-bit weights, attention), wrong in OpenVINO (plain)",
+    )
+    sub.add_argument(
+        "--no-check", action="store_true", help="do not compare the file in the installed engines"
     )
     sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
@@ -185,15 +193,20 @@ def _export(args: argparse.Namespace) -> Lines:
         raise ValueError(f"{output} has the suffix {output.suffix!r}; ONNX files end in .onnx.")
     model = load_network(args.model).eval() if Path(args.model).is_dir() else zoo.load(args.model)
     check_blocks(model, args.blocks)
-    matches = export_onnx(
-        model, output, args.blocks, check=not args.no_check, overwrite=args.overwrite
+    comparison = export_onnx(
+        model,
+        output,
+        args.blocks,
+        form=args.form,
+        check=not args.no_check,
+        overwrite=args.overwrite,
     )
     size = output.stat().st_size
-    rows = [vars(match) for match in matches]
-    yield as_json({"file": str(output), "bytes": size, "onnxruntime": rows})
-    yield f"{output}  {size:,} bytes"
-    for match in matches:
-        yield f"  {match}"
+    yield as_json({"file": str(output), "bytes": size, "form": args.form, **asdict(comparison)})
+    yield f"{output}  {size:,} bytes, {args.form}"
+    yield from (f"  {line}" for line in comparison.lines())
+    for line in comparison.differ:
+        remark(f"qsr: {line} Use --form plain there.")
 
 
 # models, info -------------------------------------------------------------------------------------

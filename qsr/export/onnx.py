@@ -5,29 +5,34 @@ operator, not traced, because tracing fixes what a Swin network derives from the
 picture: the padding to whole windows, the windows, and the mask of the shifted ones. Here these are
 computed in the graph, from the shape of its input.
 
-Integers are kept as ONNX writes them, in pairs of QuantizeLinear and DequantizeLinear:
+Weights are stored as their codes, int4 up to 4 bits, else int8. A quantised layer is written in one
+of two forms:
 
-    weight codes   stored as int4 up to 4 bits, else int8; DequantizeLinear by the step size
-    inputs         Add tau, Clip to the lowest and highest code, QuantizeLinear to 8 bits (int8
-                   where signed, else uint8), DequantizeLinear
+    "plain"   Add tau, Div by the step size, Round, Clip to the lowest and highest code: codes, as
+              floats. Conv or MatMul with the codes of the weights (Cast to float). Mul by the
+              product of the step sizes, Add the bias.
+    "qdq"     Add tau, Clip, QuantizeLinear to 8 bits (int8 where signed, else uint8),
+              DequantizeLinear; weights through DequantizeLinear; Add the bias.
+
+"plain" is the definition of a packed layer (`qsr.integer.reference`), line by line, out of
+operators that every engine computes alike; its sums are of integers, exact in any order. "qdq" is
+how ONNX marks integers, for engines that make integer layers of it: onnxruntime does so in the
+products of attention and of 8-bit weights. It is not right everywhere: OpenVINO computes it wrong
+(docs/upstream-openvino.md). And where 4-bit weights come through DequantizeLinear to a MatMul,
+engines may round its inputs to 8 bits, unasked: OpenVINO does by default, onnxruntime where the
+inputs are no such pair. Behind the Cast neither does.
 
 Why 8 bits for the codes of inputs, which no file holds: onnxruntime quantises to them several
 times as fast as to 4 bits, and no engine multiplies narrower ones. Why 4 bits for weights of 2:
-ONNX has int2 only from opset 25 on, and onnxruntime 1.20 reads no more than 21; the file of a 2-bit
-QuantSR-C x4 is 0.6 MB larger for it. Head and tail are float32, the tail as trained.
-
-What an engine makes of the pairs is its own affair. onnxruntime multiplies integers in the matrix
-products of attention and of 8-bit weights, and elsewhere floats that lie on the grid, as training
-does. So a value that lies on a rounding threshold within its last bits may get the neighbouring
-code, and `compare` says how far that carries.
+ONNX has int2 only from opset 25 on; the file of a 2-bit QuantSR-C x4 is 0.6 MB larger for it. Head
+and tail are float32, the tail as trained: their sums may tip a value that lies on a rounding
+threshold within its last bits, and `engines.compare` says how far that carries.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -37,22 +42,20 @@ from torch import Tensor, nn
 from ..backbone import DepthPlan, QuantSR, block_shortcut
 from ..blocks import ResidualBlock, Shortcut, SwinBlock, SwinLayer, WindowAttention
 from ..config import SwinConfig
-from ..images.data import photo
-from ..images.resize import imresize
 from ..infer import Model
 from ..integer import kernels
 from ..integer.packing import PackedConv2d, PackedLinear, PackedMatmul, PackedModel, pack
 from ..quantizer import QuantSpec
-from ..system.errors import first_line
 from ..system.files import replacing
 from ..system.version import __version__
+from .engines import Comparison, compare, require
 
 if TYPE_CHECKING:
     import onnx
 
-OPSET, IR_VERSION = 21, 10  # int4; read by onnxruntime from 1.20 on
-SIZES = ((1, 1), (7, 19), (45, 67))  # (height, width) that a file is tried on
-ALIKE = 40.0  # dB: what is further from qsr than this is another network
+OPSET, IR_VERSION = 21, 10  # int4; casts of it run in onnxruntime from 1.23 on
+FORMS = ("plain", "qdq")  # of quantised layers
+WAY_OUT = " Update that engine, or leave out the check (check=False, --no-check)."
 
 # A network, step by step --------------------------------------------------------------------------
 
@@ -151,11 +154,12 @@ def _values(layer: nn.Module) -> tuple[Tensor, Tensor]:
 class OnnxSteps:
     """The steps as nodes of an ONNX graph; values are names of tensors, float32 [N, C, H, W].
 
-    network: what is written; codes are named like its layers. The methods after `shuffle` are for
-    packed and for Swin networks.
+    network: what is written; codes are named like its layers. form: of its quantised layers, one of
+    FORMS. The methods after `shuffle` are for packed and for Swin networks.
     """
 
-    def __init__(self, network: QuantSR) -> None:
+    def __init__(self, network: QuantSR, form: str = "plain") -> None:
+        self.form = form
         self.config = cast(SwinConfig, network.config)  # where it is not, nobody asks for windows
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -218,16 +222,13 @@ class OnnxSteps:
 
     def quantised_conv(self, x: str, layer: PackedConv2d, relu: bool) -> str:
         codes = kernels.unpack_codes(layer.planes).permute(0, 3, 1, 2)
-        tau = None if layer.tau is None else _per_channel(layer.tau)
+        tau, bias = (None if v is None else _per_channel(v) for v in (layer.tau, layer.bias))
         x = self.quantised(x, layer.step_size, layer.spec, tau)
-        inputs, taps = (x, self._weight(layer, codes, axis=0)), codes.shape[-1]
-        if layer.tau is None:
-            # onnxruntime (1.32) rounds the bias of a Conv to multiples of the product of its step
-            # sizes if nothing but ReLU and Clip lies between it and a quantiser: keep it outside.
-            bias = self.constant(_per_channel(cast(Tensor, layer.bias)), "bias")
-            x = self.node("Add", self._conv(*inputs, taps=taps), bias)
-        else:
-            x = self._conv(*inputs, self.constant(cast(Tensor, layer.bias), "bias"), taps=taps)
+        x = self._conv(x, self._weight(layer, codes, axis=0), taps=codes.shape[-1])
+        x = self._in_units(x, _per_channel(layer.scale))
+        # onnxruntime (1.32) rounds the bias of a Conv to multiples of the product of its step
+        # sizes if nothing but ReLU and Clip lies between it and a quantiser: keep it outside.
+        x = self.node("Add", x, self.constant(cast(Tensor, bias), "bias"))
         return self.node("Relu", x) if relu else x
 
     def linear(self, x: str, layer: nn.Module) -> str:
@@ -235,31 +236,43 @@ class OnnxSteps:
         if isinstance(layer, PackedLinear):
             x = self.quantised(x, layer.step_size, layer.spec, layer.tau)
             weight = self._weight(layer, kernels.unpack_codes(layer.planes)[:, 0, 0].T, axis=1)
+            x = self._in_units(self.node("MatMul", x, weight), layer.scale)
         else:
             layer = cast(nn.Linear, layer)
-            weight = self.constant(layer.weight.T, "weight")
-        bias = self.constant(cast(Tensor, layer.bias), "bias")
-        return self.node("Add", self.node("MatMul", x, weight), bias)
+            x = self.node("MatMul", x, self.constant(layer.weight.T, "weight"))
+        return self.node("Add", x, self.constant(cast(Tensor, layer.bias), "bias"))
 
     def quantised(self, x: str, step: Tensor, spec: QuantSpec, shift: Tensor | None = None) -> str:
-        """step * clamp(round((x + shift) / step)): a quantiser and its inverse."""
+        """clamp(round((x + shift) / step)), and in the form "qdq" times the step."""
         from onnx import TensorProto
 
         if shift is not None:
             x = self.node("Add", x, self.constant(shift))
+        ends = torch.tensor([spec.qmin, spec.qmax], dtype=torch.float32)
+        if self.form == "plain":
+            x = self.node("Round", self.node("Div", x, self.constant(step)))
+            return self.node("Clip", x, *map(self.constant, ends))
         if (spec.qmin, spec.qmax) != ((-128, 127) if spec.signed else (0, 255)):
-            ends = (self.constant(step * end) for end in (spec.qmin, spec.qmax))
-            x = self.node("Clip", x, *ends)
+            x = self.node("Clip", x, *map(self.constant, step * ends))
         kind = TensorProto.INT8 if spec.signed else TensorProto.UINT8
         pair = self.constant(step), self._codes(torch.zeros((), dtype=torch.int8), kind, "zero")
         return self.node("DequantizeLinear", self.node("QuantizeLinear", x, *pair), *pair)
 
+    def _in_units(self, product: str, scale: Tensor) -> str:
+        """A product of what `quantised` gives, in units of its values; scale: of its codes."""
+        if self.form == "plain":
+            return self.node("Mul", product, self.constant(scale))
+        return product
+
     def _weight(self, layer: PackedConv2d | PackedLinear, codes: Tensor, axis: int) -> str:
-        """The weights of a packed layer: its codes, times the step size of each output."""
+        """The codes of a packed layer's weights, in the form "qdq" times the step size of each
+        output."""
         from onnx import TensorProto
 
         kind = TensorProto.INT4 if layer.planes.bits <= 4 else TensorProto.INT8
         constant = self._codes(codes, kind, self._layers[id(layer)])
+        if self.form == "plain":
+            return self.node("Cast", constant, to=TensorProto.FLOAT)
         step = self.constant(layer.scale / layer.step_size)
         attributes = {"axis": axis} if layer.scale.ndim else {}
         return self.node("DequantizeLinear", constant, step, **attributes)
@@ -402,10 +415,11 @@ class OnnxSteps:
         return self.node("Reshape", x, self._picture)
 
     def _matmul(self, a: str, b: str, matmul: nn.Module) -> str:
-        if isinstance(matmul, PackedMatmul):
-            a = self.quantised(a, matmul.left_step, matmul.specs["left"])
-            b = self.quantised(b, matmul.right_step, matmul.specs["right"])
-        return self.node("MatMul", a, b)
+        if not isinstance(matmul, PackedMatmul):
+            return self.node("MatMul", a, b)
+        a = self.quantised(a, matmul.left_step, matmul.specs["left"])
+        b = self.quantised(b, matmul.right_step, matmul.specs["right"])
+        return self._in_units(self.node("MatMul", a, b), matmul.left_step * matmul.right_step)
 
 
 def _per_channel(values: Tensor) -> Tensor:
@@ -414,24 +428,32 @@ def _per_channel(values: Tensor) -> Tensor:
 
 
 def onnx_model(
-    model: Model, blocks: int | None = None, size: tuple[int, int] | None = None
+    model: Model,
+    blocks: int | None = None,
+    size: tuple[int, int] | None = None,
+    form: str = "plain",
 ) -> onnx.ModelProto:
     """A network as an ONNX model: "lr" float32 [N, 3, H, W] -> "sr" [N, 3, scale H, scale W].
 
     lr: RGB in [0, 1]; sr is not clipped. blocks: the depth (None: all); of the other blocks only
     their shortcuts are left. size: (height, width) of the only pictures that it takes, one at a
-    time; None leaves batch, height and width open.
-    Raises ValueError for a depth that the network has not, if it can't be packed (not calibrated,
-    or CADyQ), or if onnx is not installed.
+    time; None leaves batch, height and width open. form: of the quantised layers, "plain" or "qdq",
+    as the module explains.
+    Raises ValueError for a depth that the network has not, for another form, if it can't be packed
+    (not calibrated, or CADyQ), or if onnx is not installed.
     """
-    _require("onnx")
+    require("onnx")
+    if form not in FORMS:
+        raise ValueError(
+            f"`form` is {form!r}; quantised layers are written as {' or '.join(FORMS)}."
+        )
     import onnx
     from onnx import TensorProto, helper
 
     plan, scale = model.plan(blocks), model.config.scale
     packed = pack(model) if isinstance(model, QuantSR) and model.config.bits is not None else model
     network = cast(QuantSR, packed.network if isinstance(packed, PackedModel) else packed)
-    steps = OnnxSteps(network)
+    steps = OnnxSteps(network, form)
     walk(network, "lr", steps, plan)
     steps.nodes[-1].output[0] = "sr"
     shapes: tuple[list[Any], list[Any]]
@@ -459,82 +481,22 @@ def export_onnx(
     path: str | os.PathLike,
     blocks: int | None = None,
     *,
+    form: str = "plain",
     check: bool = True,
     overwrite: bool = False,
-) -> list[Match]:
-    """Write a network to an ONNX file, whole or not at all, once it agrees with qsr.
+) -> Comparison:
+    """Write a network to an ONNX file, whole or not at all, once the engines agree with qsr.
 
     Arguments and errors as `onnx_model`; check: also `compare` it, and return what that says. More
-    errors: ValueError if the file exists and `overwrite` is False, or if it can't be written.
+    errors: ValueError if the file exists and `overwrite` is False, if it can't be written, or if an
+    installed engine computes something else. Of the form "qdq" only onnxruntime has to be right;
+    which others are not is in what is returned.
     """
-    made = onnx_model(model, blocks)
+    made = onnx_model(model, blocks, form=form)
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(made.SerializeToString())
-        return compare(temporary, model, blocks) if check else []
-
-
-# Against qsr --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Match:
-    """How an ONNX file and qsr differ on pictures of one size: PSNR in dB over RGB, peak 1, nothing
-    rounded (inf: equal), and the largest difference of a value.
-    """
-
-    height: int
-    width: int
-    psnr: float
-    largest: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.height} x {self.width}: PSNR of the difference {self.psnr:.1f} dB, "
-            f"largest {self.largest:.1g}"
-        )
-
-
-@torch.no_grad()
-def compare(path: str | os.PathLike, model: Model, blocks: int | None = None) -> list[Match]:
-    """Run an ONNX file in onnxruntime, on the CPU, beside the network that it was made of.
-
-    Pictures: for each of SIZES a crop of a photograph and its mirror image, at once. Raises
-    ValueError if onnxruntime is not installed, or if their PSNR is below ALIKE.
-    """
-    _require("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no base of their own
-        raise ValueError(
-            f"onnxruntime {onnxruntime.__version__} can't open the file "
-            f"({first_line(error)}); opset {OPSET} needs 1.20 or newer."
-        ) from error
-    mean = (model.network if isinstance(model, PackedModel) else model).mean
-    photograph = imresize(photo().rgb, 1 / model.config.scale)
-    matches = []
-    for height, width in SIZES:
-        lr = photograph[:, :, 8 : 8 + height, 40 : 40 + width]
-        lr = torch.cat([lr, lr.flip(3)]).to(mean)
-        depth = blocks if isinstance(model, PackedModel) else model.plan(blocks)
-        sr = cast(nn.Module, model)(lr, depth).cpu()
-        (theirs,) = session.run(None, {"lr": lr.float().cpu().numpy()})
-        difference = torch.from_numpy(theirs).double() - sr.double()
-        psnr = -10 * difference.square().mean().log10().item()
-        matches.append(Match(height, width, psnr, difference.abs().max().item()))
-    worst = min(matches, key=lambda match: match.psnr)
-    if not worst.psnr >= ALIKE:
-        raise ValueError(
-            f"onnxruntime and qsr differ too much ({worst}); trained networks have {ALIKE:g} dB or "
-            "more. An untrained one can magnify rounding: then leave out the check (check=False, "
-            "--no-check)."
-        )
-    return matches
-
-
-def _require(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(f"{package} is not installed; pip install -e '.[onnx]' in a clone of qsr.")
+        comparison = compare(temporary, model, blocks) if check else Comparison()
+        wrong = [line for line in comparison.differ if form == "plain" or "onnxruntime" in line]
+        if wrong:
+            raise ValueError(wrong[0] + WAY_OUT)
+        return comparison
