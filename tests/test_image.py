@@ -90,15 +90,15 @@ def test_uint8_is_clipped_after_the_height() -> None:
     assert (up == up[:, :1]).all()
 
 
+def cubic(t: float) -> float:
+    t = abs(t)
+    if t <= 1:
+        return 1.5 * t**3 - 2.5 * t**2 + 1
+    return -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t <= 2 else 0
+
+
 def by_the_formula(row: list[float], scale: float) -> list[float]:
     """MATLAB's bicubic of one row, pixel by pixel."""
-
-    def cubic(t: float) -> float:
-        t = abs(t)
-        if t <= 1:
-            return 1.5 * t**3 - 2.5 * t**2 + 1
-        return -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t <= 2 else 0
-
     n, squeeze = len(row), min(scale, 1)
     out = []
     for i in range(math.ceil(scale * n)):
@@ -112,6 +112,62 @@ def by_the_formula(row: list[float], scale: float) -> list[float]:
             weights += weight
         out.append(total / weights)
     return out
+
+
+@pytest.mark.parametrize(
+    "scale, row, pixel, value",
+    [
+        (1.5, [71, 48, 128, 75, 158, 50], 8, 42),
+        (1.5, [229, 193, 212, 16, 205, 214], 0, 231),
+        (1.5, [148, 184, 202, 66, 150, 58], 0, 145),
+        (1.5, [73, 253, 26, 110, 13, 181], 0, 60),
+        (1.5, [172, 136, 21, 22, 26, 83], 0, 175),
+        (2.7, [173, 143, 68, 218, 7, 195], 4, 131),
+        (2.7, [13, 201, 228, 196, 100, 18], 4, 215),
+        (2.7, [235, 125, 52, 82, 145, 55], 4, 110),
+        (2.7, [3, 169, 44, 222, 231, 93], 4, 161),
+        (2.7, [245, 59, 163, 78, 134, 61], 10, 95),
+    ],
+)
+def test_where_exact_halves_meet_float64_the_last_bits_are_matlabs(
+    scale: float, row: list[int], pixel: int, value: int
+) -> None:
+    # In rational arithmetic each of these pixels is k + 1/2. Which side of it float64 takes depends
+    # on how the position is written: MATLAB's u = x / scale + 0.5 (1 - 1 / scale). The values are
+    # those of that formula, computed number by number; (x - 0.5) / scale + 0.5 misses all ten.
+    assert imresize(torch.tensor([row], dtype=torch.uint8), scale)[0, pixel] == value
+    n = len(row)
+    x = pixel + 1
+    u = x / scale + 0.5 * (1 - 1 / scale)
+    total = weights = 0.0
+    taps = [math.floor(u - 2) + k for k in range(6)]
+    for j in taps:
+        weights += cubic(u - j)
+    for j in taps:
+        mirrored = (j - 1) % (2 * n)
+        total += cubic(u - j) / weights * row[min(mirrored, 2 * n - 1 - mirrored)]
+    assert math.floor(total + 0.5) == value
+
+
+def test_imresize_to_a_size_is_matlabs_with_a_factor_for_each_side() -> None:
+    x = torch.randint(0, 256, (2, 9, 12), dtype=torch.uint8)
+    assert torch.equal(imresize(x, size=(3, 4)), imresize(x, 1 / 3))
+    up = imresize(x.double(), size=(18, 6))
+    down_first = imresize(imresize(x.double(), size=(9, 6)), size=(18, 6))
+    assert torch.allclose(up, down_first, atol=1e-12) and up.shape == (2, 18, 6)
+    # The side that shrinks more comes first: with uint8, where each pass rounds, it can be seen.
+    assert torch.equal(imresize(x, size=(18, 6)), imresize(imresize(x, size=(9, 6)), size=(18, 6)))
+    assert torch.equal(imresize(x, size=(3, 24)), imresize(imresize(x, size=(3, 12)), size=(3, 24)))
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, -1), (4,), (4, 4, 4)])
+def test_imresize_refuses_a_size_that_is_none(size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="height, width") as error:
+        imresize(torch.zeros(4, 4), size=size)
+    one_line(error)
+    for both in ({}, {"scale": 2, "size": (4, 4)}):
+        with pytest.raises(ValueError, match="one of them"):
+            imresize(torch.zeros(4, 4), **both)
 
 
 scales = st.sampled_from([1 / 4, 1 / 3, 0.37, 1 / 2, 0.9, 1, 1.5, 2, 3, 4])
