@@ -24,6 +24,7 @@ from .config import NetworkConfig
 from .images.picture import (
     Picture,
     check_pictures,
+    crop_border,
     from_array,
     from_pil,
     read,
@@ -31,8 +32,10 @@ from .images.picture import (
     to_pil,
     to_uint8,
 )
+from .images.resize import mirrored
 
 DEFAULT_MEMORY = 2.0  # GB of planned working memory
+SHORTEST = 8  # lr pixels; pictures with a shorter side are enlarged with a frame around them
 TAIL_TILE = 4  # kTailRows of csrc/network/tail.h: lr rows
 
 
@@ -122,6 +125,22 @@ def enlarge(
     return sr.clamp_(0, 1)
 
 
+def _enlarge_framed(lr: Tensor, model: Model, **options) -> Tensor:
+    """`enlarge`, of a tiny picture with its mirror image around it, which is then cut away.
+
+    A network pads with zeros, which are no colour of the picture. That shows for a few pixels from
+    the border, and of a tiny picture nothing else is left: the networks of `qsr models` are up to
+    126 levels off in a flat one. Framed, 4 at most. Of three ways to continue a picture, with the
+    end pixels mirrored was nearest on crops of photographs, repeated or left out in the mirror not.
+    """
+    if lr.ndim != 4 or not 0 < min(lr.shape[-2:]) < SHORTEST:
+        return enlarge(lr, model, **options)
+    check_pictures(lr, "lr")
+    rows, columns = (mirrored(torch.arange(-SHORTEST, n + SHORTEST), n) for n in lr.shape[-2:])
+    sr = enlarge(lr[..., rows[:, None], columns], model, **options)
+    return crop_border(sr, SHORTEST * model.config.scale).contiguous()
+
+
 @overload
 def upscale(image: str | os.PathLike | Image.Image, model: Model) -> Image.Image: ...
 @overload
@@ -166,10 +185,10 @@ def _upscale_tensor(image: Tensor, model: Model, options: dict) -> Tensor:
     if image.ndim == 3:
         return _upscale_tensor(image[None], model, options)[0]
     if image.dtype == torch.uint8:
-        return to_uint8(enlarge(image.float() / 255, model, **options))
-    return enlarge(image, model, **options)
+        return to_uint8(_enlarge_framed(image.float() / 255, model, **options))
+    return _enlarge_framed(image, model, **options)
 
 
 def upscale_picture(picture: Picture, model: Model, **options) -> Picture:
     """Enlarge a `Picture`, keeping what it is. Options as `enlarge`."""
-    return picture.enlarged(enlarge(picture.rgb, model, **options), model.config.scale)
+    return picture.enlarged(_enlarge_framed(picture.rgb, model, **options), model.config.scale)

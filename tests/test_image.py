@@ -392,6 +392,20 @@ def test_a_transparent_value_becomes_alpha(image: Image.Image, mode: str, tmp_pa
     assert picture.alpha is not None and picture.alpha.max() == 0
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_the_transparent_value_of_few_bits_is_kept(depth: int, tmp_path: Path) -> None:
+    # One byte of pixels 0, 1, 2, ... of which value 1 is transparent.
+    values = [i % 2**depth for i in range(8 // depth)] if depth < 8 else [1]
+    row = int("".join(f"{v:0{depth}b}" for v in values), 2)
+    content = png(len(values), 1, depth, 0, bytes([0, row]), b"tRNS\0\1")
+    (tmp_path / "a.png").write_bytes(content)
+    pictures = [read(tmp_path / "a.png"), from_pil(Image.open(io.BytesIO(content)))]
+    for picture in pictures:
+        grey, alpha = to_array(picture)[0].T.tolist()
+        assert grey == [v * 255 // (2**depth - 1) for v in values]
+        assert alpha == [0 if v == 1 else 255 for v in values]
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_32_bit_pictures_are_refused(mode: str) -> None:
     with pytest.raises(ValueError, match="32 bits") as error:
@@ -438,6 +452,28 @@ def test_webp_is_lossless_with_hidden_colours(tmp_path: Path) -> None:
     array[:4, :, 3] = 0
     write(from_array(array), tmp_path / "a.webp")
     assert np.array_equal(to_array(read(tmp_path / "a.webp")), array)
+
+
+@given(st.sampled_from([2, 4]), sizes, st.integers(0, 99))
+@quick
+def test_colours_that_nobody_sees_change_nothing_that_a_network_sees(
+    channels: int, size: tuple[int, int], seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    array = random.integers(256, size=(*size, channels), dtype=np.uint8)
+    alpha = random.choice(np.array([0, 1, 200, 255], np.uint8), size)
+    array[..., -1] = alpha
+    other = array.copy()
+    other[alpha == 0, :-1] = random.integers(256, dtype=np.uint8)
+    if alpha.any():
+        assert torch.equal(from_array(array).rgb, from_array(other).rgb)
+    # What can be seen at all stays, and the rest lies between colours that can be seen.
+    seen = torch.from_numpy(alpha > 0)
+    colour, rgb = from_array(array).colour[0], from_array(array).rgb[0]
+    assert torch.equal(rgb[:, seen], colour.expand(3, -1, -1)[:, seen])
+    if alpha.any():
+        visible = colour[:, seen]
+        assert rgb.max() <= visible.max() + 1e-6 and rgb.min() >= visible.min() - 1e-6
 
 
 @pytest.mark.parametrize("channels, levels", [(1, 255), (1, 65535), (2, 255), (3, 255), (4, 255)])
@@ -606,6 +642,16 @@ def test_what_cannot_be_written_gives_one_line_and_no_file(
         write(from_array(array), tmp_path / name)
     assert part in one_line(error)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_alpha_that_hides_nothing_is_left_out_where_there_is_none(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(256, size=(8, 8, 4), dtype=np.uint8)
+    array[..., 3] = 255
+    write(from_array(array), tmp_path / "a.jpg")
+    assert read(tmp_path / "a.jpg").alpha is None
+    array[3, 3, 3] = 254
+    with pytest.raises(ValueError, match="transparency"):
+        write(from_array(array), tmp_path / "b.jpg")
 
 
 def test_grey_with_a_profile_is_not_written_where_grey_is_stored_as_rgb(tmp_path: Path) -> None:

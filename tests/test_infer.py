@@ -15,6 +15,7 @@ from PIL import Image
 import qsr
 from qsr.config import ConvConfig
 from qsr.infer import enlarge, strips, upscale
+from qsr.models import zoo
 
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 
@@ -319,6 +320,43 @@ def test_the_depth_that_is_asked_for_runs(model):
         for depth in (0, 5, -1):
             with pytest.raises(ValueError, match="4 blocks"):
                 enlarge(x, network, depth)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("size", [(1, 1), (7, 24)])
+def test_a_tiny_picture_of_one_colour_keeps_it(name, size):
+    model = zoo.load(name)
+    colours = torch.tensor([[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 0, 1.0]])
+    lr = colours[:, :, None, None].expand(-1, -1, *size)
+    scale = model.config.scale
+    sr, flat = upscale(lr, model), colours[:, :, None, None]
+    assert sr.shape == (5, 3, scale * size[0], scale * size[1])
+    assert (sr - flat).abs().max() * 255 < 4
+    assert (enlarge(lr, model) - flat).abs().max() * 255 > 10  # what the zeros around it do
+
+
+def test_from_eight_pixels_on_nothing_is_put_around_a_picture(model):
+    lr = torch.rand(1, 3, 8, 9)
+    assert torch.equal(upscale(lr, model), enlarge(lr, model))
+    assert not torch.equal(upscale(lr[:, :, 1:], model), enlarge(lr[:, :, 1:], model))
+
+
+def test_a_transparent_background_leaves_no_rim_and_no_trace():
+    # A red disc on nothing, stored once as transparent black and once as transparent green.
+    model = zoo.load("quantsr-c-x2-w4a4")
+    rows, columns = np.mgrid[:24, :24] - 11.5
+    disc = rows**2 + columns**2 < 70
+    results = []
+    for hidden in ((0, 0, 0), (0, 255, 0)):
+        rgba = np.zeros((24, 24, 4), np.uint8)
+        rgba[..., :3] = np.where(disc[..., None], (200, 30, 60), hidden)
+        rgba[..., 3] = 255 * disc
+        sr = upscale(rgba, model).astype(float)
+        weight = sr[..., 3:] / 255
+        results.append(sr[..., :3] * weight + 255 * (1 - weight))  # as seen on white
+    assert np.abs(results[0] - results[1]).max() == 0
+    # Between red and white there is nothing darker than red.
+    assert (results[0] > np.array([200, 30, 60]) - 3).all()
 
 
 # Hostile input ------------------------------------------------------------------------------------

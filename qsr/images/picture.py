@@ -15,14 +15,15 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
+from torch.nn import functional
 
 from ..system.errors import first_line
 from ..system.files import replacing
@@ -76,8 +77,34 @@ class Picture:
 
     @property
     def rgb(self) -> Tensor:
-        """float [1, 3, H, W]: what a network takes; grey is repeated."""
-        return self.colour.expand(-1, 3, -1, -1)
+        """float [1, 3, H, W]: what a network takes; grey is repeated.
+
+        Pixels with alpha 0 have a colour in the file, often black, that nobody sees. A network
+        would draw it into its neighbours, as a dark rim, so they get the colours around them.
+        """
+        colour = self.colour if self.alpha is None else _spread(self.colour, self.alpha)
+        return colour.expand(-1, 3, -1, -1)
+
+    @property
+    def opaque(self) -> bool:
+        """Whether nothing shines through, as stored: without alpha, or with alpha 1 throughout."""
+        return self.alpha is None or bool((to_uint8(self.alpha) == 255).all())
+
+    def turned(self, orientation: int) -> Picture:
+        """The picture as EXIF says to show it: 5 to 8 mirror it in its diagonal, as 1 does not;
+        then 2 and 6 swap left and right, 4 and 8 top and bottom, 3 and 7 both.
+
+        Source: EXIF 2.32, tag 274. Any other number means 1, as in every viewer.
+        """
+        if orientation not in range(2, 9):
+            return self
+        flips = ((), (-1,), (-2, -1), (-2,))[(orientation - 1) % 4]
+
+        def turn(x: Tensor) -> Tensor:
+            return (x.mT if orientation > 4 else x).flip(flips).contiguous()
+
+        alpha = None if self.alpha is None else turn(self.alpha)
+        return replace(self, colour=turn(self.colour), alpha=alpha)
 
     def enlarged(self, sr: Tensor, scale: int) -> Picture:
         """The picture of the same kind whose colours are sr [1, 3, scale H, scale W].
@@ -111,13 +138,13 @@ def read(path: str | os.PathLike | PictureFile) -> Picture:
     """
     with _opened(path) as image:
         try:
-            upright = ImageOps.exif_transpose(image)
+            picture = from_pil(image)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         except _DAMAGE as error:
             raise _unreadable(path, error) from error
-    try:
-        return from_pil(upright)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return picture.turned(orientation)
 
 
 def size(path: str | os.PathLike | PictureFile) -> tuple[int, int]:
@@ -171,11 +198,13 @@ def write(picture: Picture, path: str | os.PathLike, *, overwrite: bool = False)
     """Write a picture as PNG, JPEG (quality 95, full colour resolution) or WebP (lossless).
 
     The file appears whole or not at all. Raises ValueError (one line) for an unknown suffix, an
-    existing file unless `overwrite`, transparency or 16 bits in a format that has neither, or a
-    folder that can't be written to.
+    existing file unless `overwrite`, transparency or 16 bits in a format that has neither (an alpha
+    that is 1 throughout is left out), or a folder that can't be written to.
     """
     path = Path(path)
     kind = check_format(picture, path)
+    if kind == "JPEG":
+        picture = replace(picture, alpha=None)
     kinds: dict[str, dict[str, object]] = {
         "PNG": {},
         "JPEG": {"quality": 95, "subsampling": 0},
@@ -218,6 +247,10 @@ def from_pil(image: Image.Image) -> Picture:
     """
     icc = image.info.get("icc_profile")
     transparent = image.has_transparency_data
+    if transparent and (tile := getattr(image, "tile", None)) and tile[0][3] in ("L;2", "L;4"):
+        # Of a PNG, Pillow spreads 2 and 4 bits over 0..255, but not the value that is transparent.
+        largest = 3 if tile[0][3] == "L;2" else 15
+        image.info["transparency"] = (image.info["transparency"] & largest) * 255 // largest
     if image.mode.startswith("I;16"):
         if transparent:
             raise ValueError(
@@ -284,10 +317,26 @@ def to_array(picture: Picture) -> np.ndarray:
     return array.astype(np.uint16 if picture.levels > 255 else np.uint8)
 
 
+def _spread(colour: Tensor, alpha: Tensor) -> Tensor:
+    """colour [1, C, H, W] where alpha [1, 1, H, W] is above 0, and elsewhere the colours around.
+
+    These come from the picture at half the size, each of its pixels the mean of four weighted by
+    their alpha, whose own gaps are filled in the same way.
+    """
+    seen = alpha > 0
+    if seen.all() or alpha.numel() == 1:
+        return colour
+    weight = functional.avg_pool2d(alpha, 2, ceil_mode=True)
+    mean = functional.avg_pool2d(colour * alpha, 2, ceil_mode=True) / weight.clamp(min=1e-30)
+    around = functional.interpolate(_spread(mean, weight), scale_factor=2, mode="bilinear")
+    height, width = colour.shape[-2:]
+    return torch.where(seen, colour, around[..., :height, :width])
+
+
 def _lost(picture: Picture, kind: str, scale: int) -> str | None:
     """Why a format can't hold a picture, or None."""
     longest = scale * max(picture.colour.shape[-2:])
-    if kind == "JPEG" and picture.alpha is not None:
+    if kind == "JPEG" and not picture.opaque:
         return "has no transparency and this picture has"
     if kind != "PNG" and picture.levels > 255:
         return "has 8 bits and this picture has 16"

@@ -83,10 +83,19 @@ def _taps(length: int, scale: float, size: int) -> tuple[Tensor, Tensor]:
     source = first[:, None] + torch.arange(math.ceil(4 / stretch) + 2)
     weight = stretch * _cubic(stretch * (centre[:, None] - source))
     weight = weight / weight.cumsum(1)[:, -1:]
-    source = (source.long() - 1) % (2 * length)
-    source = torch.minimum(source, 2 * length - 1 - source)
+    source = mirrored(source.long() - 1, length)
     used = (weight != 0).any(0)
     return source[:, used], weight[:, used]
+
+
+def mirrored(index: Tensor, length: int) -> Tensor:
+    """Indices beyond [0, length) as a mirror shows them, the end pixels included.
+
+    >>> mirrored(torch.arange(-3, 5), 3).tolist()
+    [2, 1, 0, 0, 1, 2, 2, 1]
+    """
+    index = index % (2 * length)
+    return torch.minimum(index, 2 * length - 1 - index)
 
 
 def _cubic(x: Tensor) -> Tensor:
