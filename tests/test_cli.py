@@ -20,6 +20,7 @@ from qsr import cli
 from qsr.cli import train as cli_train
 from qsr.cli import use as cli_use
 from qsr.cli.arguments import DEFAULT_MODEL
+from qsr.images.colour import SRGB, SRGB_CURVE, profile
 from qsr.images.data import textures
 from qsr.models import zoo
 from qsr.models.file import describe
@@ -230,6 +231,30 @@ def test_upscale_writes_what_python_returns(qsr_command, model, mode):
     with Image.open("b.png") as written:
         assert written.mode == expected.mode
         assert np.array_equal(np.asarray(written), np.asarray(expected))
+
+
+def test_metadata_is_kept_unless_it_is_to_be_stripped(qsr_command, model):
+    exif = Image.Exif()
+    exif[0x8298], exif[274] = "mine", 6
+    image = Image.new("RGB", (7, 5))
+    image.save("a.jpg", exif=exif, dpi=(300, 300), icc_profile=profile(SRGB, SRGB_CURVE))
+    args = ["upscale", "a.jpg"]
+    assert qsr_command(*args, "kept.png", "--model", model)[0] == 0
+    assert qsr_command(*args, "bare.png", "--model", model, "--strip-metadata")[0] == 0
+    with Image.open("kept.png") as kept, Image.open("bare.png") as bare:
+        assert kept.getexif()[0x8298] == "mine" and kept.getexif()[274] == 1
+        assert round(kept.info["dpi"][0]) == 300
+        assert not bare.getexif() and "dpi" not in bare.info
+        assert np.array_equal(np.asarray(kept), np.asarray(bare))
+        assert kept.info["icc_profile"] == bare.info["icc_profile"]
+    assert "where the format of OUT holds them" in " ".join(qsr_command("upscale", "-h")[1].split())
+
+
+def test_what_could_not_be_used_of_a_picture_is_told_in_one_line(qsr_command, model):
+    Image.new("CMYK", (9, 9)).save("a.jpg", icc_profile=b"no profile")
+    code, _, err = qsr_command("upscale", "a.jpg", "b.jpg", "--model", model)
+    assert code == 0 and err.startswith("qsr: a.jpg: the profile of this CMYK picture")
+    assert err.count("\n") == 1
 
 
 def test_upscale_in_little_memory_writes_the_same_bytes(qsr_command, model):

@@ -1,4 +1,5 @@
 import io
+import itertools
 import math
 import resource
 import struct
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
+from qsr.images.colour import SRGB, SRGB_CURVE, profile
+from qsr.images.metadata import Metadata
 from qsr.images.picture import (
     MAX_PIXELS,
     Picture,
@@ -441,10 +445,342 @@ def test_the_colour_profile_is_kept(suffix: str, tmp_path: Path) -> None:
     assert read(tmp_path / f"a{suffix}").icc == b"a profile"
 
 
-def test_the_profile_of_inks_is_not_given_to_rgb() -> None:
-    image = Image.new("CMYK", (2, 2))
-    image.info["icc_profile"] = b"inks"
-    assert from_pil(image).icc is None
+def lab_of(inks: tuple[int, ...]) -> np.ndarray:
+    """L, a, b of full or no cyan, magenta, yellow, black, as somebody's press might print them."""
+    c, m, y, k = inks
+    colour = np.array([100 - 30 * c - 35 * m - 10 * y, 35 * m - 20 * c, 30 * y - 25 * c - 5 * m])
+    return colour * (1 - k)
+
+
+def profile_of_inks() -> bytes:
+    """An ICC profile (version 2) whose table has the two ends of each ink."""
+    corners = [lab_of(inks) for inks in itertools.product((0, 1), repeat=4)]
+    grid = np.array([(255 * n / 100, a + 128, b + 128) for n, a, b in corners])
+    ramp = bytes(range(256))
+    table = b"mft1\0\0\0\0\4\3\2\0" + struct.pack(">9i", *(65536 * np.eye(3, dtype=int)).ravel())
+    table += 4 * ramp + grid.round().astype(np.uint8).tobytes() + 3 * ramp
+    d50 = struct.pack(">3i", 63190, 65536, 54061)
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + d50, b"A2B0": table + bytes(-len(table) % 4)}
+    at, index = 132 + 12 * len(tags), struct.pack(">I", len(tags))
+    for name, content in tags.items():
+        index += struct.pack(">4sII", name, at, len(content))
+        at += len(content)
+    head = (
+        struct.pack(">I4xI", at, 0x02400000)
+        + b"prtrCMYKLab "
+        + struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
+    )
+    return head + b"acsp" + bytes(28) + d50 + bytes(48) + index + b"".join(tags.values())
+
+
+def srgb_of(lab: np.ndarray) -> np.ndarray:
+    """0..255. Sources: CIE 1976 L*a*b*; IEC 61966-2-1, its matrix adapted to D50 by Bradford's."""
+    f = (lab[0] + 16) / 116 + np.array([lab[1] / 500, 0, -lab[2] / 200])
+    xyz = np.where(f > 6 / 29, f**3, (f - 4 / 29) * 108 / 841) * [0.9642, 1, 0.8249]
+    matrix = [[3.1339, -1.6169, -0.4906], [-0.9788, 1.9161, 0.0335], [0.0719, -0.2290, 1.4052]]
+    light = np.clip(matrix @ xyz, 0, 1)
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])  # of which JPEG stores inks upside down
+def test_inks_become_rgb_through_their_profile(kind: str, tmp_path: Path) -> None:
+    for inks in itertools.product((0, 1), repeat=4):
+        image = Image.new("CMYK", (8, 8), tuple(255 * ink for ink in inks))
+        image.save(tmp_path / "a", kind, icc_profile=profile_of_inks())
+        picture = read(tmp_path / "a")
+        expected = srgb_of(lab_of(inks))
+        assert np.abs(to_array(picture)[0, 0] - expected).max() < 4, inks
+        assert picture.icc is None  # which speaks of inks, and is not given to RGB
+
+
+def test_inks_without_a_profile_that_can_be_used_are_taken_as_plain_ones() -> None:
+    image = Image.new("CMYK", (2, 2), (255, 0, 0, 0))
+    assert to_array(from_pil(image))[0, 0].tolist() == [0, 255, 255]
+    for icc in (b"inks", profile(SRGB, SRGB_CURVE)):
+        image.info["icc_profile"] = icc
+        with pytest.warns(UserWarning, match="profile of this CMYK picture can't be used"):
+            picture = from_pil(image)
+        assert to_array(picture)[0, 0].tolist() == [0, 255, 255] and picture.icc is None
+
+
+def test_lab_becomes_rgb() -> None:
+    image = Image.new(
+        "LAB", (2, 2), (round(60 * 2.55), 40 + 128, 128 - 20)
+    )  # L = 60, a = 40, b = -20
+    expected = srgb_of(np.array([60, 40, -20]))
+    assert np.abs(to_array(from_pil(image))[0, 0] - expected).max() < 2
+
+
+def test_a_profile_made_for_srgb_changes_nothing_and_one_for_gamma_follows_it() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(np.stack([values, values[::-1], values.T], -1))
+    srgb = ImageCms.createProfile("sRGB")
+
+    def shown(icc: bytes, image: Image.Image) -> np.ndarray:
+        mine = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        rgb = ImageCms.profileToProfile(image, mine, srgb, outputMode="RGB")
+        return np.asarray(rgb).astype(int)
+
+    assert np.abs(shown(profile(SRGB, SRGB_CURVE), image) - np.asarray(image)).max() <= 1
+    # Light of 1 / 2 is the value 255 * 0.5 ** (1 / 1.8) in one and 187.5 in the other.
+    half = Image.new("L", (1, 1), round(255 * 0.5 ** (1 / 1.8)))
+    for grey, mode in ((True, "L"), (False, "RGB")):
+        icc = profile(SRGB, (1.8, 1.0, 0.0, 0.0, 0.0), grey)
+        assert np.abs(shown(icc, half.convert(mode)) - 187.5).max() < 1.5
+
+
+GAMMA = (b"gAMA", struct.pack(">I", 100000))
+WIDE = (b"cHRM", struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000))
+
+
+@pytest.mark.parametrize(
+    "chunks, there",
+    [
+        ((), False),
+        ((GAMMA,), True),
+        (((b"gAMA", struct.pack(">I", 45455)),), False),  # as sRGB is often called
+        ((WIDE,), False),
+        ((GAMMA, WIDE), True),
+        ((GAMMA, (b"sRGB", b"\0")), False),
+        (((b"sRGB", b"\0"), (b"cICP", b"\x0c\x0d\0\1")), True),
+        (((b"cICP", b"\1\x0d\0\1"),), False),  # which is sRGB
+        (((b"cICP", b"\2\2\0\1"), GAMMA), True),  # unknown code points are no word
+        (((b"gAMA", b"\0\0\0\0"), WIDE), False),
+        ((GAMMA, (b"cHRM", bytes(32))), False),
+        ((GAMMA, (b"cHRM", b"\0\0\0\1" * 8)), False),
+        (((b"cICP", b"\1"),), False),
+    ],
+)
+@pytest.mark.parametrize("colour", [0, 2])
+def test_what_a_png_says_of_its_colours_becomes_a_profile(
+    chunks: tuple, there: bool, colour: int, tmp_path: Path
+) -> None:
+    row = bytes([0, 7]) if colour == 0 else bytes([0, 7, 8, 9])
+    (tmp_path / "a.png").write_bytes(png(1, 1, 8, colour, row, *(n + c for n, c in chunks)))
+    icc = read(tmp_path / "a.png").icc
+    assert (icc is not None) == there
+    if icc:
+        space = ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile.xcolor_space
+        assert space.strip() == ("GRAY" if colour == 0 else "RGB")
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_high_dynamic_range_is_kept_in_colour_and_refused_in_grey(
+    transfer: int, tmp_path: Path
+) -> None:
+    codes = bytes([9, transfer, 0, 1])
+    (tmp_path / "a.png").write_bytes(png(1, 1, 8, 2, bytes([0, 7, 8, 9]), b"cICP" + codes))
+    icc = read(tmp_path / "a.png").icc
+    assert icc is not None and b"cicp\0\0\0\0" + codes in icc
+    (tmp_path / "a.png").write_bytes(png(1, 1, 8, 0, bytes([0, 7]), b"cICP" + codes))
+    with pytest.raises(ValueError, match="PQ or HLG") as error:
+        read(tmp_path / "a.png")
+    assert "a.png" in one_line(error)
+
+
+# Formats that are read only -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind, mode, kept",
+    [
+        ("TIFF", "RGB", "RGB"), ("TIFF", "RGBA", "RGBA"), ("TIFF", "L", "L"), ("TIFF", "1", "L"),
+        ("TIFF", "I;16", "I;16"), ("BMP", "RGB", "RGB"), ("BMP", "L", "L"), ("BMP", "1", "L"),
+        ("GIF", "P", "RGB"), ("GIF", "L", "RGB"), ("PNG", "LA", "LA"), ("PNG", "1", "L"),
+        ("WEBP", "RGBA", "RGBA"), ("AVIF", "RGB", "RGB"), ("AVIF", "RGBA", "RGBA"),
+    ],
+)  # fmt: skip
+def test_each_format_gives_what_it_holds(kind: str, mode: str, kept: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(2**16, size=(9, 8), dtype=np.uint16)
+    image = Image.fromarray(values if mode == "I;16" else (values // 256).astype(np.uint8))
+    if mode != "I;16":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+        image = image.convert("RGBA" if "A" in mode else "RGB").convert(mode)
+    image.save(tmp_path / "a", kind, **({"lossless": True} if kind == "WEBP" else {}))
+    picture = to_pil(read(tmp_path / "a"))
+    assert picture.mode == kept and picture.size == (8, 9)
+    if kind != "AVIF":
+        assert np.array_equal(np.asarray(picture), np.asarray(image.convert(kept)))
+
+
+def tiff(bits: int, samples: int, photometric: int, data: bytes, *more: tuple[int, int]) -> bytes:
+    """A TIFF of one pixel, written by hand. more: (tag, value) of short numbers."""
+    tags = {256: 1, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 0, 277: samples, 278: 1,
+            279: len(data), **dict(more)}  # fmt: skip
+    at = 8 + 2 + 12 * len(tags) + 4
+    tags[273] = at + 2 * samples
+    body = struct.pack("<H", len(tags))
+    for tag, value in sorted(tags.items()):
+        count, value = (samples, at) if tag == 258 and samples > 2 else (1, value)
+        body += struct.pack("<HHII", tag, 3, count, value)
+    return b"II*\0\x08\0\0\0" + body + bytes(4) + struct.pack("<H", bits) * samples + data
+
+
+def test_colour_stored_times_its_alpha_is_divided_by_it(tmp_path: Path) -> None:
+    content = tiff(8, 4, 2, bytes([100, 50, 0, 128]), (338, 1))
+    (tmp_path / "a.tif").write_bytes(content)
+    assert to_array(read(tmp_path / "a.tif"))[0, 0].tolist() == [199, 99, 0, 128]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(16, 3, 2, bytes(6)),  # 16-bit RGB
+        tiff(16, 1, 0, bytes(2)),  # 16-bit grey with 0 for white
+        tiff(12, 1, 1, bytes(2)),
+    ],
+)
+def test_a_tiff_that_would_be_cut_or_misread_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ValueError, match="more than 8 bits") as error:
+        read(tmp_path / "a.tif")
+    one_line(error)
+    (tmp_path / "b.tif").write_bytes(tiff(16, 1, 1, b"\1\2"))
+    assert to_array(read(tmp_path / "b.tif")).tolist() == [[0x0201]]
+
+
+def test_an_interlaced_png_is_read_as_any_other(tmp_path: Path) -> None:
+    # Adam7 of 2 x 1 pixels: the first pass has the left one, the sixth the right one.
+    content = png(2, 1, 8, 0, bytes([0, 7, 0, 9]))
+    header = content[12:28] + b"\1"  # IHDR with its last byte, which says interlaced
+    head = content[:12] + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "a.png").write_bytes(head + content[33:])
+    assert to_array(read(tmp_path / "a.png")).tolist() == [[7, 9]]
+
+
+# Metadata -----------------------------------------------------------------------------------------
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6" '
+    'tiff:ImageWidth="99" GCamera:MicroVideo="1" hdrgm:Version="1.0">'
+    "<exif:PixelYDimension>77</exif:PixelYDimension><dc:rights>mine, &#169; 2026</dc:rights>"
+    "<xmp:Thumbnails><rdf:Alt>abc</rdf:Alt></xmp:Thumbnails></rdf:Description></rdf:RDF>"
+    "</x:xmpmeta>"
+)
+
+
+def exif_with_everything(orientation: int = 6) -> bytes:
+    """EXIF as a camera writes it: orientation, sizes, copyright, place, and a thumbnail."""
+    exif = Image.Exif()
+    exif[274], exif[0x8298], exif[0x010E] = orientation, "mine", "a hill"
+    exif[0x011A], exif[0x011B], exif[0x0128] = 300.0, 150.0, 2
+    exif[256], exif[273], exif[279] = 12, 8, 99  # where pixels lie: of the old file only
+    exif.get_ifd(0x8769).update({0xA002: 12, 0xA003: 8, 0x9003: "2026:11:28 10:00:00"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 12.0)})
+    plain = exif.tobytes()
+    # The first folder ends with the place of the next one, which has a thumbnail.
+    at = 6 + 8
+    end = at + 2 + 12 * struct.unpack_from("<H" if plain[6:8] == b"II" else ">H", plain, at)[0]
+    order = "<" if plain[6:8] == b"II" else ">"
+    place = len(plain) - 6
+    thumbnail = encoded("JPEG")
+    folder = struct.pack(order + "H", 2)
+    folder += struct.pack(order + "HHII", 513, 4, 1, place + 2 + 24 + 4)
+    folder += struct.pack(order + "HHII", 514, 4, 1, len(thumbnail)) + bytes(4)
+    return plain[:end] + struct.pack(order + "I", place) + plain[end + 4 :] + folder + thumbnail
+
+
+def test_the_exif_of_these_tests_has_a_thumbnail() -> None:
+    exif = Image.Exif()
+    exif.load(exif_with_everything())
+    assert exif.get_ifd(ExifTags.IFD.IFD1)[514] == len(encoded("JPEG"))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_metadata_goes_with_the_picture_and_speaks_of_it(
+    source: str, suffix: str, tmp_path: Path
+) -> None:
+    image = Image.fromarray(np.zeros((8, 12, 3), np.uint8))
+    options: dict = {"exif": exif_with_everything()}
+    if source == "PNG":
+        texts = PngImagePlugin.PngInfo()
+        texts.add_itxt("XML:com.adobe.xmp", XMP)
+        texts.add_text("Copyright", "mine")
+        texts.add_itxt("Title", "\u5c71")
+        texts.add_text("Raw profile type exif", "\nexif\n       4\n00000000\n")
+        options |= {"pnginfo": texts, "dpi": (300, 150)}
+    elif source == "JPEG":
+        notice = b"\x1c\x02\x74\0\4mine"  # IPTC's copyright notice
+        block = b"Photoshop 3.0\x008BIM\4\4\0\0" + struct.pack(">I", len(notice)) + notice + b"\0"
+        extra = b"\xff\xed" + struct.pack(">H", len(block) + 2) + block
+        options |= {"xmp": XMP.encode(), "dpi": (300, 150), "comment": b"hello", "extra": extra}
+    elif source == "WEBP":
+        options |= {"xmp": XMP.encode()}
+    image.save(tmp_path / "a", source, **options)
+    small = read(tmp_path / "a")
+    large = small.enlarged(torch.zeros(1, 3, 24, 16), 2)
+    path = tmp_path / f"b{suffix}"
+    write(large, path)
+    with Image.open(path) as written:
+        written.load()
+        assert written.size == (16, 24)
+        exif, info = written.getexif(), written.info
+    assert exif.get(274, 1) == 1 and exif[0x8298] == "mine" and exif[0x010E] == "a hill"
+    assert not set(exif) & {256, 273, 279} and not exif.get_ifd(ExifTags.IFD.IFD1)
+    details, place = exif.get_ifd(0x8769), exif.get_ifd(0x8825)
+    assert (details[0xA002], details[0xA003]) == (16, 24)
+    assert details[0x9003] == "2026:11:28 10:00:00" and place[2] == (52.0, 31.0, 12.0)
+    assert b"JFIF" not in info["exif"]
+    if source in ("JPEG", "PNG"):
+        assert (exif[0x011A], exif[0x011B]) == (150, 300)  # it has been turned
+        if suffix != ".webp":
+            assert info["dpi"] == pytest.approx((150, 300), abs=0.02)
+    if source != "TIFF":
+        xmp = info["xmp"].decode()
+        assert 'tiff:Orientation="1"' in xmp and 'tiff:ImageWidth="16"' in xmp
+        assert "<exif:PixelYDimension>24<" in xmp and "mine, &#169; 2026" in xmp
+        assert not any(word in xmp for word in ("Thumbnails", "MicroVideo", "hdrgm"))
+    if (source, suffix) == ("JPEG", ".jpg"):
+        assert info["comment"] == b"hello" and info["photoshop"] == {0x0404: notice}
+    if suffix == ".png":
+        texts = {name: text for name, text in written.text.items() if "adobe" not in name}
+        wanted = {"PNG": {"Copyright": "mine", "Title": "\u5c71"}, "JPEG": {"Comment": "hello"}}
+        assert texts == wanted.get(source, {})
+
+
+def test_a_pil_image_keeps_its_metadata_and_its_turn(tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((8, 12, 3), np.uint8))
+    image.save(tmp_path / "a.jpg", exif=exif_with_everything(), dpi=(300, 300))
+    with Image.open(tmp_path / "a.jpg") as opened:
+        same = to_pil(from_pil(opened))
+    assert same.size == (12, 8) and same.getexif()[274] == 6 and same.info["dpi"] == (300, 300)
+
+
+def test_a_picture_without_metadata_gets_none(tmp_path: Path) -> None:
+    for suffix in (".png", ".jpg", ".webp"):
+        write(from_array(np.zeros((8, 8, 3), np.uint8)), tmp_path / f"a{suffix}")
+        assert read(tmp_path / f"a{suffix}").about in (Metadata(), Metadata(dpi=(72, 72)))
+        write(read(tmp_path / f"a{suffix}"), tmp_path / f"b{suffix}")
+        with Image.open(tmp_path / f"b{suffix}") as written:
+            assert not written.getexif() and not {"xmp", "exif", "dpi"} & set(written.info)
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\xff\xff", b"nonsense" * 9])
+def test_broken_exif_is_left_out(exif: bytes, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    write(read(tmp_path / "a.jpg"), tmp_path / "b.png")
+    assert "exif" not in to_pil(read(tmp_path / "b.png")).info
+
+
+def test_what_is_too_long_for_a_jpeg_is_left_out_there(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "long " * 20_000
+    picture = from_array(np.zeros((8, 8, 3), np.uint8))
+    about = Metadata(exif=exif.tobytes(), xmp="x" * 99_999, text=(("Comment", "c" * 99_999),))
+    for suffix, kept in ((".jpg", False), (".png", True)):
+        write(replace(picture, about=about), tmp_path / f"a{suffix}")
+        there = read(tmp_path / f"a{suffix}").about
+        assert bool(there.exif) == bool(there.xmp) == bool(there.text) == kept
+
+
+def test_a_text_of_many_megabytes_gives_one_line(tmp_path: Path) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("bomb", "0" * 20_000_000, zip=True)
+    Image.new("L", (8, 8)).save(tmp_path / "a.png", pnginfo=texts)
+    with pytest.raises(ValueError, match="too large") as error:
+        read(tmp_path / "a.png")
+    one_line(error)
 
 
 def test_webp_is_lossless_with_hidden_colours(tmp_path: Path) -> None:
@@ -551,7 +887,9 @@ def animation(kind: str) -> bytes:
         (encoded("JPEG")[:-200], "truncated"),
         (encoded("PNG")[:600], "truncated"),
         (encoded("WEBP")[:300], "not a readable"),
-        (encoded("GIF"), "none of these formats"),
+        (encoded("PPM"), "none of these formats"),
+        (animation("GIF"), "animated (3 frames)"),
+        (animation("TIFF"), "animated (3 frames)"),
         (animation("PNG"), "animated (3 frames)"),
         (animation("WEBP"), "animated (3 frames)"),
         (png(30000, 30000, 8, 2, b""), str(MAX_PIXELS)),

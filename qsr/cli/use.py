@@ -6,8 +6,9 @@ import argparse
 import os
 import platform
 import textwrap
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,12 +16,14 @@ from tqdm.auto import tqdm
 
 from ..course.viz import demo
 from ..export.onnx import FORMS, export_onnx
-from ..images.picture import FORMATS, check_format, read, write
+from ..images.metadata import Metadata
+from ..images.picture import FORMATS, Picture, check_format, read, write
 from ..infer import DEFAULT_MEMORY, upscale_picture
 from ..integer import kernels
 from ..models import zoo
 from ..scores import evaluate
 from ..system import native
+from ..system.errors import first_line
 from ..system.version import __version__
 from .arguments import add_model, check_blocks, check_writable, load_network
 from .common import Failed, Lines, as_json, complain, let_run, remark
@@ -40,6 +43,13 @@ def add_upscale(sub: argparse.ArgumentParser) -> None:
         default=DEFAULT_MEMORY,
         metavar="GB",
         help=f"working memory; larger pictures are done in strips ({DEFAULT_MEMORY:g})",
+    )
+    sub.add_argument(
+        "--strip-metadata",
+        action="store_true",
+        help="leave out resolution (dpi), EXIF, XMP, IPTC and texts, copyright among them; without "
+        "this they are kept where the format of OUT holds them (EXIF upright, without thumbnail). "
+        "The colour profile is always kept",
     )
     existing = sub.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing files")
@@ -67,7 +77,9 @@ def _upscale(args: argparse.Namespace) -> Lines:
     for source, target in bar:
         bar.set_postfix_str(source.name)
         try:
-            picture = read(source)
+            picture = _read(source)
+            if args.strip_metadata:
+                picture = replace(picture, about=Metadata())
             check_format(picture, target, model.config.scale)  # before the work, not after it
             check_writable(target.parent)
             picture = upscale_picture(
@@ -86,6 +98,16 @@ def _upscale(args: argparse.Namespace) -> Lines:
         complain(f"{failed} of {len(jobs)} pictures failed.")
     if failed:
         raise Failed
+
+
+def _read(source: Path) -> Picture:
+    """`read`, which warns of what it could not use: here in one line."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        picture = read(source)
+    for warning in told:
+        remark(f"qsr: {source}: {first_line(warning.message)}")
+    return picture
 
 
 def _plan_upscale(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]]:

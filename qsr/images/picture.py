@@ -2,8 +2,8 @@
 
 Everywhere in qsr a picture is a float tensor of RGB values in [0, 1], shape [N, 3, H, W], unless a
 docstring says uint8. A file holds more than that: transparency, one channel instead of three,
-16 bits, a colour profile. `Picture` keeps these beside the values, so that what goes in as a
-transparent grey 16-bit PNG also comes out as one.
+16 bits, a colour profile (`colour`), and what is said about it (`metadata`). `Picture` keeps these
+beside the values, so that what goes in as a transparent grey PNG of 300 dpi also comes out as one.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ from typing import IO, Protocol
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image, TiffImagePlugin
 from torch import Tensor
 from torch.nn import functional
 
 from ..system.errors import first_line
 from ..system.files import replacing
+from . import metadata
+from .colour import png_profile, to_srgb
+from .metadata import Metadata
 from .resize import imresize
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 MAX_PIXELS = 2**27  # 134 megapixels; a header that claims more is refused before decoding
 LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}  # pixels, of the encoders
 
@@ -43,7 +47,7 @@ class Picture:
     colour: float [1, 3, H, W] in [0, 1], or [1, 1, H, W] for grey.
     alpha: float [1, 1, H, W] in [0, 1], or None. levels: 255 or 65535, the largest stored value;
     65535 (16 bits) only for grey without alpha, since Pillow stores nothing else in 16 bits.
-    icc: the colour profile's bytes, or None.
+    icc: the colour profile's bytes, or None. about: resolution, EXIF, XMP, texts.
     Raises ValueError if a field breaks its rule, TypeError if the values are not floating point.
     """
 
@@ -51,6 +55,7 @@ class Picture:
     alpha: Tensor | None = None
     levels: int = 255
     icc: bytes | None = None
+    about: Metadata = Metadata()
 
     def __post_init__(self) -> None:
         check_pictures(self.colour, "colour", channels=(1, 3))
@@ -118,7 +123,7 @@ class Picture:
         luma = torch.tensor([0.299, 0.587, 0.114], dtype=sr.dtype, device=sr.device)
         colour = (sr * luma.view(1, 3, 1, 1)).sum(1, keepdim=True) if self.grey else sr
         alpha = None if self.alpha is None else imresize(self.alpha, scale).clamp(0, 1)
-        return Picture(colour.clamp(0, 1).cpu(), alpha, self.levels, self.icc)
+        return replace(self, colour=colour.clamp(0, 1).cpu(), alpha=alpha)
 
 
 class PictureFile(Protocol):
@@ -128,23 +133,21 @@ class PictureFile(Protocol):
 
 
 def read(path: str | os.PathLike | PictureFile) -> Picture:
-    """Read a PNG, JPEG or WebP file.
+    """Read a PNG, JPEG or WebP file, or a TIFF, BMP, GIF or AVIF file.
 
-    Grey PNG keeps 16 bits. EXIF rotation is applied; other EXIF fields are not kept. Of the several
-    pictures that some cameras put into one JPEG, the first, which every viewer shows, is read.
+    Grey PNG and TIFF keep 16 bits. EXIF rotation is applied. What PNG says of its colours without a
+    profile becomes one. Of the several pictures that some cameras put into one JPEG, the first,
+    which every viewer shows, is read.
     Raises ValueError (one line) for anything that is no such picture, is damaged, has more than
-    MAX_PIXELS pixels or is animated, and for PNG that has 16 bits and colour or transparency:
-    Pillow would silently cut it to 8.
+    MAX_PIXELS pixels, is animated or has pages, and for more than 8 bits with colour or
+    transparency: Pillow would silently cut them to 8.
     """
     with _opened(path) as image:
         try:
             picture = from_pil(image)
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        except _DAMAGE as error:
-            raise _unreadable(path, error) from error
-    return picture.turned(orientation)
+    return replace(picture.turned(picture.about.orientation), about=picture.about.upright())
 
 
 def size(path: str | os.PathLike | PictureFile) -> tuple[int, int]:
@@ -160,7 +163,9 @@ def _opened(path: str | os.PathLike | PictureFile) -> Iterator[Image.Image]:
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(path.open("rb"))
-            header = file.read(26)
+            header = file.read(4096)
+            file.seek(0)
+            said = png_profile(file)
             file.seek(0)
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist; name a PNG, JPEG or WebP picture.") from None
@@ -168,29 +173,33 @@ def _opened(path: str | os.PathLike | PictureFile) -> Iterator[Image.Image]:
             raise ValueError(f"{path} is a folder; name a picture in it.") from None
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}; check the file.") from error
-        if _is_16_bit_colour(header):
-            raise ValueError(
-                f"{path} is a 16-bit PNG with colour or transparency, which would be cut to 8 "
-                "bits; convert it to 8 bits, or to 16-bit grey, first."
-            )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         with warnings.catch_warnings():
             # Pillow warns from 89 megapixels on and refuses from twice that on; our limit is
             # between.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             try:
-                image = Image.open(file, formats=["PNG", "JPEG", "WEBP"])
+                image = Image.open(file, formats=READABLE)
             except Image.DecompressionBombError:
                 raise ValueError(f"{path} {_TOO_LARGE}") from None
             except _DAMAGE as error:
                 raise _unreadable(path, error) from error
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{path} ({image.width} x {image.height}) {_TOO_LARGE}")
+        if _is_cut(header, image):
+            raise ValueError(
+                f"{path} has more than 8 bits and is not plain 16-bit grey, so it would be cut to "
+                "8; convert it to 8 bits, or to 16-bit grey, first."
+            )
         if getattr(image, "is_animated", False) and image.format != "MPO":
             frames = getattr(image, "n_frames", 1)  # only some kinds of PIL image have it
             raise ValueError(
                 f"{path} is animated ({frames} frames); qsr takes still pictures. "
                 "Extract the frames first."
             )
+        if said is not None:
+            image.info["icc_profile"] = said
         yield image
 
 
@@ -213,9 +222,11 @@ def write(picture: Picture, path: str | os.PathLike, *, overwrite: bool = False)
     options = kinds[kind]
     if picture.icc is not None:
         options["icc_profile"] = picture.icc
+    image = to_pil(picture)
+    options |= picture.about.of_size(*image.size).options(kind)
     # Encoded in memory, so that an error while writing is the disk's and is told as such.
     encoded = io.BytesIO()
-    to_pil(picture).save(encoded, format=kind, **options)
+    image.save(encoded, format=kind, **options)
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(encoded.getbuffer())
 
@@ -240,8 +251,10 @@ def check_format(picture: Picture, path: str | os.PathLike, scale: int = 1) -> s
 def from_pil(image: Image.Image) -> Picture:
     """A PIL image of any common mode: palette, bilevel, CMYK and so on become grey or RGB.
 
-    The image is taken as it is: no EXIF rotation, of an animation the current frame, and of a
-    16-bit colour PNG the 8 bits that Pillow has made of it (`read` looks after these).
+    CMYK goes through its profile. Otherwise the image is taken as it is: no EXIF rotation, of an
+    animation the current frame, and of a 16-bit colour PNG the 8 bits that Pillow has made of it
+    (`read` looks after these). What Pillow does not tell of an open PNG is lost: its chunk cICP,
+    and, once it is decoded, that a transparent value has 2 or 4 bits.
     Raises ValueError for 32-bit modes, whose range of values is not known, for 16 bits with a
     transparent value, for a damaged picture that was not decoded yet, and for one without pixels.
     """
@@ -251,33 +264,38 @@ def from_pil(image: Image.Image) -> Picture:
         # Of a PNG, Pillow spreads 2 and 4 bits over 0..255, but not the value that is transparent.
         largest = 3 if tile[0][3] == "L;2" else 15
         image.info["transparency"] = (image.info["transparency"] & largest) * 255 // largest
+    about = metadata.of(_decoded(image))
     if image.mode.startswith("I;16"):
         if transparent:
             raise ValueError(
                 "the picture is 16-bit grey with a transparent value, which can't be kept; "
                 "convert it to 8 bits, or remove the transparency, first."
             )
-        return from_array(np.asarray(_decoded(image), dtype=np.uint16), icc)
+        return replace(from_array(np.asarray(image, dtype=np.uint16), icc), about=about)
     if image.mode in ("I", "F"):
         raise ValueError(
             f"the picture has mode {image.mode!r} (32 bits), whose range of values is not known; "
             "convert it to 8-bit or 16-bit grey."
         )
     if image.mode in ("CMYK", "LAB"):
+        image = to_srgb(image)
         icc = None  # that profile speaks of inks or of Lab, not of RGB
     grey = image.mode in ("1", "L", "LA", "La")
     mode = ("LA" if grey else "RGBA") if transparent else ("L" if grey else "RGB")
-    return from_array(np.array(_decoded(image).convert(mode)), icc)
+    return replace(from_array(np.array(image.convert(mode)), icc), about=about)
 
 
 def to_pil(picture: Picture) -> Image.Image:
     """The PIL image of a picture: mode L, LA, RGB, RGBA, or I;16 for 16-bit grey.
 
-    Values are rounded half to even. The colour profile is in its `info`.
+    Values are rounded half to even. Profile, resolution, EXIF and XMP are in its `info`, where
+    Pillow puts them when it opens a file.
     """
     image = Image.fromarray(to_array(picture))
-    if picture.icc is not None:
-        image.info["icc_profile"] = picture.icc
+    about = picture.about.of_size(*image.size)
+    xmp = about.xmp and about.xmp.encode()
+    info = {"icc_profile": picture.icc, "dpi": about.dpi, "exif": about.exif, "xmp": xmp}
+    image.info.update({name: value for name, value in info.items() if value is not None})
     return image
 
 
@@ -365,19 +383,27 @@ def _unreadable(what: object, error: Exception) -> ValueError:
     reason = first_line(error)
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "its content is none of these formats"
-    return ValueError(
-        f"{what} is not a readable PNG, JPEG or WebP picture ({reason}); check or re-export it."
-    )
+    return ValueError(f"{what} is not a readable picture ({reason}); check or re-export it.")
 
 
-def _is_16_bit_colour(header: bytes) -> bool:
-    """Whether a file is a PNG of 16 bits that is not plain grey, by its first 26 bytes.
+def _is_cut(header: bytes, image: Image.Image) -> bool:
+    """Whether Pillow's image has not all that the file has, by the file's first bytes.
 
-    Byte 24 of a PNG is the depth, byte 25 the colour type, 0 for plain grey. Source: PNG
-    specification (W3C), section 11.2.2.
+    Of PNG, byte 24 is the depth and byte 25 the colour type, 0 for plain grey; of AVIF, the third
+    byte of `av1C` has a bit for more than 8 bits; TIFF of 12 bits, or with 0 for white in 16 bits,
+    is not stretched or turned. Sources: PNG specification (W3C), 11.2.2; AV1 in ISO BMFF, 2.3.3;
+    TIFF 6.0.
     """
-    is_png = len(header) == 26 and header.startswith(b"\x89PNG\r\n\x1a\n")
-    return is_png and header[24] == 16 and header[25] != 0
+    if image.format == "PNG":
+        return header[24] == 16 and header[25] != 0
+    if image.format == "AVIF":
+        at = header.find(b"av1C")
+        return at > 0 and (header[at:] + bytes(7))[6] & 0x40 > 0
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = max(image.tag_v2.get(258, (1,)))
+        plain = image.mode.startswith("I;16") and bits == 16 and image.tag_v2.get(262) == 1
+        return bits > 8 and image.mode not in ("I", "F") and not plain
+    return False
 
 
 def _size(x: Tensor) -> str:
