@@ -309,10 +309,46 @@ def test_a_bad_picture_in_a_folder_does_not_stop_the_others(qsr_command, model):
     picture("in/a.png"), picture("in/c.png")
     Path("in/b.png").write_text("no picture")
     code, out, err = qsr_command("upscale", "in", "out", "--model", model)
-    assert code == 2 and out.count("14 x 10") == 2 and files("out") == ["a.png", "c.png"]
+    assert code == 1 and out.count("14 x 10") == 2 and files("out") == ["a.png", "c.png"]
     said = [line for line in err.splitlines() if line.startswith("qsr: ")]
     assert len(said) == 2 and "in/b.png" in said[0] and "1 of 3 pictures failed" in said[1]
     assert "Traceback" not in err
+
+
+def test_a_folder_goes_to_its_end_whatever_its_files_are_called(qsr_command, model, monkeypatch):
+    strange = os.fsdecode(b"caf\xe9.png")  # bytes that are no UTF-8
+    long = "a" * 246 + ".png"
+    for name in (strange, long, "b.jfif", "c.jpe", "d.tif", "e.bmp", "f.gif"):
+        kind = {".jfif": "JPEG", ".jpe": "JPEG"}.get(Path(name).suffix)
+        Path("in").mkdir(exist_ok=True)
+        Image.new("RGB", (7, 5), (9, 99, 199)).save(Path("in") / name, kind)
+    for name in ("._b.jfif", ".DS_Store", "notes.txt", "film.mov", "more.mov", "README"):
+        Path("in", name).write_bytes(b"no picture")
+    picture("in/gone.png"), picture("in/below/g.png")
+    read_before = cli_use.read
+
+    def read(path):
+        Path("in/gone.png").unlink(missing_ok=True)  # after the list of files was made
+        return read_before(path)
+
+    monkeypatch.setattr(cli_use, "read", read)
+    code, out, err = qsr_command("upscale", "in", "out", "--model", model)
+    done = [strange, long, "b.jfif", "c.jpe", "d.png", "e.png", "f.png"]
+    assert code == 1 and files("out") == sorted(done)
+    assert out.count("14 x 10") == 7 and "caf\\udce9.png" in out
+    said = [line for line in err.splitlines() if line.startswith("qsr: ")]
+    assert len(said) == 3 and "in/gone.png does not exist" in said[0]
+    assert "2 .mov" in said[1] and "1 .txt" in said[1] and "1 without suffix" in said[1]
+    assert "1 folder(s), see --recursive" in said[1] and "1 of 8 pictures failed" in said[2]
+
+
+def test_folders_below_a_folder_are_done_as_a_tree_when_asked(qsr_command, model):
+    picture("in/a.png"), picture("in/b/a.png"), picture("in/b/c/a.png"), picture("in/.git/a.png")
+    args = ["upscale", "in", "in/out", "--recursive", "--model", model]
+    assert qsr_command(*args)[0] == 0
+    assert files("in/out") == ["a.png", "b/a.png", "b/c/a.png"]
+    assert qsr_command(*args, "--skip-existing")[0] == 0  # what lies in OUT is no input
+    assert files("in/out") == ["a.png", "b/a.png", "b/c/a.png"]
 
 
 # Hostile input ------------------------------------------------------------------------------------

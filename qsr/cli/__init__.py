@@ -16,7 +16,7 @@ from importlib import import_module
 from tqdm.auto import tqdm
 
 from ..system.version import __version__
-from .common import Failed, Json, add_commands, complain
+from .common import Failed, Json, add_commands, complain, printable
 
 COMMANDS = {  # name: the module with its add_NAME, and what it does
     "upscale": ("use", "Enlarge pictures, or all pictures of folders."),
@@ -47,11 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             _set_threads(args.threads)
         for line in args.run(args):
             if isinstance(line, Json) == args.json:
+                line = printable(line, sys.stdout.encoding)
                 tqdm.write(line, file=sys.stdout)  # past a progress bar, if there is one
         sys.stdout.flush()
         return 0
-    except Failed:
-        pass
+    except Failed as error:
+        return error.code
     except BrokenPipeError:  # `qsr models | head` has seen enough; nothing to flush at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, OSError) as error:

@@ -22,7 +22,13 @@ class Json(str):
 
 
 class Failed(Exception):
-    """Ends a command with exit code 2, when what failed has been told already."""
+    """Ends a command when what failed has been told already, with an exit code: 2, as for wrong
+    use, or 1 if some of several things were done.
+    """
+
+    def __init__(self, code: int = 2) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 def as_json(data: object) -> Json:
@@ -30,8 +36,19 @@ def as_json(data: object) -> Json:
     return Json(json.dumps(data, indent=1))
 
 
+def printable(line: str, encoding: str | None = None) -> str:
+    r"""A line with what an encoding lacks written as an escape: file names may be any bytes.
+
+    >>> printable("caf\udce9", "utf-8"), printable("é", "ascii")
+    ('caf\\udce9', '\\xe9')
+    """
+    encoding = encoding or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def remark(line: str) -> None:
     """One line on stderr."""
+    line = printable(line, sys.stderr.encoding)
     tqdm.write(line, file=sys.stderr)  # past a progress bar, if there is one
 
 

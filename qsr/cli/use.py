@@ -7,7 +7,6 @@ import os
 import platform
 import textwrap
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 from ..course.viz import demo
 from ..export.onnx import FORMS, export_onnx
 from ..images.metadata import Metadata
-from ..images.picture import FORMATS, Picture, check_format, read, write
+from ..images.picture import Picture, check_format, read, write
 from ..infer import DEFAULT_MEMORY, upscale_picture
 from ..integer import kernels
 from ..models import zoo
@@ -26,7 +25,8 @@ from ..system import native
 from ..system.errors import first_line
 from ..system.version import __version__
 from .arguments import add_model, check_blocks, check_writable, load_network
-from .common import Failed, Lines, as_json, complain, let_run, remark
+from .common import Failed, Lines, as_json, complain, let_run, printable, remark
+from .gather import plan
 
 # upscale ------------------------------------------------------------------------------------------
 
@@ -51,6 +51,9 @@ def add_upscale(sub: argparse.ArgumentParser) -> None:
         "this they are kept where the format of OUT holds them (EXIF upright, without thumbnail). "
         "The colour profile is always kept",
     )
+    sub.add_argument(
+        "--recursive", action="store_true", help="folders below a folder too, kept as a tree in OUT"
+    )
     existing = sub.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing files")
     existing.add_argument(
@@ -59,7 +62,8 @@ def add_upscale(sub: argparse.ArgumentParser) -> None:
 
 
 def _upscale(args: argparse.Namespace) -> Lines:
-    jobs = _plan_upscale(args.inputs, Path(args.output))
+    todo = plan(args.inputs, Path(args.output), args.recursive)
+    jobs = todo.jobs
     if args.skip_existing:
         jobs = [(source, target) for source, target in jobs if not target.exists()]
     elif not args.overwrite:
@@ -75,7 +79,7 @@ def _upscale(args: argparse.Namespace) -> Lines:
     failed = 0
     bar = tqdm(jobs, unit="picture", disable=not many)
     for source, target in bar:
-        bar.set_postfix_str(source.name)
+        bar.set_postfix_str(printable(source.name))
         try:
             picture = _read(source)
             if args.strip_metadata:
@@ -94,8 +98,11 @@ def _upscale(args: argparse.Namespace) -> Lines:
         else:
             height, width = picture.colour.shape[2:]
             yield f"{target}  {width} x {height}"
+    if str(todo):
+        remark(f"qsr: {todo}")
     if many and failed:
         complain(f"{failed} of {len(jobs)} pictures failed.")
+        raise Failed(1)
     if failed:
         raise Failed
 
@@ -108,32 +115,6 @@ def _read(source: Path) -> Picture:
     for warning in told:
         remark(f"qsr: {source}: {first_line(warning.message)}")
     return picture
-
-
-def _plan_upscale(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]]:
-    """[(source, target)]: one file to one file, anything else into a folder."""
-    folders = [Path(i) for i in inputs if Path(i).is_dir()]
-    single = len(inputs) == 1 and not folders
-    if single and not output.is_dir():
-        return [(Path(inputs[0]), output)]
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; several pictures go to a folder. Name one.")
-    sources: list[Path] = []
-    for name in inputs:
-        path = Path(name)
-        found = [path]
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMATS)
-            if not found:
-                raise ValueError(
-                    f"{path} has no pictures ({', '.join(FORMATS)}); name a folder that has some."
-                )
-        sources += found
-    targets = [output / source.name for source in sources]
-    if len(set(targets)) < len(targets):
-        twice = next(t for t in targets if targets.count(t) > 1)
-        raise ValueError(f"two inputs are called {twice.name}; enlarge them into two folders.")
-    return list(zip(sources, targets, strict=True))
 
 
 # demo, evaluate -----------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[Pa
     path = Path(path)
     with _told_plainly(path):
         _refuse_existing(path, overwrite)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # A name may have 255 bytes; 200 of it leave room for what makes it another one.
+        start = os.fsdecode(os.fsencode(path.name)[:200])
+        handle, name = tempfile.mkstemp(prefix=f".{start}.", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
