@@ -191,4 +191,6 @@ def _upscale_tensor(image: Tensor, model: Model, options: dict) -> Tensor:
 
 def upscale_picture(picture: Picture, model: Model, **options) -> Picture:
     """Enlarge a `Picture`, keeping what it is. Options as `enlarge`."""
-    return picture.enlarged(_enlarge_framed(picture.rgb, model, **options), model.config.scale)
+    return picture.enlarged(
+        _enlarge_framed(picture.visible_rgb, model, **options), model.config.scale
+    )

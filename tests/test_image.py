@@ -802,10 +802,10 @@ def test_colours_that_nobody_sees_change_nothing_that_a_network_sees(
     other = array.copy()
     other[alpha == 0, :-1] = random.integers(256, dtype=np.uint8)
     if alpha.any():
-        assert torch.equal(from_array(array).rgb, from_array(other).rgb)
+        assert torch.equal(from_array(array).visible_rgb, from_array(other).visible_rgb)
     # What can be seen at all stays, and the rest lies between colours that can be seen.
     seen = torch.from_numpy(alpha > 0)
-    colour, rgb = from_array(array).colour[0], from_array(array).rgb[0]
+    colour, rgb = from_array(array).colour[0], from_array(array).visible_rgb[0]
     assert torch.equal(rgb[:, seen], colour.expand(3, -1, -1)[:, seen])
     if alpha.any():
         visible = colour[:, seen]
@@ -887,6 +887,7 @@ def animation(kind: str) -> bytes:
         (encoded("JPEG")[:-200], "truncated"),
         (encoded("PNG")[:600], "truncated"),
         (encoded("WEBP")[:300], "not a readable"),
+        (encoded("AVIF")[:-200], "not a readable"),
         (encoded("PPM"), "none of these formats"),
         (animation("GIF"), "animated (3 frames)"),
         (animation("TIFF"), "animated (3 frames)"),
@@ -932,7 +933,7 @@ def test_the_first_picture_of_a_camera_jpeg_with_several_is_read(tmp_path: Path)
 
 
 @given(
-    st.sampled_from(["PNG", "JPEG", "WEBP"]),
+    st.sampled_from(["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"]),
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4),
     st.integers(0, 2000) | st.none(),
 )

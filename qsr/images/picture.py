@@ -86,7 +86,12 @@ class Picture:
 
     @property
     def rgb(self) -> Tensor:
-        """float [1, 3, H, W]: what a network takes; grey is repeated.
+        """float [1, 3, H, W], as stored; grey is repeated."""
+        return self.colour.expand(-1, 3, -1, -1)
+
+    @property
+    def visible_rgb(self) -> Tensor:
+        """float [1, 3, H, W]: what a network takes to enlarge the picture.
 
         Pixels with alpha 0 have a colour in the file, often black, that nobody sees. A network
         would draw it into its neighbours, as a dark rim, so they get the colours around them.
@@ -185,19 +190,20 @@ def _opened(path: str | os.PathLike | PictureFile) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             try:
                 image = Image.open(file, formats=READABLE)
+                frames = getattr(image, "n_frames", 1)  # only some kinds of PIL image have it
+                cut = _is_cut(header, image)
             except Image.DecompressionBombError:
                 raise ValueError(f"{path} {_TOO_LARGE}") from None
             except _DAMAGE as error:
                 raise _unreadable(path, error) from error
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{path} ({image.width} x {image.height}) {_TOO_LARGE}")
-        if _is_cut(header, image):
+        if cut:
             raise ValueError(
                 f"{path} has more than 8 bits and is not plain 16-bit grey, so it would be cut to "
                 "8; convert it to 8 bits, or to 16-bit grey, first."
             )
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            frames = getattr(image, "n_frames", 1)  # only some kinds of PIL image have it
+        if frames > 1 and image.format != "MPO":
             raise ValueError(
                 f"{path} is animated ({frames} frames); qsr takes still pictures. "
                 "Extract the frames first."
@@ -370,7 +376,10 @@ def _lost(picture: Picture, kind: str, scale: int) -> str | None:
 
 
 # What Pillow raises on damaged files, besides ValueError (which a block of text too large makes).
-_DAMAGE = (OSError, SyntaxError, EOFError, ValueError, struct.error, zlib.error)
+_DAMAGE: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, EOFError, ValueError, struct.error, zlib.error),
+    *(RuntimeError, LookupError, ArithmeticError, TypeError),
+)
 _TOO_LARGE = f"claims more than {MAX_PIXELS} pixels, the limit; crop or reduce it first."
 
 
