@@ -430,9 +430,9 @@ class TrainConfig:
     distill: float = _option(
         0.0, "share of the L1 loss that compares with the teacher's picture, not the truth"
     )
-    transfer: float = _option(0.0, "weight of the teacher's attention map at the end (PAMS: 1000)")
-    transfer_blocks: float = _option(0.0, "weight of those after each block (CADyQ: 100)")
-    bit_weight: float = _option(0.0, "weight of the bits that CADyQ chooses (CADyQ: 1e-4)")
+    transfer: float = _option(0.0, "weight of the teacher's attention map at the end (PAMS: 3.9)")
+    transfer_blocks: float = _option(0.0, "weight of those after each block (CADyQ: 0.39)")
+    bit_weight: float = _option(0.0, "weight of the bits that CADyQ chooses (CADyQ: 6.3e-6)")
     precision: Literal["float32", "bfloat16"] = _option(
         "float32", "of products in layers; bfloat16 where the machine has it"
     )

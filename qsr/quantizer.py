@@ -299,6 +299,12 @@ class Quantizer(nn.Module):
         """What is added to x before the division, broadcastable to x, or None. Here: None."""
         return None
 
+    @property
+    def step_rate(self) -> float:
+        """Learning rate of the step size, in units of `TrainConfig.quantizer_rate`. Here: 1; less
+        where the parameter of a paper is a multiple of the step."""
+        return 1.0
+
     def initial_step_size(self, x: Tensor) -> Tensor:
         """LSQ's start for the (shifted) data x: 2 mean|x| / sqrt(qmax), shape of `step_size`."""
         magnitude = x.abs()

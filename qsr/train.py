@@ -115,14 +115,21 @@ def _backward(
 
 def make_optimizer(net: QuantSR, config: TrainConfig) -> torch.optim.Adam:
     """Adam over all parameters of `net`: weights, biases, shortcuts, and with a learning rate of
-    their own (config.quantizer_rate times as large) step sizes and tau. (CADyQ's paper has a second
-    optimiser for its selectors, of the same rate: this one does for both.)
+    their own (config.quantizer_rate times as large, and times `Quantizer.step_rate`) step sizes and
+    tau. (CADyQ's paper has a second optimiser for its selectors, of the same rate: this one does
+    for both.)
     """
-    named = [(name.rpartition(".")[2], p) for name, p in net.named_parameters() if p.requires_grad]
-    own = [p for name, p in named if name in ("step_size", "tau")]
-    groups = [{"params": [p for name, p in named if name not in ("step_size", "tau")], "rate": 1.0}]
-    if own:
-        groups.append({"params": own, "rate": config.quantizer_rate})
+    own: dict[float, list[Tensor]] = {}  # by their rate
+    for quantizer in net.modules():
+        if isinstance(quantizer, Quantizer):
+            rate = 1.0 if config.relative_steps else quantizer.step_rate
+            tau = getattr(quantizer, "tau", None)
+            learned = [p for p in (quantizer.step_size, tau) if p is not None and p.requires_grad]
+            own.setdefault(config.quantizer_rate * rate, []).extend(learned)
+    apart = {id(p) for parameters in own.values() for p in parameters}
+    rest = [p for p in net.parameters() if p.requires_grad and id(p) not in apart]
+    groups = [{"params": rest, "rate": 1.0}]
+    groups += [{"params": p, "rate": rate} for rate, p in own.items() if p]
     optimizer = torch.optim.Adam(groups, betas=config.betas, fused=True)
     set_learning_rate(optimizer, config.learning_rate)
     return optimizer

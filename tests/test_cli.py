@@ -538,8 +538,11 @@ def test_evaluating_what_cannot_be_scored_gives_one_line(refused, models, model)
         ),
         (["--layer-bits", "body_conv=x"], "'body_conv=x'; it is LAYER=BITS"),
         (["--layer-bits", "head=8"], "'head', which no quantised layer is called"),
-        (["--quantizer", "cadyq"], "`bits` is 4; it has widths from 2 (weights) and 6 (inputs)"),
-        (["--quantizer", "pams"], "`transfer` is 1000.0, which compares with a teacher"),
+        (
+            ["--preset", "quantsr-c-x2-w2a2", "--quantizer", "cadyq"],
+            "`bits` is 2; it has widths from 2 (weights) and 4 (inputs)",
+        ),
+        (["--quantizer", "pams"], "`transfer` is 3.9"),
         (["--joint-from", 0], "`rank_by` is 'shortcut'; it is"),
         (["--accumulate", 3], "the batch is 16, and 1 processes with `accumulate` 3"),
         (["--depth-weights", 1, 2], "`depth_weights` is (1.0, 2.0); this run trains"),
@@ -567,7 +570,8 @@ def test_the_configuration_is_printed_and_nothing_is_done(qsr_command, here):
 def test_a_baseline_is_trained_by_the_recipe_of_its_paper(qsr_command, here):
     args = ["--preset", "quantsr-c-x2-w8a8", "--quantizer", "cadyq", "--init", "some"]
     config = json.loads(qsr_command("train", "--print-config", *args, "--transfer", 5)[1])
-    assert config["training"]["bit_weight"] == 1e-4 and config["training"]["transfer"] == 5
+    assert config["training"]["bit_weight"] == qsr.CADyQ.recipe["bit_weight"]
+    assert config["training"]["transfer"] == 5
     assert config["training"]["warmup"] == 1000  # short, for weights that are trained already
 
 

@@ -5,22 +5,27 @@ quantizers of 4, 6 and 8 bits beside each other in front of every layer, and a *
 one of them for each picture of the batch:
 
     logits = Linear([mean |d/dx|, mean |d/dy|, standard deviation of each channel of the input])
-    choice = one-hot of the largest logit           forward
-             softmax(logits)                        backward, for the values and for the bits
+    x_hat  = the values of the width with the largest logit        forward
+             sum over widths of softmax(logits) x their values     backward, and so for the bits
 
-The two gradients are those of the low-resolution picture, grey, times 1000: the same for all layers
-of a pass. So a pass through a network has a *scene*, which the quantizers look at and in which they
-note the bits that they chose:
+Backward is that of the mixture, so the clips of widths that were not chosen learn too, each by its
+share. The two gradients are those of the low-resolution picture, grey, by Sobel's filter over its
+magnitude of 8, edges repeated, times 1000: the same for all layers of a pass. So a pass through a
+network has a *scene*, which the quantizers look at and in which they note the bits that they chose:
 
     with looking_at(lr) as scene:
         sr = net(lr)
     scene.mean_bits()
 
 Training adds `bit_weight * scene.cost()` to the loss, which pulls towards fewer bits. Weights have
-8 bits always. Large pictures are worked off in patches of 96 x 96 pixels, each with bits of its own
-(`enlarge_patchwise`). Since widths change from picture to picture, such a network is not packed.
+one width always, 8 in the paper. Large pictures are worked off in patches of 96 x 96 pixels, each
+with bits of its own (`enlarge_patchwise`). Since widths change from picture to picture, such a
+network is not packed.
 
-Source: CADyQ (Hong et al., ECCV 2022) and its released code.
+Source: CADyQ (Hong et al., ECCV 2022) and its released code (model/cadyq.py, model/edsr_cadyq.py,
+main.py). Differs: the quantizers stand where those of all methods here stand, before each
+convolution of the body; the source leaves the one after the body in full precision, adds the
+quantised input of a block to its output, and quantises that too.
 """
 
 from __future__ import annotations
@@ -30,14 +35,16 @@ import contextvars
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .largest import PAMS
+from .largest import GREY_LEVELS, PAMS
 
 GREY = (0.299, 0.587, 0.114)  # of RGB, BT.601
+SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))  # d/dx; its transpose is d/dy
 
 
 @dataclass
@@ -56,9 +63,12 @@ class Scene:
     @cached_property
     def gradients(self) -> Tensor:
         """1000 times the mean of |d/dx| and of |d/dy| of each grey picture: [N, 2]."""
-        weights = torch.tensor(GREY, device=self.lr.device, dtype=self.lr.dtype)
-        grey = torch.einsum("nchw,c->nhw", self.lr.detach(), weights)
-        return torch.stack([1000 * _mean_difference(grey, dim) for dim in (2, 1)], dim=1)
+        lr = self.lr.detach()
+        grey = torch.einsum("nchw,c->nhw", lr, lr.new_tensor(GREY))
+        sobel = lr.new_tensor(SOBEL)
+        filters = torch.stack([sobel, sobel.T])[:, None] / sobel.abs().sum()  # [2, 1, 3, 3]
+        edges = F.conv2d(F.pad(grey[:, None], (1, 1, 1, 1), "replicate"), filters)
+        return 1000 * edges.abs().mean((2, 3))
 
     def cost(self) -> Tensor:
         """Sum over the quantizers of chosen / expected width, mean over the pictures: a scalar."""
@@ -68,12 +78,6 @@ class Scene:
     def mean_bits(self) -> float:
         """The mean width of activations over pictures and quantizers."""
         return torch.stack(self.bits).mean().item()
-
-
-def _mean_difference(grey: Tensor, dim: int) -> Tensor:
-    """Mean absolute difference of neighbours of [N, H, W] along dim: [N]; one pixel has none."""
-    difference = grey.diff(dim=dim).abs().flatten(1)
-    return difference.sum(1) / max(1, difference.shape[1])
 
 
 _scene: contextvars.ContextVar[Scene | None] = contextvars.ContextVar("scene", default=None)
@@ -94,23 +98,22 @@ def looking_at(lr: Tensor) -> Iterator[Scene]:
         _scene.reset(token)
 
 
-class HardChoice(torch.autograd.Function):
-    """softmax(logits) -> one-hot of the largest; the gradient passes straight to the softmax."""
+def hard_forward(hard: Tensor, soft: Tensor) -> Tensor:
+    """The values of `hard`, bit for bit, with the gradient of `soft`.
 
-    @staticmethod
-    def forward(ctx, soft: Tensor) -> Tensor:
-        return torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return grad
+    >>> soft = torch.tensor([0.2, 0.8], requires_grad=True)
+    >>> hard_forward(torch.tensor([0.0, 1.0]), soft).tolist()
+    [0.0, 1.0]
+    """
+    return hard.detach() + (soft - soft.detach())
 
 
 class CADyQ(PAMS):
     """PAMS with two narrower ones beside it and a selector. For weights: PAMS.
 
-    bits: the widest of three widths, 2 apart; 8 in the paper, 6 or more. channels: of the input,
-    [N, channels, H, W]. Starts at the widest. Raises ValueError for other inputs or fewer bits.
+    bits: the widest of three widths: 4, 6, 8 in the paper; 2, 4, 6 for 6; and, since a symmetric
+    grid has 2 bits at least, 2, 3, 4 for 4. channels: of the input, [N, channels, H, W]. Starts at
+    the widest. Raises ValueError for other inputs or fewer bits.
 
     >>> q = CADyQ(8, channels=4)
     >>> x = torch.rand(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -122,9 +125,13 @@ class CADyQ(PAMS):
     """
 
     one_grid = False  # pictures of a batch are on grids of their own
-    least_bits = (2, 6)  # of inputs the widest of three
+    least_bits = (2, 4)  # of inputs the widest of three
     convolutions_only = True
-    recipe = {"transfer": 1000.0, "transfer_blocks": 100.0, "bit_weight": 1e-4}
+    recipe = {  # The source sums its price of bits, 1e-4, over a batch of 16; here it is the mean.
+        **PAMS.recipe,
+        "transfer_blocks": 100 / GREY_LEVELS,
+        "bit_weight": 16 * 1e-4 / GREY_LEVELS,
+    }
     looking_at = staticmethod(looking_at)
 
     def __init__(
@@ -153,22 +160,17 @@ class CADyQ(PAMS):
             self.selector.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
 
     def set_bits(self, bits: int) -> None:
-        """Change the widths to bits - 4, bits - 2 and bits; of weights to bits."""
+        """Change the widths, `bits` the widest of inputs; of weights to bits."""
         super().set_bits(bits)
         if hasattr(self, "narrower"):
-            if bits < 6:
-                raise ValueError(
-                    f"`bits` is {bits}; CADyQ chooses among bits - 4, bits - 2 and bits, each 2 or "
-                    "more. Use 6 to 8 (8 in the paper)."
-                )
             narrower = cast("Iterable[PAMS]", self.narrower)
-            for quantizer, less in zip(narrower, (4, 2), strict=True):
-                quantizer.set_bits(bits - less)
+            for quantizer, width in zip(narrower, widths_up_to(bits), strict=False):
+                quantizer.set_bits(width)
 
     @property
     def widths(self) -> Tensor:
         """The three widths, narrowest first, float [3]."""
-        return self.selector.bias.new_tensor([self.bits - 4, self.bits - 2, self.bits])
+        return self.selector.bias.new_tensor(widths_up_to(self.bits))
 
     def calibrate(self, x: Tensor) -> None:
         """Set the clip of each width from the data x, as PAMS."""
@@ -177,10 +179,14 @@ class CADyQ(PAMS):
             quantizer.calibrate(x)
 
     def choose(self, x: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
-        """(hard, soft) choice of a width for each picture: [N, 3], narrowest first."""
-        spread = x.detach().flatten(2).std(2, unbiased=False)  # [N, channels]
+        """(width chosen for each picture, by its number, [N], share of each, [N, 3]); narrowest
+        first.
+        """
+        values = x.detach().flatten(2)
+        pixels = values.shape[2]
+        spread = values.std(2, correction=min(1, pixels - 1))  # [N, channels]; of one pixel: 0
         soft = self.selector(torch.cat([scene.gradients, spread], dim=1)).softmax(1)
-        return HardChoice.apply(soft), soft
+        return soft.argmax(1), soft
 
     def forward(self, x: Tensor) -> Tensor:
         """x on the grid of the width chosen for each picture. Raises ValueError without a scene."""
@@ -192,11 +198,29 @@ class CADyQ(PAMS):
                 "CADyQ chooses bits by the picture, which it was not shown; run the network "
                 "inside `with qsr.CADyQ.looking_at(lr):`."
             )
-        hard, soft = self.choose(x, scene)
-        scene.bits.append(hard @ self.widths)
-        scene.expected.append((soft @ self.widths).detach())
-        values = [*(quantizer(x) for quantizer in self.narrower), super().forward(x)]
-        return sum(hard[:, i, None, None, None] * value for i, value in enumerate(values))
+        choice, soft = self.choose(x, scene)
+        expected = soft @ self.widths
+        scene.bits.append(hard_forward(self.widths[choice], expected))
+        scene.expected.append(expected.detach())
+        narrower = cast("Iterable[PAMS]", self.narrower)
+        values = torch.stack([*(q(x) for q in narrower), super().forward(x)], dim=1)
+        chosen = values[torch.arange(len(x), device=x.device), choice]
+        return hard_forward(chosen, torch.einsum("nk,nkchw->nchw", soft, values))
+
+
+def widths_up_to(bits: int) -> tuple[int, int, int]:
+    """Three widths, `bits` the widest: 2 apart, as in the paper, or 1 where that would go below 2.
+
+    >>> widths_up_to(8), widths_up_to(6), widths_up_to(4)
+    ((4, 6, 8), (2, 4, 6), (2, 3, 4))
+    """
+    gap = 2 if bits >= 6 else 1
+    if bits - 2 * gap < 2:
+        raise ValueError(
+            f"`bits` is {bits}; CADyQ chooses among three widths of 2 or more, of which this is "
+            "the widest. Use 4 to 8 (8 in the paper)."
+        )
+    return bits - 2 * gap, bits - gap, bits
 
 
 @torch.no_grad()
@@ -222,6 +246,20 @@ def enlarge_patchwise(
             below, right = scale * (first_row - top), scale * (first_column - left)
             sr[:, :, rows, columns] = out[:, :, below:, right:]
     return sr, sum(bits) / len(bits)
+
+
+@dataclass
+class Patchwise:
+    """A network with CADyQ quantizers as a function lr -> sr that works patch by patch. bits: the
+    mean width of each picture so far."""
+
+    net: Any  # a QuantSR, which is built on these quantizers
+    bits: list[float] = field(default_factory=list)
+
+    def __call__(self, lr: Tensor) -> Tensor:
+        sr, mean = enlarge_patchwise(self.net, lr, self.net.config.scale)
+        self.bits.append(mean)
+        return sr
 
 
 def _starts(length: int, side: int, overlap: int) -> list[tuple[int, int]]:

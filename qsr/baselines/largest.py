@@ -16,7 +16,8 @@ tens large, and every table that lists DoReFa used an adaptation that nobody pub
 the two ideas, tanh and a fixed clip, on grids of integers, so that the same kernels run it: weights
 keep the magnitude of tanh(w), which for the small weights of a trained network is that of w; the
 clip is max|x| at calibration. PAMS learns alpha = n * step_size; here the parameter is the step
-size, which only rescales its gradient. Its teacher-student loss is in no quantizer.
+size, which learns at 1/n of the rate that its paper gives alpha (`step_rate`). Its teacher-student
+loss is in no quantizer.
 
 Sources: DoReFa-Net (Zhou et al., 2016); PAMS (Li et al., ECCV 2020) and its released code.
 """
@@ -27,6 +28,9 @@ import torch
 from torch import Tensor
 
 from ..quantizer import MIN_STEP_SIZE, Quantizer, to_codes
+
+# A white pixel in the sources, 1 here: weights of terms beside L1 are theirs divided by it.
+GREY_LEVELS = 255
 
 
 def straight_through(z: Tensor) -> Tensor:
@@ -95,10 +99,15 @@ class PAMS(LargestValue):
     unused. alpha starts at the mean over the pictures of a batch of each picture's max|x|.
     """
 
-    recipe = {"transfer": 1000.0, "quantizer_rate": 100.0}
+    recipe = {"transfer": 1000 / GREY_LEVELS, "quantizer_rate": 100.0}
 
     def __init__(self, bits: int, **options) -> None:
         super().__init__(bits, **{**options, "signed": True})
+
+    @property
+    def step_rate(self) -> float:
+        """1 / n: alpha = n * step_size moves as fast as if it were the parameter itself."""
+        return 1 / self.spec.qmax
 
     def initial_step_size(self, x: Tensor) -> Tensor:
         """alpha / qmax for inputs; see `LargestValue` for weights."""

@@ -33,11 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..backbone import QuantSR
-from ..baselines.cadyq import enlarge_patchwise
+from ..baselines.cadyq import Patchwise
 from ..config import NetworkConfig, TrainConfig, quantsr_c, srresnet
 from ..images.data import Patches
 from ..quantizer import QUANTIZERS
@@ -123,14 +122,10 @@ def run(variant: Variant, patches: Patches, steps: int, sets: Sequence[str] = SE
     with tempfile.TemporaryDirectory() as folder:
         fit(net, patches, config, folder)
     bits: list[float] = []  # that CADyQ chose for each picture
-
-    def by_patches(lr: Tensor) -> Tensor:
-        sr, mean = enlarge_patchwise(net, lr, SCALE)
-        bits.append(mean)
-        return sr
-
     if variant.config.quantizer == "cadyq":
-        scores = {name: evaluate(by_patches, name, SCALE) for name in sets}
+        patchwise = Patchwise(net)
+        scores = {name: evaluate(patchwise, name, SCALE) for name in sets}
+        bits = patchwise.bits
     else:
         scores = {name: evaluate(net.eval(), name, blocks=BLOCKS) for name in sets}
     return {
