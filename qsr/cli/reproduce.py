@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from ..paper import ablation, figures, records, table1, table1_report, table2
+from ..paper import (
+    ablation,
+    baselines,
+    baselines_report,
+    figures,
+    records,
+    table1,
+    table1_report,
+    table2,
+)
 from ..runs.checkpoints import list_checkpoints, load_checkpoint
 from ..system import distributed
-from .arguments import check_device, check_writable
+from .arguments import check_device, check_writable, load_network
 from .common import Json, Lines, add_commands, as_json, let_run, remark
 from .train import add_training, parse_network, parse_training, train_here
 
@@ -30,12 +41,14 @@ def add_reproduce(sub: argparse.ArgumentParser) -> None:
         "table1": "PSNR and SSIM of all networks, printed and ours.",
         "table2": "Parameters and operations, under four counting rules.",
         "ablation": "Quantizers on equal terms, trained here.",
+        "baselines": "DoReFa, PAMS, CADyQ, LSQ and RLQ on equal terms, at the size of Table 1.",
     }
     helps |= {f"figure{number}": what for number, what in FIGURES.items()}
     subs = add_commands(sub, helps)
     _add_table1(subs["table1"])
     let_run(subs["table2"], _reproduce_table2)
     _add_ablation(subs["ablation"])
+    _add_baselines(subs["baselines"])
     for number in FIGURES:
         _add_figure(subs[f"figure{number}"], number)
 
@@ -69,6 +82,59 @@ def _ablation(args: argparse.Namespace) -> Lines:
     rows = ablation.ablation(args.out, args.data, args.steps, args.seeds, args.methods, args.sets)
     yield as_json(rows)
     yield ablation.table(rows)
+
+
+def _add_baselines(sub: argparse.ArgumentParser) -> None:
+    let_run(sub, _baselines)
+    sub.set_defaults(threads=1)  # one of the terms
+    sub.add_argument("--results", metavar="FOLDER", help="records (docs/results/baselines)")
+    sub.add_argument("--figure", metavar="FOLDER", help="also draw it, for light and dark pages")
+    group = sub.add_argument_group("training", "One row after the other; the same call goes on.")
+    group.add_argument("--train", action="store_true", help="first train rows without a record")
+    group.add_argument(
+        "--rows", nargs="+", default=[], metavar="NAME", help="or patterns: 'rlq-*' (all)"
+    )
+    group.add_argument("--init", metavar="MODEL", help="the full-precision start of all rows")
+    group.add_argument("--teacher", metavar="MODEL", help="of all rows (the start)")
+    group.add_argument(
+        "--out", metavar="FOLDER", default=str(baselines.RUNS), help="runs (%(default)s)"
+    )
+    terms = baselines.TERMS
+    group.add_argument("--steps", type=int, default=terms.steps, help="of each row (%(default)s)")
+    group.add_argument("--data", nargs="+", metavar="SET", default=terms.data, help="training sets")
+    group.add_argument("--sets", nargs="+", metavar="SET", help="test sets (those that are here)")
+    group.add_argument("--max-seconds", type=float, metavar="S", help="stop the row, resumable")
+
+
+def _baselines(args: argparse.Namespace) -> Lines:
+    if args.train:
+        for path in _train_baselines(args):
+            remark(str(path))
+    found = baselines.read(args.results)
+    yield Json(baselines_report.as_json(found))
+    yield baselines_report.text(found)
+    if args.figure is not None:
+        check_writable(Path(args.figure))
+        for name, dark in (("baselines.png", False), ("baselines_dark.png", True)):
+            figure = baselines_report.draw(found, dark)
+            yield str(figures.write_png(figure, Path(args.figure) / name))
+
+
+def _train_baselines(args: argparse.Namespace) -> Iterable[Path]:
+    if args.init is None:
+        raise ValueError(
+            "--train needs --init, the full-precision network that all rows start from: "
+            "zoo:srresnet-x4, or a trained .qsr file."
+        )
+    check_writable(Path(args.out))
+    check_writable(Path(args.results or baselines.RESULTS))
+    start = baselines.Start(args.init, load_network(args.init))
+    teacher = baselines.Start(args.teacher or args.init, load_network(args.teacher or args.init))
+    terms = replace(baselines.TERMS, steps=args.steps, data=tuple(args.data))
+    rows = baselines.chosen_rows(args.rows)
+    return baselines.run(
+        rows, start, teacher, args.out, terms, args.results, args.sets, args.max_seconds
+    )
 
 
 def _add_table1(sub: argparse.ArgumentParser) -> None:

@@ -77,11 +77,16 @@ class Drawn:
 
 def write(drawn: Drawn, path: str | os.PathLike) -> Path:
     """Write the figure as PNG into a folder that is made if need be. Errors as `write_figure`."""
+    return write_png(drawn.figure, path)
+
+
+def write_png(figure: Figure, path: str | os.PathLike) -> Path:
+    """As `write`, for a figure that has no words."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return write_figure(drawn.figure, path)
+    return write_figure(figure, path)
 
 
-def _new_figure(page: Page, size: tuple[float, float], **subplots):
+def new_figure(page: Page, size: tuple[float, float], **subplots):
     """(figure, axes) in the colours of a page."""
     import matplotlib
     from matplotlib.figure import Figure  # here, so that `import qsr` stays fast
@@ -197,7 +202,7 @@ def _boxes(
     joint_from: int | None,
     y: str,
 ) -> Figure:
-    figure, (left, right) = _new_figure(page, (8, 3), ncols=2, width_ratios=(3, 2))
+    figure, (left, right) = new_figure(page, (8, 3), ncols=2, width_ratios=(3, 2))
     ink = left.xaxis.label.get_color()
     line = {"color": ink}
     left.bxp(
@@ -372,7 +377,7 @@ def figure3(
     )
     difference = effect.after - effect.before
     relative = (difference.abs().sum() / effect.before.abs().sum()).item()
-    figure, (left, right) = _new_figure(page, (8, 3), ncols=2)
+    figure, (left, right) = new_figure(page, (8, 3), ncols=2)
     end = difference.abs().max().item()
     left.hist(difference.numpy(), np.linspace(-end, end, 81), color=PALETTE["blue"], log=True)
     left.set(
@@ -476,7 +481,7 @@ def _map_grid(
 ) -> Figure:
     """Full precision above the picture, on the left; a row for each number of bits."""
     height, width = lr.shape[-2:]
-    figure, axes = _new_figure(page, (8, 0.5 + 4.1 * height / width), nrows=2, ncols=4)
+    figure, axes = new_figure(page, (8, 0.5 + 4.1 * height / width), nrows=2, ncols=4)
     axes[1, 0].imshow(lr[0].permute(1, 2, 0).numpy(), interpolation="nearest")
     axes[1, 0].set_title("the picture", fontsize=9)
     shown: dict[tuple[int, int], Job] = {(0, 0): (UNQUANTISED["C"], None)}

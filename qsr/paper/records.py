@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,13 @@ from typing import Any
 import torch
 
 from ..backbone import QuantSR
+from ..baselines.cadyq import Patchwise
 from ..config import NetworkConfig, TrainConfig, preset
 from ..images.data import EMBEDDED, list_sets
 from ..infer import Model
 from ..integer.packing import pack
 from ..models.file import config_to_json
+from ..quantizer import QUANTIZERS
 from ..runs.checkpoints import find_best, list_checkpoints, load_checkpoint
 from ..runs.log import read_log
 from ..scores import Scores, evaluate
@@ -95,20 +98,16 @@ def make_record(
     did best on held-out pictures, else the last. Raises ValueError if there is no such run, or it
     is not finished.
     """
-    made = {
-        "name": name,
-        "qsr": __version__,
-        "commit": _commit(),
-        "date": datetime.date.today().isoformat(),
-    }
+    made = origin(name)
     sets = sets_here() if sets is None else sets
     if name.startswith(BICUBIC):
         scale = int(name.removeprefix(BICUBIC))
         return {**made, "scores": [_row(None, s, evaluate("bicubic", s, scale)) for s in sets]}
     if run is None:
         raise ValueError(f"`run` is None; {name!r} was trained: name the folder of its run.")
-    net, state, chosen = _trained(run)
+    net, state, chosen = best_network(run)
     training, done = state["training"], state["step"]
+    depths = net.config.depths if training["joint"] else net.config.depths[:1]
     call = dict(call or {})
     for key in ("init", "teacher"):  # a name, not a place of one machine
         call[key] = Path(call[key]).name if call.get(key) else None
@@ -125,11 +124,17 @@ def make_record(
         "torch": state["torch"],
         "network": config_to_json(net.config),
         "training": training,
-        "scores": _scores(net, training["joint"], sets),
+        "scores": score(net, depths, sets),
     }
 
 
-def _trained(run: str | os.PathLike) -> tuple[QuantSR, dict, str]:
+def origin(name: str) -> dict:
+    """The first entries of a record: its name, and by which qsr and when it is made."""
+    today = datetime.date.today().isoformat()
+    return {"name": name, "qsr": __version__, "commit": _commit(), "date": today}
+
+
+def best_network(run: str | os.PathLike) -> tuple[QuantSR, dict, str]:
     """(the best network of a finished run, its state at the end, how that network was chosen)."""
     checkpoints = list_checkpoints(run)
     if not checkpoints:
@@ -198,12 +203,21 @@ def in_words(record: Mapping, others: Mapping[str, Mapping] | None = None) -> st
     )
 
 
-def _scores(net: QuantSR, joint: bool, sets: Sequence[str]) -> list[dict]:
-    """A row for each trained depth and set."""
-    config = net.config
-    model: Model = net.eval() if config.bits is None else pack(net.eval())
-    depths = config.depths if joint else config.depths[:1]
+def score(net: QuantSR, depths: Sequence[int], sets: Sequence[str]) -> list[dict]:
+    """A row for each depth and set, of the network as it runs: packed, or in full precision; where
+    pictures choose their widths (CADyQ), patch by patch at full depth, with the mean of the bits.
+    """
+    config = net.eval().config
+    if config.bits is not None and not QUANTIZERS[config.quantizer].one_grid:
+        return [_patchwise_row(net, name) for name in sets]
+    model: Model = net if config.bits is None else pack(net)
     return [_row(n, s, evaluate(model, s, blocks=n, progress=True)) for n in depths for s in sets]
+
+
+def _patchwise_row(net: QuantSR, name: str) -> dict:
+    run = Patchwise(net)
+    row = _row(net.config.blocks, name, evaluate(run, name, net.config.scale, progress=True))
+    return {**row, "mean_bits": round(statistics.fmean(run.bits), 4)}
 
 
 def _row(blocks: int | None, name: str, scores: Scores) -> dict:
