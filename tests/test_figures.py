@@ -11,7 +11,18 @@ import qsr
 from qsr.cli import main
 from qsr.models import zoo
 from qsr.paper import figures, records
-from qsr.paper.figures import Budget, comparison, figure1, figure2, figure3, figure4, phi_effect
+from qsr.paper.figures import (
+    Budget,
+    busiest_window,
+    comparison,
+    figure1,
+    figure2,
+    figure3,
+    figure4,
+    networks_here,
+    phi_effect,
+    small_networks,
+)
 from qsr.quantizer import phi_slope
 
 LITTLE = Budget(full=2, quantised=1)
@@ -35,17 +46,38 @@ def diary(folder, steps=(10, 20, 30), tau=True):
 def small(tmp_path_factory):
     """A folder with small networks, hardly trained."""
     folder = tmp_path_factory.mktemp("small")
-    figure4(folder, budget=LITTLE)
+    small_networks(folder, LITTLE)
     return folder
+
+
+def untrained(bits=4, **changes):
+    """A calibrated x4 network of one block."""
+    torch.manual_seed(0)
+    net = qsr.QuantSR(qsr.quantsr_c(4, bits, blocks=1, features=4, **changes))
+    qsr.calibrate(net, torch.rand(1, 3, 16, 16))
+    return net.eval()
 
 
 @pytest.fixture
 def model(tmp_path):
     """A packed x4 network of 4 bits."""
-    net = qsr.QuantSR(qsr.quantsr_c(4, 4, blocks=1, features=4))
-    qsr.calibrate(net, torch.rand(1, 3, 16, 16))
-    qsr.save(tmp_path / "mine.qsr", qsr.pack(net.eval()))
+    qsr.save(tmp_path / "mine.qsr", qsr.pack(untrained()))
     return str(tmp_path / "mine.qsr")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """What a comparison of baselines leaves: three methods at 2/2."""
+    folder = tmp_path / "runs"
+    for row, bits, quantizer in (
+        ("dorefa-w2a2-seed0", 2, "dorefa"),
+        ("cadyq-w2a4-seed0", (2, 4), "cadyq"),
+        ("rlq-w2a2-seed0", 2, "rlq"),
+        ("rlq-w2a2-seed1", 2, "rlq"),
+    ):
+        (folder / row).mkdir(parents=True)
+        qsr.save(folder / row / "model.qsr", untrained(bits, quantizer=quantizer))
+    return folder
 
 
 # Figures 1 and 2 ----------------------------------------------------------------------------------
@@ -135,8 +167,8 @@ def test_all_small_networks_of_a_family_start_from_one_and_are_kept(small, monke
         "small-swinir_s-32.qsr",
     }
     monkeypatch.setattr(figures, "_train", None)  # would raise
-    drawn = figure4(small, budget=LITTLE)
-    assert drawn.numbers["SRResNet, full precision"]["correlation"] == pytest.approx(1)
+    drawn = figure4(small_networks(small, LITTLE))
+    assert drawn.numbers["full precision"]["correlation"] == pytest.approx(1)
     two, four = (drawn.numbers[f"DoReFa, {bits} bits"]["zero_weights"] for bits in (2, 4))
     assert four < 0.2 < 0.4 < two, "a grid up to the largest weight leaves many others at 0"
     assert len(drawn.numbers) == 7 and len(drawn.figure.axes) == 8
@@ -163,13 +195,66 @@ def test_the_picture_of_figure_4_is_not_trained_on():
 # Figures 5 to 8 -----------------------------------------------------------------------------------
 
 
-def test_a_comparison_shows_each_model_of_its_bits_and_names_who_is_missing(model):
+def test_a_comparison_has_the_paper_s_eight_panels_and_names_who_is_missing(model):
     drawn = comparison(5, [model, "quantsr-c-x2-w4a4"])  # the second has another scale
-    assert set(drawn.numbers) == {"bicubic", "QuantSR-C, 1 block"}
-    assert "No model here of DoReFa, PAMS, CADyQ, QuantSR-T" in drawn.caption
-    assert len(drawn.figure.axes) == 3
+    assert set(drawn.numbers) == {"bicubic", "QuantSR-C"}
+    assert "No model here of DoReFa, PAMS, CADyQ, QuantSR-T, full precision." in drawn.caption
+    assert "QuantSR-C: mine, 1 block." in drawn.caption
+    panels = drawn.figure.axes
+    assert len(panels) == 8
+    free = [bool(ax.texts) and ax.texts[0].get_text() == "no model" for ax in panels]
+    assert free == [False, True, True, True, False, True, True, False]
+    words = [text.get_text() for text in drawn.figure.texts[::2]]
+    assert words == [*figures.PANELS, "original"]
     pair = figures.picture("astronaut")
     assert drawn.numbers["bicubic"] == qsr.psnr_y(figures.bicubic(pair.lr, 4), pair.hr, 4).item()
+
+
+def test_all_panels_show_the_same_crop_pixel_for_pixel(model):
+    drawn = comparison(5, [model])
+    height, width = figures.WINDOW
+    shown = [ax.images[0].get_array() for ax in drawn.figure.axes if ax.images]
+    assert {image.shape for image in shown} == {(height, width, 3)}
+    sizes = {
+        tuple(round(v, 6) for v in ax.get_window_extent().size) for ax in drawn.figure.axes
+    }  # fmt: skip
+    assert sizes == {(3.0 * width, 3.0 * height)}, "three pixels of the figure for each"
+    hr = figures.picture("astronaut").hr
+    row, column = map(int, drawn.caption.partition("(row ")[2].partition(")")[0].split(", column "))
+    part = (hr[0, :, row : row + height, column : column + width] * 255).round().byte()
+    assert np.array_equal(shown[-1], part.permute(1, 2, 0).numpy())
+
+
+def test_a_crop_is_written_without_resampling(tmp_path, model):
+    """Each pixel of the crop is a square of 3 x 3 equal pixels of the file."""
+    drawn = comparison(5, [model], "light")
+    written = np.asarray(Image.open(figures.write(drawn, tmp_path / "a.png")).convert("RGB"))
+    first = drawn.figure.axes[0].images[0].get_array().repeat(3, 0).repeat(3, 1)
+    height, width = first.shape[:2]
+    assert np.array_equal(written[24 : 24 + height, 14 : 14 + width], first)
+
+
+def test_the_crop_is_the_window_with_the_largest_variance():
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.rand(1, 3, 12, 15, generator=generator) for _ in range(3)]
+    top, left, height, width = busiest_window(pictures, (4, 5))
+    assert (height, width) == (4, 5)
+    luma = torch.stack([qsr.images.picture.rgb_to_y(x)[0, 0] for x in pictures])
+    variance = luma.double().var(0, correction=0)
+    sums = {
+        (y, x): variance[y : y + 4, x : x + 5].sum().item() for y in range(9) for x in range(11)
+    }
+    assert max(sums, key=sums.get) == (top, left)
+
+
+def test_runs_of_baselines_come_before_the_zoo_and_only_seed_0(runs):
+    shown = networks_here(2, runs=runs)
+    assert shown["DoReFa"].source == "run dorefa-w2a2-seed0, 1 block"
+    assert shown["CADyQ"].source == "run cadyq-w2a4-seed0, 1 block"
+    assert shown["QuantSR-C"].source == "run rlq-w2a2-seed0, 1 block"
+    assert shown["full precision"].source.startswith("srresnet-x4 of the package")
+    assert "DoReFa" not in networks_here(4, runs=runs)
+    assert {"DoReFa", "CADyQ"} <= set(comparison(7, runs=runs).numbers)
 
 
 def test_a_comparison_without_a_model_says_how_to_make_one(model):
@@ -179,14 +264,25 @@ def test_a_comparison_without_a_model_says_how_to_make_one(model):
         comparison(4)
 
 
-def test_the_models_that_come_with_qsr_beat_bicubic_in_every_comparison():
+def test_the_models_that_come_with_qsr_beat_bicubic_in_every_comparison(tmp_path):
     drawn_at_all = 0
-    for number, (bits, _, _) in figures.SCENES.items():
+    for number, (bits, _) in figures.SCENES.items():
         if any(name.endswith(f"-x4-w{bits}a{bits}") for name in zoo.names()):
-            scores = comparison(number).numbers
+            scores = comparison(number, runs=tmp_path).numbers
             assert min(scores, key=scores.get) == "bicubic"
             drawn_at_all += 1
     assert drawn_at_all
+
+
+def test_figure_4_shows_what_is_here_and_keeps_the_place_of_what_is_not(tmp_path):
+    drawn = figure4({bits: networks_here(bits, runs=tmp_path) for bits in (4, 2)})
+    assert len(drawn.figure.axes) == 8
+    free = [ax.get_title() for ax in drawn.figure.axes if ax.texts]
+    assert {"DoReFa, 4 bits\n", "DoReFa, 2 bits\n"} <= set(free)
+    assert drawn.numbers["QuantSR-C, 4 bits"]["correlation"] > 0.5
+    assert "quantsr-c-x4-w4a4 of the package, 32 blocks" in drawn.caption
+    with pytest.raises(ValueError, match="no network in full precision"):
+        figure4({4: {}})
 
 
 # Files and the command ----------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from ..paper import (
     baselines,
     baselines_report,
     figures,
+    gap,
+    heldout,
     records,
     table1,
     table1_report,
@@ -27,7 +29,7 @@ FIGURES = {
     1: "Step sizes of weights while a network trains.",
     2: "tau of inputs while a network trains.",
     3: "What phi does to gradients (trains a small network).",
-    4: "Features of DoReFa and QuantSR (trains small networks).",
+    4: "Features of DoReFa and QuantSR at 4 and 2 bits.",
     5: "Crops at 4 bits, side by side.",
     6: "More crops at 4 bits.",
     7: "Crops at 2 bits, side by side.",
@@ -43,12 +45,18 @@ def add_reproduce(sub: argparse.ArgumentParser) -> None:
         "ablation": "Quantizers on equal terms, trained here.",
         "baselines": "DoReFa, PAMS, CADyQ, LSQ and RLQ on equal terms, at the size of Table 1.",
     }
+    helps |= {
+        "heldout": "The models on photographs that training held out, beside Table 1.",
+        "gap": "How far 2 bits are below full precision, and what narrowed that.",
+    }
     helps |= {f"figure{number}": what for number, what in FIGURES.items()}
     subs = add_commands(sub, helps)
     _add_table1(subs["table1"])
     let_run(subs["table2"], _reproduce_table2)
     _add_ablation(subs["ablation"])
     _add_baselines(subs["baselines"])
+    _add_heldout(subs["heldout"])
+    let_run(subs["gap"], _gap)
     for number in FIGURES:
         _add_figure(subs[f"figure{number}"], number)
 
@@ -137,6 +145,28 @@ def _train_baselines(args: argparse.Namespace) -> Iterable[Path]:
     )
 
 
+def _add_heldout(sub: argparse.ArgumentParser) -> None:
+    let_run(sub, _heldout)
+    sub.add_argument("--results", metavar="FOLDER", help="records (docs/results/heldout)")
+    sub.add_argument(
+        "--measure", action="store_true", help="first score models without a record of their file"
+    )
+
+
+def _heldout(args: argparse.Namespace) -> Lines:
+    if args.measure:
+        check_writable(Path(args.results or heldout.RESULTS))
+        for path in heldout.complete(args.results):
+            remark(str(path))
+    yield as_json([vars(line) for line in heldout.lines(args.results)])
+    yield heldout.text(args.results)
+
+
+def _gap(args: argparse.Namespace) -> Lines:
+    yield Json(gap.as_json())
+    yield gap.text()
+
+
 def _add_table1(sub: argparse.ArgumentParser) -> None:
     let_run(sub, _reproduce_table1)
     sub.add_argument("--markdown", action="store_true", help="print the table in Markdown")
@@ -213,9 +243,11 @@ def _add_figure(sub: argparse.ArgumentParser, number: int) -> None:
     if number <= 2:
         help = "of `qsr train`, with its log.jsonl (a short run in docs/results)"
         sub.add_argument("--run", metavar="FOLDER", dest="folder", help=help)
-    if number >= 5:
-        help = "zoo models or .qsr files (all of the zoo)"
+    if number >= 4:
+        help = "zoo models or .qsr files (seed 0 of --runs, then all of the zoo)"
         sub.add_argument("--model", nargs="+", metavar="NAME", help=help)
+        help = "of `reproduce baselines --train`, with DoReFa, PAMS and CADyQ (%(default)s)"
+        sub.add_argument("--runs", metavar="FOLDER", default=str(baselines.RUNS), help=help)
 
 
 def _reproduce_figure(args: argparse.Namespace) -> Lines:
@@ -228,9 +260,10 @@ def _reproduce_figure(args: argparse.Namespace) -> Lines:
         elif args.number == 3:
             drawn = figures.figure3(args.out, page)
         elif args.number == 4:
-            drawn = figures.figure4(args.out, page, progress=True)
+            networks = {b: figures.networks_here(b, args.model, args.runs) for b in (4, 2)}
+            drawn = figures.figure4(networks, page)
         else:
-            drawn = figures.comparison(args.number, args.model, page)
+            drawn = figures.comparison(args.number, args.model, page, runs=args.runs)
         suffix = "_dark" if page == "dark" else ""
         paths.append(figures.write(drawn, Path(args.out) / f"figure{args.number}{suffix}.png"))
     report = {"files": [str(path) for path in paths], "caption": drawn.caption}

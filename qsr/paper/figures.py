@@ -3,12 +3,17 @@
     figure1(), figure2()    how step sizes and tau spread while a network trains, from a run's diary
     figure3()               what phi does to the gradients of one backward pass
     figure4()               features of DoReFa and QuantSR at 4 and 2 bits
-    figure5() .. figure8()  crops side by side, at 4 bits (5, 6) and 2 bits (7, 8)
+    comparison(5 .. 8)      crops side by side, at 4 bits (5, 6) and 2 bits (7, 8)
 
 The paper's figures show its own networks on pictures of Manga109 and Urban100; ours show networks
-that are here on pictures that come with qsr. Figures 3 and 4 need weights that still learn, and the
-models of the package are packed; so they train small networks, in a minute or two, all for the same
-number of steps from the same full-precision weights, and keep them in a folder.
+that are here on pictures that come with qsr: the models of the package, and for DoReFa, PAMS and
+CADyQ the runs that `qsr reproduce baselines --train` left in a folder (`networks_here`). What is
+not there keeps its place, empty and labelled "no model". Crops are chosen by a rule, where the
+methods differ most (`busiest_window`), not by eye.
+
+Figure 3 needs weights that still learn, and the models of the package are packed; so it trains a
+small network, within a minute, and keeps it in a folder. `small_networks` gives Figure 4 such ones,
+all trained for the same number of steps from the same full-precision weights.
 
 Each function returns a `Drawn`: the figure, a caption, a text for those who do not see it, and the
 numbers that the caption speaks of. page: "light", "dark", or None for a transparent figure that can
@@ -31,8 +36,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .. import baselines as baselines  # so that a configuration can name "dorefa"
 from ..backbone import QuantSR, load_weights
+from ..baselines.cadyq import Patchwise
 from ..config import (
     NetworkConfig,
     TrainConfig,
@@ -42,21 +47,23 @@ from ..config import (
     swinir_s,
 )
 from ..course.viewers import DARK, LIGHT, PALETTE, STYLE, write_figure
-from ..course.viz import Crop, Scene, before_after
+from ..course.viz import Crop
 from ..images.data import PICTURES, Pair, Patches, make_pair
 from ..images.metrics import psnr_y
-from ..images.picture import read, to_uint8
-from ..infer import enlarge
-from ..layers import QConv2d, QLinear, calibrate
+from ..images.picture import read, rgb_to_y, to_uint8
+from ..infer import Model, enlarge
+from ..layers import QConv2d, QLinear, calibrate, split_bits
 from ..models import zoo
 from ..models.file import describe, load_model, save
-from ..quantizer import phi_slope
+from ..quantizer import QUANTIZERS, phi_slope
 from ..runs.log import read_log
 from ..scores import bicubic
 from ..train import make_optimizer, set_learning_rate, train_step
+from .baselines import RUNS, all_rows
 from .records import RESULTS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Page = Literal["light", "dark"] | None
@@ -413,66 +420,155 @@ def figure3(
     return Drawn(figure, caption, alt, {"weights": len(difference), "relative_change": relative})
 
 
+# Networks that are here ---------------------------------------------------------------------------
+
+FULL = "full precision"
+PANELS = ("bicubic", "DoReFa", "PAMS", "CADyQ", "QuantSR-C", "QuantSR-T", FULL)  # the paper's order
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A network in a panel. source: where it is from, in words."""
+
+    model: Model
+    source: str
+
+    def enlarge(self, lr: Tensor) -> Tensor:
+        """lr [1, 3, h, w] -> sr; pictures that choose their widths patch by patch."""
+        config = self.model.config
+        if config.bits is not None and not QUANTIZERS[config.quantizer].one_grid:
+            return Patchwise(self.model)(lr).clamp(0, 1)
+        return enlarge(lr, self.model)
+
+    def features(self, lr: Tensor) -> Tensor:
+        """What enters the tail."""
+        network: Any = getattr(self.model, "network", self.model)  # of a packed one, its layers
+        return network.features(lr)
+
+
+def networks_here(
+    bits: int, models: Sequence[str] | None = None, runs: str | os.PathLike | None = None
+) -> dict[str, Shown]:
+    """{panel: network} at x4 with these bits, as the paper calls them, and full precision.
+
+    models: names of the zoo or .qsr files, each at its deepest; None: seed 0 of the runs of `qsr
+    reproduce baselines` in the folder `runs` (None: runs/baselines), then the zoo. The first of a
+    kind is taken, so QuantSR-C is the run that had as many steps as the others, if it is there.
+    """
+    named: list[tuple[str, str]] = [(name, Path(name).stem) for name in models or ()]
+    if models is None:
+        for row in all_rows():
+            path = Path(RUNS if runs is None else runs) / row.name / "model.qsr"
+            if row.seed == 0 and row.bits == f"{bits}/{bits}" and path.exists():
+                named.append((str(path), f"run {row.name}"))
+        named += [(name, f"{name} of the package") for name in zoo.names()]
+    found: dict[str, Shown] = {}
+    for name, source in named:
+        model = zoo.load(name)
+        config = model.config
+        weights = config.bits if config.bits is None else split_bits(config.bits)[0]
+        chooses = config.bits is not None and not QUANTIZERS[config.quantizer].one_grid
+        fits = config.bits in (None, bits, (bits, bits)) or (chooses and weights == bits)
+        if config.scale == SCALE and fits:
+            plural = "s" if config.blocks > 1 else ""
+            shown = Shown(model, f"{source}, {config.blocks} block{plural}")
+            found.setdefault(_method(config), shown)
+    return found
+
+
+def _method(config: NetworkConfig) -> str:
+    """The panel of a network."""
+    if config.bits is None:
+        return FULL
+    names = {"dorefa": "DoReFa", "pams": "PAMS", "cadyq": "CADyQ", "lsq": "LSQ"}
+    letter = "T" if config.family == "swin" else "C"
+    return names.get(config.quantizer, f"QuantSR-{letter}")
+
+
+def _sources(shown: Mapping[str, Shown]) -> str:
+    """Where the networks are from, and which of the paper's are not here."""
+    there = "; ".join(f"{method}: {one.source}" for method, one in shown.items())
+    absent = [method for method in PANELS[1:] if method not in shown]
+    return f"{there}." + (f" No model here of {', '.join(absent)}." if absent else "")
+
+
 # Figure 4: features -------------------------------------------------------------------------------
+
+COLUMNS = ("DoReFa", "QuantSR-C", "QuantSR-T")
 
 
 def figure4(
-    folder: str | os.PathLike | None = None,
+    networks: Mapping[int, Mapping[str, Shown]] | None = None,
     page: Page = None,
-    budget: Budget = Budget(),
     name: str = HELD_OUT,
-    progress: bool = False,
 ) -> Drawn:
     """Features of DoReFa, QuantSR-C and QuantSR-T at 4 and 2 bits (supplement, Figure 4), and of
-    the full-precision network that the first two start from. folder: of small networks (None:
-    trained again). name: one of the pictures that come with qsr; progress: on stderr."""
-    with tempfile.TemporaryDirectory() as scratch:
-        kept = scratch if folder is None else folder
-        jobs = [(UNQUANTISED["C"], None), *((m, bits) for bits in (4, 2) for m in METHODS)]
-        nets = {
-            (method, bits): small_network(method, bits, budget, kept)
-            for method, bits in tqdm(jobs, "small networks", unit="network", disable=not progress)
-        }
+    full precision. networks: {bits: as `networks_here`} (None: that); name: one of the pictures
+    that come with qsr. Raises ValueError without full precision."""
+    networks = {bits: networks_here(bits) for bits in (4, 2)} if networks is None else networks
+    first = next(iter(networks.values()), {})
+    if FULL not in first:
+        raise ValueError("there is no network in full precision to compare with; name one.")
+    jobs: dict[Job, Shown] = {(FULL, None): first[FULL]}
+    for bits, there in networks.items():
+        jobs |= {(method, bits): there[method] for method in COLUMNS if method in there}
     pair = picture(name)
-    maps, numbers = _features(nets, pair)
-    figure = _map_grid(page, pair.lr, maps, {job: numbers[_named(job)]["psnr_y"] for job in nets})
-    told = (
-        f"{k}: {v['correlation']:.3f}, {100 * v['zero_weights']:.0f} %"
-        for k, v in numbers.items()
-        if "zero_weights" in v
+    maps, numbers = _features(jobs, pair)
+    figure = _map_grid(page, pair.lr, maps, {job: numbers[_named(job)]["psnr_y"] for job in jobs})
+    told = "; ".join(
+        f"{_named(job)} ({shown.source}) {numbers[_named(job)]['correlation']:.3f}"
+        for job, shown in jobs.items()
+        if job[1] is not None
     )
     caption = (
         "Mean magnitude of the features that enter the tail, each map from its own 1st to 99th "
-        f"percentile, for the picture {name!r}, which none was trained on. Small networks, "
-        f"{budget.full} steps in full precision and {budget.quantised} more for each quantised "
-        "one. Correlation with the map of the full-precision SRResNet (QuantSR-T starts from "
-        f"another network), and share of weights that are 0: {'; '.join(told)}. One seed and a "
-        "small budget: the decibels rank no method, and a network most of whose weights are 0 has "
-        "a body that does little harm, and little else. The paper's Figure 4 shows its own "
-        "networks on a page of Manga109."
+        f"percentile, for the picture {name!r}, which none was trained on; decibels are of that "
+        f"picture. Correlation with the map of full precision ({jobs[FULL, None].source}): {told}. "
+        "A network that was trained for longer, or from other weights, has other maps whatever its "
+        "quantizer. The paper's Figure 4 shows its own networks on a page of Manga109."
     )
     alt = "Maps of features: full precision, then DoReFa, QuantSR-C and QuantSR-T at 4 and 2 bits."
     return Drawn(figure, caption, alt, numbers)
+
+
+def small_networks(
+    folder: str | os.PathLike | None = None, budget: Budget = Budget(), progress: bool = False
+) -> dict[int, dict[str, Shown]]:
+    """Networks for `figure4`, small and trained here. folder: where they are kept (None: nowhere);
+    progress: on stderr."""
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = scratch if folder is None else folder
+        jobs: list[Job] = [(UNQUANTISED["C"], None)]
+        jobs += [(method, bits) for bits in (4, 2) for method in METHODS]
+        bar = tqdm(jobs, "small networks", unit="network", disable=not progress)
+        nets = {(name, bits): small_network(name, bits, budget, kept) for name, bits in bar}
+    steps = f"a small network, {budget.full} + {budget.quantised} steps"
+    full = Shown(nets[UNQUANTISED["C"], None], f"a small SRResNet, {budget.full} steps")
+    return {
+        bits: {FULL: full, **{method: Shown(nets[method, bits], steps) for method in METHODS}}
+        for bits in (4, 2)
+    }
 
 
 Job = tuple[str, int | None]  # method, bits
 
 
 def _features(
-    nets: Mapping[Job, QuantSR], pair: Pair
+    jobs: Mapping[Job, Shown], pair: Pair
 ) -> tuple[dict[Job, Tensor], dict[str, dict[str, float]]]:
     """The map of each network, and by its name what the caption says of it."""
     maps, numbers = {}, {}
     with torch.inference_mode():
-        for job, net in nets.items():
-            maps[job] = feature_map(net, pair.lr)
-            sr = enlarge(pair.lr, net)
-            numbers[_named(job)] = {"psnr_y": psnr_y(sr, pair.hr, crop=SCALE).item()}
-            if job[1] is not None:
-                numbers[_named(job)]["zero_weights"] = zero_weights(net)
-        for job, seen in maps.items():
-            both = torch.stack([seen.flatten(), maps[UNQUANTISED["C"], None].flatten()])
-            numbers[_named(job)]["correlation"] = torch.corrcoef(both)[0, 1].item()
+        for job, shown in jobs.items():
+            maps[job] = feature_map(shown, pair.lr)
+            sr = shown.enlarge(pair.lr)
+            both = torch.stack([maps[job].flatten(), maps[FULL, None].flatten()])
+            numbers[_named(job)] = {
+                "psnr_y": psnr_y(sr, pair.hr, crop=SCALE).item(),
+                "correlation": torch.corrcoef(both)[0, 1].item(),
+            }
+            if job[1] is not None and isinstance(shown.model, QuantSR):
+                numbers[_named(job)]["zero_weights"] = zero_weights(shown.model)
     return maps, numbers
 
 
@@ -484,10 +580,14 @@ def _map_grid(
     figure, axes = new_figure(page, (8, 0.5 + 4.1 * height / width), nrows=2, ncols=4)
     axes[1, 0].imshow(lr[0].permute(1, 2, 0).numpy(), interpolation="nearest")
     axes[1, 0].set_title("the picture", fontsize=9)
-    shown: dict[tuple[int, int], Job] = {(0, 0): (UNQUANTISED["C"], None)}
+    places: dict[tuple[int, int], Job] = {(0, 0): (FULL, None)}
     for i, bits in enumerate((4, 2)):
-        shown |= {(i, j + 1): (method, bits) for j, method in enumerate(METHODS)}
-    for place, job in shown.items():
+        places |= {(i, j + 1): (method, bits) for j, method in enumerate(COLUMNS)}
+    for place, job in places.items():
+        if job not in maps:
+            axes[place].set_title(f"{_named(job)}\n", fontsize=9)
+            empty(axes[place], (height, width), axes[place].title.get_color())
+            continue
         low, high = np.percentile(maps[job].numpy(), (1, 99))
         style = {"cmap": "cividis", "interpolation": "nearest", "vmin": low, "vmax": high}
         axes[place].imshow(maps[job].numpy(), **style)
@@ -497,12 +597,23 @@ def _map_grid(
     return figure
 
 
+def empty(ax: Axes, shape: tuple[int, int], ink: str) -> None:
+    """A panel that is kept free for a network that is not here: a frame, and "no model"."""
+    from matplotlib.patches import Rectangle  # here, so that `import qsr` stays fast
+
+    height, width = shape
+    ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
+    frame = Rectangle((0.5, 0.5), width - 1, height - 1, fill=False, ec=ink, ls=":")
+    ax.add_patch(frame)
+    ax.text(width / 2, height / 2, "no model", ha="center", va="center", color=ink, fontsize=9)
+
+
 def _named(job: Job) -> str:
     method, bits = job
-    return f"{method}, full precision" if bits is None else f"{method}, {bits} bits"
+    return FULL if bits is None else f"{method}, {bits} bits"
 
 
-def feature_map(net: QuantSR, lr: Tensor) -> Tensor:
+def feature_map(net: QuantSR | Shown, lr: Tensor) -> Tensor:
     """Mean over channels of |features| that enter the tail, [h, w], for lr [1, 3, h, w]."""
     return net.features(lr)[0].abs().mean(0)[: lr.shape[2], : lr.shape[3]]
 
@@ -516,68 +627,111 @@ def zero_weights(net: QuantSR) -> float:
 
 # Figures 5 to 8: crops side by side ---------------------------------------------------------------
 
-# Figure -> (bits, picture, crop: top, left, height, width).
-SCENES: dict[int, tuple[int, str, Crop]] = {
-    5: (4, "astronaut", (66, 168, 84, 92)),
-    6: (4, "chelsea", (56, 130, 84, 92)),
-    7: (2, "astronaut", (66, 168, 84, 92)),
-    8: (2, "chelsea", (56, 130, 84, 92)),
+# Figure -> (bits, picture).
+SCENES: dict[int, tuple[int, str]] = {
+    5: (4, "astronaut"),
+    6: (4, "chelsea"),
+    7: (2, "astronaut"),
+    8: (2, "chelsea"),
 }
-PAPER_METHODS = ("DoReFa", "PAMS", "CADyQ", "QuantSR-C", "QuantSR-T", "SRResNet", "SwinIR_S")
+WINDOW = (84, 92)  # height and width of a crop
+
+
+def busiest_window(pictures: Sequence[Tensor], size: tuple[int, int]) -> Crop:
+    """Where pictures differ most: (top, left, height, width) of the window in which the variance
+    between them, of luma, has the largest mean; the first such in reading order.
+
+    pictures: two or more of one scene, float RGB [1, 3, H, W] in [0, 1]. size: of the window.
+
+    >>> one, other = torch.zeros(2, 1, 3, 8, 8)
+    >>> other[..., 5:7, 2:4] = 1.0
+    >>> busiest_window([one, other], (2, 2))
+    (5, 2, 2, 2)
+    """
+    luma = rgb_to_y(torch.cat([*pictures]).double())  # [K, 1, H, W]
+    variance = luma.var(0, correction=0, keepdim=True)
+    means = F.avg_pool2d(variance, size, stride=1)[0, 0]
+    top, left = divmod(int(means.argmax()), means.shape[1])
+    return top, left, *size
 
 
 def comparison(
-    number: int, models: Sequence[str] | None = None, page: Page = None, zoom: int = 3
+    number: int,
+    models: Sequence[str] | None = None,
+    page: Page = None,
+    zoom: int = 3,
+    runs: str | os.PathLike | None = None,
 ) -> Drawn:
     """Figure 5, 6 (4 bits), 7 or 8 (2 bits): the same crop by each method, x4, the original last.
 
-    models: names of the zoo or .qsr files (None: the zoo); those of scale 4 and of these bits or
-    full precision are shown, each at its deepest. Decibels are those of the whole picture.
-    Raises ValueError for another number, or if no model has these bits.
+    models, runs: as `networks_here`. Decibels are those of the whole picture. Raises ValueError for
+    another number, or if no model has these bits.
     """
     if number not in SCENES:
         raise ValueError(f"figure {number} shows no crops; choose one of {list(SCENES)}.")
-    bits, name, crop = SCENES[number]
-    pair, panels, there = picture(name), {}, []
-    panels["bicubic"] = bicubic(pair.lr, SCALE)
-    quantised = 0
-    for model_name in zoo.names() if models is None else models:
-        model = zoo.load(model_name)
-        config = model.config
-        if config.scale != SCALE or config.bits not in (None, bits, (bits, bits)):
-            continue
-        method = _method(config)
-        quantised += config.bits is not None
-        there.append(method)
-        plural = "s" if config.blocks > 1 else ""
-        panels[f"{method}, {config.blocks} block{plural}"] = enlarge(pair.lr, model)
-    if not quantised:
+    bits, name = SCENES[number]
+    pair, shown = picture(name), networks_here(bits, models, runs)
+    if not set(shown) - {FULL}:
         raise ValueError(
             f"figure {number} compares {bits}-bit networks at x4, and none is here; train and pack "
             f"one (qsr train --preset quantsr-c-x4-w{bits}a{bits}), and name its file (--model)."
         )
-    row = Scene(SCALE, pair.hr, panels, crop)
-    figure = before_after([row], zoom, dark=page == "dark")
-    if page is None:
-        figure.patch.set_alpha(0)
-        for text in figure.texts:
-            text.set_color(STYLE["text.color"])
-    scores = {label: psnr_y(sr, pair.hr, crop=SCALE).item() for label, sr in panels.items()}
-    missing = ", ".join(method for method in PAPER_METHODS if method not in there)
+    with torch.inference_mode():
+        enlarged = {"bicubic": bicubic(pair.lr, SCALE)}
+        enlarged |= {method: one.enlarge(pair.lr) for method, one in shown.items()}
+    by_networks = [sr for method, sr in enlarged.items() if method != "bicubic"]
+    crop = busiest_window(by_networks if len(by_networks) > 1 else [*enlarged.values()], WINDOW)
+    methods = (*PANELS, *(method for method in enlarged if method not in PANELS))
+    panels = {method: enlarged.get(method) for method in methods} | {"original": pair.hr}
+    scores = {m: psnr_y(sr, pair.hr, crop=SCALE).item() for m, sr in enlarged.items()}
+    figure = _crops(page, panels, scores, crop, zoom)
+    top, left, height, width = crop
     caption = (
-        f"x4 at {bits} bits, the picture {name!r}, the same crop and zoom for each; decibels "
-        "are PSNR-Y of the whole picture. "
-        + (f"No model here of {missing}, which the paper's figure shows too. " if missing else "")
-        + f"The paper's Figure {number} shows crops of test pictures that can't be passed on."
+        f"x4 at {bits} bits, the picture {name!r}, the same crop and zoom for each; decibels are "
+        f"PSNR-Y of the whole picture. The crop is the window of {height} x {width} pixels in "
+        f"which the outputs of the networks differ most (row {top}, column {left}). "
+        f"{_sources(shown)} The paper's Figure {number} shows crops of test pictures that can't be "
+        "passed on."
     )
-    listed = ", ".join(f"{label} {score:.2f} dB" for label, score in scores.items())
+    listed = ", ".join(f"{method} {score:.2f} dB" for method, score in scores.items())
     return Drawn(figure, caption, f"A crop of {name} enlarged four times: {listed}.", scores)
 
 
-def _method(config: NetworkConfig) -> str:
-    """What the paper calls a network."""
-    family = "T" if config.family == "swin" else "C"
-    if config.bits is None:
-        return UNQUANTISED[family]
-    names = {"dorefa": "DoReFa", "pams": "PAMS", "cadyq": "CADyQ", "lsq": "LSQ"}
-    return names.get(config.quantizer, f"QuantSR-{family}")
+def _crops(
+    page: Page,
+    panels: Mapping[str, Tensor | None],
+    scores: Mapping[str, float],
+    crop: Crop,
+    zoom: int,
+    columns: int = 4,
+) -> Figure:
+    """Panels in rows of four, each a crop of zoom x zoom pixels a pixel; None: an empty panel.
+
+    Everything is placed in whole pixels, or crops would be resampled.
+    """
+    top, left, height, width = crop
+    gap, head = 14, 24
+    rows = -(-len(panels) // columns)
+    wide = columns * (zoom * width + gap) + gap
+    high = rows * (head + zoom * height) + gap
+    figure, _ = new_figure(page, (1, 1))
+    figure.clear()
+    figure.set_size_inches(wide / figure.dpi, high / figure.dpi)
+    figure.set_layout_engine("none")
+    ink = STYLE["text.color"] if page is None else {"light": LIGHT, "dark": DARK}[page].ink
+    for i, (method, picture) in enumerate(panels.items()):
+        row, column = divmod(i, columns)
+        x, y = gap + column * (zoom * width + gap), row * (head + zoom * height) + head
+        box = x / wide, 1 - (y + zoom * height) / high, zoom * width / wide, zoom * height / high
+        ax = figure.add_axes(box)
+        if picture is None:
+            empty(ax, (height, width), ink)
+        else:
+            seen = to_uint8(picture[0, :, top : top + height, left : left + width])
+            ax.imshow(seen.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
+        ax.set_axis_off()
+        label = {"va": "bottom", "fontsize": 10, "color": ink}
+        figure.text(x / wide, 1 - (y - 5) / high, method, **label)
+        score = f"{scores[method]:.2f} dB" if method in scores else ""
+        figure.text((x + zoom * width) / wide, 1 - (y - 5) / high, score, ha="right", **label)
+    return figure
