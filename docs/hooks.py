@@ -27,7 +27,7 @@ from qsr.course.viewers import Compare
 from qsr.images.data import make_pair, photo
 from qsr.images.picture import to_uint8
 from qsr.models import zoo
-from qsr.paper import table1, table1_report, table2
+from qsr.paper import baselines, baselines_report, gap, heldout, table1, table1_report, table2
 from qsr.paper.costs import RULES
 from qsr.scores import bicubic
 
@@ -204,6 +204,19 @@ def _table1() -> str:
     return table1_report.markdown(table1.table1(here=False))
 
 
+def _baselines() -> str:
+    """The methods of the paper on equal terms, by their records; the figure if there is one."""
+    found = baselines.read()
+    figure = ""
+    if (ROOT / "docs" / "images" / "baselines.png").exists():
+        alt = "How far each method is below full precision, a dot for each seed"
+        figure = (
+            f"![{alt}](images/baselines.png#only-light)"
+            f"![{alt}](images/baselines_dark.png#only-dark)\n\n"
+        )
+    return figure + baselines_report.text(found)
+
+
 def _figures() -> str:
     """The figures that `make figures` left in docs/images, each with its caption."""
     parts = []
@@ -229,6 +242,9 @@ MADE = {
     "<!-- table 1 -->": _table1,
     "<!-- table 2 -->": _table2,
     "<!-- figures -->": _figures,
+    "<!-- baselines -->": _baselines,
+    "<!-- held out -->": heldout.text,
+    "<!-- gap -->": gap.text,
 }
 
 

@@ -294,6 +294,19 @@ def test_the_markdown_has_a_cell_of_ours_for_every_printed_one_and_says_why_it_i
     assert any("not run, our network has 16 blocks" in reason for reason in empty_cells(table))
 
 
+def test_ours_say_steps_pixels_minutes_device_seed_and_start(no_models):
+    run = {"patch": 24, "batch": 8, "seed": 1, "seconds": 600, "device": "a CPU, 1 thread"}
+    table = compared(record(NAME, 32, 32.1, depths=[32, 16], init="srresnet-x4", **run))
+    said = (
+        "QuantSR-C 4/4 x4, 32 blocks: 100 steps, 0.5 million lr pixels, 10 minutes on a CPU, 1 "
+        "thread, seed 1, from srresnet-x4."
+    )
+    assert said in " ".join(text(table).split())
+    assert markdown(table).count(f"- {said}") == 1, "once for all depths"
+    (row, *_) = [r for r in json.loads(as_json(table))["rows"] if r["training"]]
+    assert row["training"] == {**run, "steps": 100, "init": "srresnet-x4", "teacher": None}
+
+
 def test_misprints_are_explained_where_their_row_is_shown():
     assert len(misprints(table1.table1(here=False))) == len(MISPRINTS)
     assert misprints(table1.table1(["srresnet-x4"], here=False)) == []

@@ -272,5 +272,6 @@ def draw(found: Mapping[str, Mapping], dark: bool = False) -> Figure:
             ax.plot(lost, [y] * len(lost), marks[method], ms=7, mec=ink, **style)
         ax.set(title=f"{bits} bits", xlabel="dB below full precision", yticks=range(len(METHODS)))
         ax.set_yticklabels(METHODS)
-        ax.set_xlim(left=0)
+        ax.set_ylim(-0.6, len(METHODS) - 0.4)
+        ax.axvline(0, color=ink, lw=1)
     return figure

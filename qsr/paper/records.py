@@ -102,7 +102,7 @@ def make_record(
     sets = sets_here() if sets is None else sets
     if name.startswith(BICUBIC):
         scale = int(name.removeprefix(BICUBIC))
-        return {**made, "scores": [_row(None, s, evaluate("bicubic", s, scale)) for s in sets]}
+        return {**made, "scores": [score_row(None, s, evaluate("bicubic", s, scale)) for s in sets]}
     if run is None:
         raise ValueError(f"`run` is None; {name!r} was trained: name the folder of its run.")
     net, state, chosen = best_network(run)
@@ -203,6 +203,16 @@ def in_words(record: Mapping, others: Mapping[str, Mapping] | None = None) -> st
     )
 
 
+def how_trained(record: Mapping) -> str:
+    """Budget, device, seed and start of a record in one line."""
+    pixels = record["steps"] * record["batch"] * record["patch"] ** 2 / 1e6
+    return (
+        f"{record['steps']:,} steps, {pixels:.1f} million lr pixels, "
+        f"{record['seconds'] / 60:.0f} minutes on {record['device']}, seed {record['seed']}, from "
+        f"{record.get('init') or 'random weights'}"
+    )
+
+
 def score(net: QuantSR, depths: Sequence[int], sets: Sequence[str]) -> list[dict]:
     """A row for each depth and set, of the network as it runs: packed, or in full precision; where
     pictures choose their widths (CADyQ), patch by patch at full depth, with the mean of the bits.
@@ -211,16 +221,19 @@ def score(net: QuantSR, depths: Sequence[int], sets: Sequence[str]) -> list[dict
     if config.bits is not None and not QUANTIZERS[config.quantizer].one_grid:
         return [_patchwise_row(net, name) for name in sets]
     model: Model = net if config.bits is None else pack(net)
-    return [_row(n, s, evaluate(model, s, blocks=n, progress=True)) for n in depths for s in sets]
+    return [
+        score_row(n, s, evaluate(model, s, blocks=n, progress=True)) for n in depths for s in sets
+    ]
 
 
 def _patchwise_row(net: QuantSR, name: str) -> dict:
     run = Patchwise(net)
-    row = _row(net.config.blocks, name, evaluate(run, name, net.config.scale, progress=True))
+    row = score_row(net.config.blocks, name, evaluate(run, name, net.config.scale, progress=True))
     return {**row, "mean_bits": round(statistics.fmean(run.bits), 4)}
 
 
-def _row(blocks: int | None, name: str, scores: Scores) -> dict:
+def score_row(blocks: int | None, name: str, scores: Scores) -> dict:
+    """Scores of one depth on one set, as records have them."""
     return {
         "blocks": blocks,
         "set": name,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -143,18 +143,32 @@ class Score:
 class Measured:
     """What one of our networks scores at one depth.
 
-    name: of the model or record. blocks run, of so many (None: bicubic). data: names of the sets it
-    was trained on, steps: how many, where a record knows. finished: for full precision, whether its
-    last fifth gained less than 0.02 dB on held-out pictures.
+    name: of the model or record. blocks run, of so many (None: bicubic). record: how it was
+    trained, where there is one.
     """
 
     name: str
     blocks: int | None
     of: int | None
     cells: dict[str, Score]
-    data: tuple[str, ...] | None = None
-    steps: int | None = None
-    finished: bool | None = None
+    record: Mapping = field(default_factory=dict)
+
+    @property
+    def data(self) -> tuple[str, ...] | None:
+        """Names of the sets it was trained on."""
+        data = self.record.get("data")
+        return None if data is None else tuple(data)
+
+    @property
+    def steps(self) -> int | None:
+        """How many it was trained for."""
+        return self.record.get("steps")
+
+    @property
+    def finished(self) -> bool | None:
+        """Whether its last fifth gained less than 0.02 dB on held-out pictures."""
+        gained = (self.record.get("validation") or {}).get("gained_in_last_fifth")
+        return None if gained is None else gained < 0.02
 
 
 def chosen_rows(patterns: Sequence[str] = ()) -> tuple[PrintedScores, ...]:
@@ -233,9 +247,7 @@ def _from_model(name: str, sets: Sequence[str], records: Mapping[str, dict]) -> 
                 bar.update()
             record = records.get(name, {})
             same = record.get("network", {}).get("blocks") == model.config.blocks
-            yield Measured(
-                name, blocks, model.config.blocks, cells, *(_training(record) if same else ())
-            )
+            yield Measured(name, blocks, model.config.blocks, cells, record if same else {})
 
 
 def _from_record(record: dict) -> Iterator[Measured]:
@@ -246,14 +258,7 @@ def _from_record(record: dict) -> Iterator[Measured]:
             cells[row["set"]] = Score(row["psnr_y"], row["ssim_y"], "record")
     of = record.get("network", {}).get("blocks")
     for blocks, cells in by_depth.items():
-        yield Measured(record["name"], blocks, of, cells, *_training(record))
-
-
-def _training(record: Mapping) -> tuple:
-    """(data, steps, finished) of a record."""
-    data, gained = record.get("data"), (record.get("validation") or {}).get("gained_in_last_fifth")
-    finished = None if gained is None else gained < 0.02
-    return None if data is None else tuple(data), record.get("steps"), finished
+        yield Measured(record["name"], blocks, of, cells, record)
 
 
 def _bicubic(name: str, sets: Sequence[str], record: dict | None) -> Measured:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from . import report
-from .records import TEST_SETS
+from .records import TEST_SETS, how_trained
 from .table1 import MISPRINTS, Line, Measured, Origin, method_and_bits, paper_gap, scale_of
 
 MARKS: dict[Origin, str] = {"measured": " ", "card": "*", "record": "†"}
@@ -43,7 +43,8 @@ def text(table: Sequence[Line]) -> str:
                 missing = line.ours is None and what == "ours"
                 rows.append((f"  {what}", *(["   " + line.why] if missing else cells)))
         out += ["", *report.text(rows, (34, *[15] * len(TEST_SETS)))]
-    for title, items in (("Misprints", misprints(table)), ("Notes", NOTES)):
+    parts = ("How ours were trained", how(table)), ("Misprints", misprints(table)), ("Notes", NOTES)
+    for title, items in parts:
         out += ["", title, *report.notes(items, 108)] if items else []
     return "\n".join(out)
 
@@ -63,7 +64,8 @@ def markdown(table: Sequence[Line]) -> str:
     marks = "; ".join(f"{mark.replace('*', chr(92) + '*')} {m}" for mark, m in LEGEND.items())
     out += [f"Marks: {marks}.", "", "Empty cells:", ""]
     out += [f"- {reason[0].upper()}{reason[1:]}." for reason in empty_cells(table)]
-    wrong = misprints(table)
+    trained, wrong = how(table), misprints(table)
+    out += ["", "How ours were trained:", "", *(f"- {x}" for x in trained)] if trained else []
     out += ["", "Misprints:", "", *(f"- {line}" for line in wrong)] if wrong else []
     return "\n".join([*out, "", "Notes:", "", *(f"- {note}" for note in NOTES)])
 
@@ -71,6 +73,17 @@ def markdown(table: Sequence[Line]) -> str:
 def as_json(table: Sequence[Line]) -> str:
     """Plain data: a row for each line of the table."""
     return json.dumps({"rows": [_json_row(line) for line in table]}, indent=1)
+
+
+def how(table: Sequence[Line]) -> list[str]:
+    """Steps, pixels, minutes, device, seed and start of each of our networks that has a record."""
+    found = {}
+    for line in table:
+        if line.ours is not None and "seconds" in line.ours.record:
+            method, bits = method_and_bits(line.name)
+            network = f"{method} {bits} x{line.scale}, {line.of} blocks"
+            found[network] = f"{network}: {how_trained(line.ours.record)}."
+    return list(found.values())
 
 
 def misprints(table: Sequence[Line]) -> list[str]:
@@ -164,5 +177,14 @@ def _json_row(line: Line) -> dict:
         "why": line.why,
         "steps": line.ours and line.ours.steps,
         "data": line.ours and line.ours.data and list(line.ours.data),
+        "training": line.ours and _training(line.ours.record),
         "sets": cells,
     }
+
+
+def _training(record: Mapping) -> dict | None:
+    """What a record says of a network's training, in numbers."""
+    if "seconds" not in record:
+        return None
+    kept = {key: record[key] for key in ("steps", "patch", "batch", "seed", "seconds", "device")}
+    return {**kept, "init": record.get("init"), "teacher": record.get("teacher")}
