@@ -34,7 +34,7 @@ PRINTED = {
 }
 PRINTED_FROM = (
     "Printed: Set5 in the supplement's Table 1 (QuantSR-C with 16 of 32 blocks, SRResNet) and, for "
-    "PAMS, in the README of DDTB; trained 100 times as long, so the order counts and not the "
+    "PAMS, in the README of DDTB; trained for far longer, so the order counts and not the "
     "distance. The supplement prints no other method."
 )
 
