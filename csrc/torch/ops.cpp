@@ -49,7 +49,7 @@ std::string described(const qsr::Conv2d& job) {
 }
 
 Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
-              std::vector<int64_t> stride, std::vector<int64_t> padding, std::string kernel) {
+              std::vector<int64_t> stride, std::vector<int64_t> padding, qsr::Name kernel) {
   check_words(a, "a");
   check_words(w, "w");
   Tensor out;
@@ -63,7 +63,7 @@ Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
 }
 
 Tensor quantize_pack(const Tensor& x, double step_size, std::optional<Tensor> tau, int64_t bits,
-                     bool is_signed, int64_t groups, std::string kernel) {
+                     bool is_signed, int64_t groups, qsr::Name kernel) {
   STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 4,
                   "x must be float32 [N, C, H, W] on the CPU");
   qsr::check_bits(bits);
@@ -143,12 +143,12 @@ Tensor conv2d_float(const Tensor& x, const Tensor& w, std::optional<Tensor> bias
   return out;
 }
 
-std::string available(std::string op, int64_t bits) {
+std::string available(qsr::Name op, int64_t bits) {
   return qsr::available(op.c_str(), static_cast<int>(bits));
 }
 std::string compiler() { return __VERSION__; }
 std::string peak_names() { return qsr::peak_names(); }
-double peak(std::string name, double seconds) { return qsr::peak(name.c_str(), seconds); }
+double peak(qsr::Name name, double seconds) { return qsr::peak(name.c_str(), seconds); }
 
 }  // namespace
 

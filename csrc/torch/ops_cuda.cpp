@@ -40,7 +40,7 @@ const float* floats(const Tensor& t, const Tensor& like, int64_t count, const ch
 }
 
 Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
-              std::vector<int64_t> stride, std::vector<int64_t> padding, std::string kernel) {
+              std::vector<int64_t> stride, std::vector<int64_t> padding, qsr::Name kernel) {
   check_kernel(kernel, "conv2d");
   STD_TORCH_CHECK(a.is_cuda() && w.is_cuda() && a.get_device_index() == w.get_device_index(),
                   "a and w must be on one GPU");
@@ -57,7 +57,7 @@ Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
 // steps: float32 [4] on the CPU, of q, k, probabilities and v, as bits and is_signed.
 Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
                  std::optional<Tensor> mask, int64_t heads, double query_scale,
-                 std::vector<int64_t> bits, std::vector<int64_t> is_signed, std::string kernel) {
+                 std::vector<int64_t> bits, std::vector<int64_t> is_signed, qsr::Name kernel) {
   check_kernel(kernel, "attention");
   STD_TORCH_CHECK(qkv.dim() == 3 && heads >= 1 && qkv.size(1) >= 1 && qkv.size(2) >= 3 * heads &&
                       qkv.size(2) % (3 * heads) == 0,

@@ -28,7 +28,7 @@ void check_channels(int64_t channels) {
 // [layers, C, 3, 3, C] weight codes, C a multiple of 64 -> [layers, bytes], as the kernel wants
 // them. numbers: [layers, 4], see residual_body; its last column says whether the input is signed.
 Tensor lay_out_layers(const Tensor& codes, const Tensor& numbers, int64_t bits,
-                      std::string kernel) {
+                      qsr::Name kernel) {
   STD_TORCH_CHECK(codes.dim() == 5 && codes.size(1) == codes.size(4) && codes.size(2) == 3 &&
                       codes.size(3) == 3,
                   "codes must be [layers, C, 3, 3, C]");
@@ -50,7 +50,7 @@ Tensor lay_out_layers(const Tensor& codes, const Tensor& numbers, int64_t bits,
 void residual_body(const Tensor& lr, const Tensor& mean, double range, const Tensor& head_weights,
                    const Tensor& head_bias, const Tensor& weights, const Tensor& arrays,
                    const Tensor& numbers, const Tensor& shortcuts, std::vector<int64_t> kept,
-                   int64_t bits, std::string kernel, Tensor workspace, Tensor features) {
+                   int64_t bits, qsr::Name kernel, Tensor workspace, Tensor features) {
   STD_TORCH_CHECK(lr.dim() == 3 && lr.size(0) == 3, "lr must be [3, H, W]");
   STD_TORCH_CHECK(
       features.dim() == 3 && features.size(0) == lr.size(1) && features.size(1) == lr.size(2),
@@ -89,7 +89,7 @@ void residual_body(const Tensor& lr, const Tensor& mean, double range, const Ten
 }
 
 void tail(const Tensor& features, const Tensor& inside, const Tensor& ring, const Tensor& biases,
-          int64_t scale, std::string kernel, Tensor sr) {
+          int64_t scale, qsr::Name kernel, Tensor sr) {
   STD_TORCH_CHECK(features.dim() == 3 && inside.dim() == 4 && scale >= 1 && scale <= 4,
                   "features must be [H, W, channels] and inside [8, 8, channels, outputs]");
   const auto& row = qsr::chosen(qsr::find_tail(kernel.c_str()), kernel, "a tail",

@@ -65,7 +65,7 @@ int64_t together(const std::vector<int64_t>& bits, const std::vector<int64_t>& i
 
 Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
                  std::optional<Tensor> mask, int64_t heads, double query_scale,
-                 std::vector<int64_t> bits, std::vector<int64_t> is_signed, std::string kernel) {
+                 std::vector<int64_t> bits, std::vector<int64_t> is_signed, qsr::Name kernel) {
   STD_TORCH_CHECK(qkv.dim() == 3 && heads >= 1 && qkv.size(1) >= 1 && qkv.size(2) >= 3 * heads &&
                       qkv.size(2) % (3 * heads) == 0,
                   "qkv must be [windows, T, 3 * features], and heads must divide the features");
@@ -113,7 +113,7 @@ struct Reader {
 void swin_layer(Tensor stream, std::vector<int64_t> shape, const Tensor& weights,
                 const Tensor& starts, const Tensor& arrays, const Tensor& numbers,
                 const Tensor& position_bias, std::vector<int64_t> attention_bits,
-                std::vector<int64_t> attention_signed, int64_t bits, std::string kernel) {
+                std::vector<int64_t> attention_signed, int64_t bits, qsr::Name kernel) {
   STD_TORCH_CHECK(shape.size() == 7, "shape must have seven entries");
   qsr::SwinLayer job{};
   qsr::WindowAttention& a = job.attention;
@@ -163,7 +163,7 @@ void swin_layer(Tensor stream, std::vector<int64_t> shape, const Tensor& weights
 }
 
 void swin_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps,
-               int64_t features, std::string kernel, Tensor out) {
+               int64_t features, qsr::Name kernel, Tensor out) {
   qsr::NormRows job{};
   job.channels = x.dim() ? x.size(x.dim() - 1) : 0, job.features = features;
   STD_TORCH_CHECK(
@@ -179,7 +179,7 @@ void swin_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double
 // stream = shortcut * residual + conv3x3(codes of stream); all [height, width, C]. weights: from
 // lay_out_layers; array: scale, bias and tau [3, C]; number: step, low, high, whether signed.
 void swin_conv(Tensor stream, const Tensor& residual, double shortcut, const Tensor& weights,
-               const Tensor& array, const Tensor& number, int64_t bits, std::string kernel,
+               const Tensor& array, const Tensor& number, int64_t bits, qsr::Name kernel,
                Tensor codes) {
   STD_TORCH_CHECK(
       stream.dim() == 3 && stream.size(2) % qsr::kMapChannels == 0 && stream.size(2) > 0,

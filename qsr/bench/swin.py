@@ -40,8 +40,8 @@ def measure(size: int, kernel: str, attention_bits: int | None) -> None:
     rounds = [(best_ms(lambda: eager(lr), 1), best_ms(lambda: program(lr, plan), 5)) for _ in "123"]
     float_ms, packed_ms = (min(times) for times in zip(*rounds, strict=True))
 
-    program.features(lr[0], plan)  # makes the buffers
-    stream, residual, codes = program._buffers
+    codes, residual, stream = buffers = program.buffers(size, size)
+    program.features(lr[0], plan, buffers)
     _, layers, conv = program.blocks[0]
     body_conv = program.body_conv
     assert conv is not None and isinstance(body_conv, _FloatConv)  # whole, and as in the paper

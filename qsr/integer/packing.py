@@ -41,6 +41,7 @@ from ..layers import (
     zero_padding,
 )
 from ..quantizer import Quantizer, QuantSpec, to_codes
+from ..system.once import SETTING_UP
 from . import kernels, reference
 from .bitplanes import BitPlanes, check_tail, words_for
 from .program_conv import ConvProgram
@@ -361,16 +362,31 @@ class PackedModel(nn.Module):
     else layer by layer (`self.network`): the same integers and the same features. The program is
     planned at the first call and again after load_state_dict; torch.compile and torch.export take
     the model after that first call.
+
+    Several threads may call one model at once: each gets the bytes that it would get alone. Loading
+    values or moving the model to another device is for a moment when none does. A copy and a pickle
+    take the values along and not the program, which belongs to a processor.
     """
 
     def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
         super().__init__()
         self.network: QuantSR = network.eval().requires_grad_(False)
         self.kernel = kernel
+        self._forget()
+        self.register_load_state_dict_post_hook(self._forget)
+        network.register_load_state_dict_post_hook(self._forget)
+
+    def _forget(self, *_: object) -> None:
+        """Other values, or on another device: what was derived from them is to be made again."""
         self._program: ConvProgram | SwinProgram | None = None
         self._order: tuple[int, ...] | None = None
-        self.register_load_state_dict_post_hook(lambda *_: self._forget())
-        network.register_load_state_dict_post_hook(lambda *_: self._forget())
+
+    def _apply(self, fn, recurse: bool = True):
+        self._forget()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_program": None}
 
     @property
     def config(self) -> NetworkConfig:
@@ -387,17 +403,24 @@ class PackedModel(nn.Module):
     def program(self) -> ConvProgram | SwinProgram | None:
         """The planned program, or None where the network runs layer by layer."""
         if self._program is None and self.network.mean.device.type == "cpu":
-            for program in (ConvProgram, SwinProgram):
-                names = program.available(self.config)
-                if names and self.kernel in ("auto", *names):
-                    self._program = program(self.network, self.kernel)
+            with SETTING_UP:  # by one of the threads that come together
+                if self._program is None:
+                    self._program = self._planned()
         return self._program
+
+    def _planned(self) -> ConvProgram | SwinProgram | None:
+        for program in (ConvProgram, SwinProgram):
+            names = program.available(self.config)
+            if names and self.kernel in ("auto", *names):
+                return program(self.network, self.kernel)
+        return None
 
     def plan(self, blocks: int | None = None) -> DepthPlan:
         """The plan that keeps the `blocks` most valuable blocks (None: all)."""
-        if self._order is None:  # remembered as numbers, not as a tensor: torch.export needs them
-            self._order = self.network.order
-        return DepthPlan.from_order(self._order, self.config.blocks if blocks is None else blocks)
+        order = self._order
+        if order is None:  # remembered as numbers, not as a tensor: torch.export needs them
+            order = self._order = self.network.order
+        return DepthPlan.from_order(order, self.config.blocks if blocks is None else blocks)
 
     @property
     def mean(self) -> Tensor:
@@ -413,22 +436,18 @@ class PackedModel(nn.Module):
         self, lr: Tensor, plan: DepthPlan, first: int, last: int
     ) -> Iterator[tuple[int, Tensor]]:
         """(row, sr rows from there on): what becomes of the rows [first, last) of lr."""
-        if self.program is None:
+        program = self.program
+        if program is None:
             yield from self.network.pieces(lr, plan, first, last)
         else:
             scale = self.config.scale
-            yield first, self.program(lr, plan)[:, :, scale * first : scale * last]
-
-    def _forget(self) -> None:
-        self._program, self._order = None, None
+            yield first, program(lr, plan)[:, :, scale * first : scale * last]
 
     @torch.no_grad()  # not inference_mode, which torch.compile does not take here
     def forward(self, lr: Tensor, blocks: int | None = None) -> Tensor:
-        plan = self.plan(blocks)
-        if self.program is None:
-            return self.network(lr, plan)
         check_pictures(lr)
-        return self.program(lr, plan)
+        plan, program = self.plan(blocks), self.program
+        return self.network(lr, plan) if program is None else program(lr, plan)
 
 
 @overload

@@ -1,15 +1,21 @@
-"""What planned programs share: one kernel, weights laid out once, buffers allocated once.
+"""What planned programs share: one kernel, weights laid out once, buffers that are used again.
 
 Layer by layer, a packed network writes every float map to memory and reads it again, and allocates
 as it goes. A program does the same arithmetic, in the same order for every pixel, in fused native
 calls. So its features are those of the layers, bit for bit; only the tail, collapsed into one
 convolution (`qsr.integer.tail`), sums in another order.
 
-Between runs a program keeps its buffers for the last picture size. Threads are torch's.
+A program may be called by several threads at once. What it has laid out nobody changes; the maps in
+between are a call's own, from the first picture of a batch to the last. Then they wait for the next
+call (`Idle`): memory that comes fresh from the system has to be cleared page by page. Inside a call
+threads are torch's.
 """
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -24,6 +30,7 @@ from .tail import CollapsedTail
 if TYPE_CHECKING:
     from .packing import PackedConv2d
 
+Buffers = tuple[Tensor, ...]
 MAP_CHANNELS, MAP_TILE = 64, 4  # kMapChannels and kMapTile of csrc/network/conv3x3.h
 
 
@@ -45,12 +52,11 @@ class Program:
             )
         self.kernel = names[0] if kernel == "auto" else kernel
         self.config, self.channels = config, padded(config.features)
-        self.mean = network.mean.contiguous()
+        self.mean = network.mean.float().contiguous()
         self.tail = CollapsedTail(
             network.tail, config.scale, config.pixel_range, self.mean.flatten(), self.channels
         )
-        self._size: tuple[int, int] | None = None
-        self._buffers: tuple[Tensor, ...] = ()
+        self._idle = Idle()
 
     @classmethod
     def available(cls, config: NetworkConfig) -> tuple[str, ...]:
@@ -72,33 +78,61 @@ class Program:
         """Working memory per lr pixel."""
         raise NotImplementedError
 
-    def features(self, lr: Tensor, plan: DepthPlan) -> Tensor:
+    def buffers(self, height: int, width: int) -> Buffers:
+        """New ones for lr of this size. The last of them is where `features` come."""
+        raise NotImplementedError
+
+    def features(self, lr: Tensor, plan: DepthPlan, buffers: Buffers) -> Tensor:
         """lr float32 [3, H, W] -> float32 [H, W, C], H and W up to whole windows, C filled up.
 
-        The result is a buffer of the program: it holds until the next call.
+        What is in `buffers` is overwritten, and the result may be one of them.
         """
         raise NotImplementedError
 
     def __call__(self, lr: Tensor, plan: DepthPlan) -> Tensor:
         """lr float [N, 3, H, W], N >= 1 -> sr float32 [N, 3, scale H, scale W], not clipped."""
+        size = (lr.shape[-2], lr.shape[-1])
+        if torch.compiler.is_compiling():  # a traced program makes its buffers itself
+            return self._run(lr, plan, self.buffers(*size))
+        buffers = self._idle.take(size)
+        if buffers is None:
+            with torch.inference_mode(False):  # the next call may come without that mode
+                buffers = self.buffers(*size)
+        sr = self._run(lr, plan, buffers)
+        self._idle.give(size, buffers)
+        return sr
+
+    def _run(self, lr: Tensor, plan: DepthPlan, buffers: Buffers) -> Tensor:
         height, width = (self.config.scale * n for n in lr.shape[-2:])
         pictures = [
-            self.tail(self.features(picture, plan))[:, :height, :width] for picture in lr.float()
+            self.tail(self.features(picture, plan, buffers))[:, :height, :width]
+            for picture in lr.float()
         ]
         return pictures[0][None] if len(pictures) == 1 else torch.stack(pictures)
 
-    def _buffers_for(self, height: int, width: int) -> tuple[Tensor, ...]:
-        if torch.compiler.is_compiling():  # a traced program owns its buffers
-            return self._allocate(height, width)
-        if self._size != (height, width):
-            self._buffers = ()  # free the old ones first
-            with torch.inference_mode(False):  # the next call may come without that mode
-                self._buffers = self._allocate(height, width)
-            self._size = (height, width)
-        return self._buffers
 
-    def _allocate(self, height: int, width: int) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+class Idle:
+    """Buffers between two calls, as many as there are processors; more calls at once gain nothing.
+
+    `take` and `give` are one operation of a deque each, which no other thread can divide. Who finds
+    buffers of another size drops them before making new ones: so there never are more of them, idle
+    or in use, than calls ran at once.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[tuple[int, int], Buffers]] = deque(maxlen=os.cpu_count())
+
+    def take(self, size: tuple[int, int]) -> Buffers | None:
+        """Those given last, which the caches may still hold; None if they have another size."""
+        try:
+            given, buffers = self._waiting.pop()
+        except IndexError:
+            return None
+        return buffers if given == size else None
+
+    def give(self, size: tuple[int, int], buffers: Buffers) -> None:
+        """Beyond the limit those that wait longest are freed."""
+        self._waiting.append((size, buffers))
 
 
 # Laying out ---------------------------------------------------------------------------------------
@@ -113,9 +147,16 @@ def padded(channels: int) -> int:
     return -(-channels // MAP_CHANNELS) * MAP_CHANNELS
 
 
+def numbers(values: Sequence[float]) -> Tensor:
+    """float32 [n], whatever PyTorch's default type is."""
+    return torch.tensor(values, dtype=torch.float32)
+
+
 def filled(x: Tensor | None, length: int) -> Tensor:
     """float32 [n] -> [length], filled up with zeros; zeros for None."""
-    return torch.zeros(length) if x is None else F.pad(x.detach().float(), (0, length - len(x)))
+    if x is None:
+        return torch.zeros(length, dtype=torch.float32)
+    return F.pad(x.detach().float(), (0, length - len(x)))
 
 
 def code_map_bytes(height: int, width: int, channels: int) -> int:
@@ -144,4 +185,4 @@ class CodeConv:
         arrays = (conv.scale.expand(features), conv.bias, conv.tau)
         self.array = torch.stack([filled(x, channels) for x in arrays])
         spec, step = conv.spec, conv.step_size.item()
-        self.number = torch.tensor([step, spec.qmin, spec.qmax, float(spec.signed)])
+        self.number = numbers([step, spec.qmin, spec.qmax, spec.signed])

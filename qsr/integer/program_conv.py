@@ -17,7 +17,7 @@ from ..blocks import ResidualBlock
 from ..config import NetworkConfig
 from ..layers import split_bits
 from ..system import native
-from .program import CodeConv, Program, code_map_bytes, factor, filled
+from .program import Buffers, CodeConv, Program, code_map_bytes, factor, filled, numbers
 
 if TYPE_CHECKING:
     from .packing import PackedConv2d
@@ -35,7 +35,7 @@ class ConvProgram(Program):
         self.bits = split_bits(self.config.bits)[1]
         self.head_weight = F.pad(network.head.weight.permute(2, 3, 1, 0), fill).contiguous()
         self.head_bias = filled(network.head.bias, self.channels)
-        self.shortcuts = torch.tensor([factor(block) for block in network.blocks])
+        self.shortcuts = numbers([factor(block) for block in network.blocks])
         self.runs = [isinstance(block, ResidualBlock) for block in network.blocks]
         layers: list[nn.Module] = []  # of a block two; of one that was sliced away nobody looks
         for block in network.blocks:
@@ -64,7 +64,7 @@ class ConvProgram(Program):
         maps = 2 * 4 + 2 * 1  # float and codes
         return maps * self.channels + 4 * 2 * 3 + 4 * 3 * self.tail.scale**2
 
-    def arguments(self, lr: Tensor, plan: DepthPlan) -> tuple:
+    def arguments(self, lr: Tensor, plan: DepthPlan, buffers: Buffers) -> tuple:
         """What the operator `residual_body` takes; the last is where the features come."""
         kept = [int(k and runs) for k, runs in zip(plan.keep, self.runs, strict=True)]
         return (
@@ -80,19 +80,19 @@ class ConvProgram(Program):
             kept,
             self.bits,
             self.kernel,
-            *self._buffers_for(lr.shape[1], lr.shape[2]),
+            *buffers,
         )
 
-    def features(self, lr: Tensor, plan: DepthPlan) -> Tensor:
-        arguments = self.arguments(lr, plan)
-        torch.ops.qsr_native.residual_body(*arguments)
-        return arguments[-1]
+    def features(self, lr: Tensor, plan: DepthPlan, buffers: Buffers) -> Tensor:
+        torch.ops.qsr_native.residual_body(*self.arguments(lr, plan, buffers))
+        return buffers[-1]
 
-    def _allocate(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def buffers(self, height: int, width: int) -> Buffers:
+        """The workspace of the native call, and the features."""
         bytes_needed = workspace_bytes(height, width, self.channels)
         return (
-            torch.empty(bytes_needed, dtype=torch.uint8),
-            torch.empty(height, width, self.channels),
+            torch.empty(bytes_needed, dtype=torch.uint8, device="cpu"),
+            torch.empty(height, width, self.channels, dtype=torch.float32, device="cpu"),
         )
 
 

@@ -27,7 +27,16 @@ from ..config import SwinConfig
 from ..layers import split_bits
 from ..system import native
 from . import kernels
-from .program import CodeConv, Program, code_map_bytes, factor, filled, padded
+from .program import (
+    Buffers,
+    CodeConv,
+    Program,
+    code_map_bytes,
+    factor,
+    filled,
+    numbers,
+    padded,
+)
 
 if TYPE_CHECKING:
     from .packing import FloatConv2d, PackedAttention, PackedConv2d, PackedLinear
@@ -78,10 +87,10 @@ class SwinProgram(Program):
         """As measured: around body_conv live four float maps and the codes; then lr and sr."""
         return (4 * 4 + 2) * self.channels + 4 * 2 * 3 + 2 * 4 * 3 * self.tail.scale**2
 
-    def features(self, lr: Tensor, plan: DepthPlan) -> Tensor:
+    def features(self, lr: Tensor, plan: DepthPlan, buffers: Buffers) -> Tensor:
         x = (lr[None] - self.mean) * self.config.pixel_range
         x = reflect_to_multiple(x, self.config.window).permute(0, 2, 3, 1)
-        stream, residual, codes = self._buffers_for(*x.shape[1:3])
+        codes, residual, stream = buffers
         shallow = self.head(x)[0]
         self._norm(self.norm_in, shallow, stream)
         for (shortcut, layers, conv), keep in zip(self.blocks, plan.keep, strict=True):
@@ -134,11 +143,18 @@ class SwinProgram(Program):
             codes,
         )
 
-    def _allocate(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The stream, what it was before a block, and the codes of a convolution's input."""
-        codes = torch.empty(code_map_bytes(height, width, self.channels), dtype=torch.uint8)
-        stream, residual = (torch.empty(height, width, self.channels) for _ in range(2))
-        return stream, residual, codes
+    def buffers(self, height: int, width: int) -> Buffers:
+        """The codes of a convolution's input, the stream before a block, and the stream."""
+        window = self.config.window
+        rows, columns = (-(-n // window) * window for n in (height, width))
+        codes = torch.empty(
+            code_map_bytes(rows, columns, self.channels), dtype=torch.uint8, device="cpu"
+        )
+        streams = (
+            torch.empty(rows, columns, self.channels, dtype=torch.float32, device="cpu")
+            for _ in range(2)
+        )
+        return codes, *streams
 
 
 # Laying out ---------------------------------------------------------------------------------------
@@ -188,7 +204,7 @@ class _Layer:
         norms = [layer.norm1, layer.norm2]
         linears = cast("list[PackedLinear]", [attention.qkv, attention.proj, layer.fc1, layer.fc2])
         arrays = [filled(x, channels) for norm in norms for x in (norm.weight, norm.bias)]
-        numbers: list[float] = [norm.eps for norm in norms]
+        scalars: list[float] = [norm.eps for norm in norms]
         weights, starts = [], []
         for linear in linears:
             codes = kernels.unpack_codes(linear.planes)[:, 0, 0, :]
@@ -204,14 +220,14 @@ class _Layer:
                 filled(linear.scale.expand(rows), outputs),
                 filled(linear.bias, outputs),
             ]
-            numbers += [linear.step_size.item(), spec.qmin, spec.qmax, offset]
-        numbers += [(config.features // attention.heads) ** -0.5]
+            scalars += [linear.step_size.item(), spec.qmin, spec.qmax, offset]
+        scalars += [(config.features // attention.heads) ** -0.5]
         self.attention_bits = [spec.bits for spec in attention.specs]
         self.attention_signed = [int(spec.signed) for spec in attention.specs]
-        numbers += attention.steps.tolist() if attention.specs else [1.0] * 4
+        scalars += attention.steps.tolist() if attention.specs else [1.0] * 4
         assert config.bits is not None
         self.bits = sum(split_bits(config.bits))
         self.weights, self.starts, self.arrays = map(torch.cat, (weights, starts, arrays))
-        self.numbers = torch.tensor(numbers)
+        self.numbers = numbers(scalars)
         bias = attention.bias.detach().float()
         self.position_bias = F.pad(bias, (0, -bias.shape[-1] % 16), value=NEVER).contiguous()

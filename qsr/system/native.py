@@ -138,11 +138,19 @@ def cuda_toolkit() -> str:
 
 @functools.cache
 def load() -> Status:
-    """Load the native operators, once per process; see the module docstring.
+    """Load the native operators, once per process and by one thread; see the module docstring.
 
     Raises ValueError for an unknown QSR_NATIVE, RuntimeError if it is `require`, `aot` or `jit` and
     that way fails. Otherwise a failure gives the reference and one warning.
     """
+    from .once import SETTING_UP  # not at the top: setup.py loads this file without the package
+
+    with SETTING_UP:
+        return _load()
+
+
+@functools.cache  # threads that come into `load` together get here one after the other
+def _load() -> Status:
     mode = os.environ.get("QSR_NATIVE", "auto")
     if mode not in MODES:
         raise ValueError(f"QSR_NATIVE is {mode!r}; it is one of {', '.join(MODES)}.")
@@ -181,6 +189,14 @@ def rows(op: str, bits: int = 1) -> tuple[str, ...]:
 @functools.cache
 def facts() -> Processor | None:
     """What qsr._C knows of this processor, or None without native code."""
+    from .once import SETTING_UP
+
+    with SETTING_UP:
+        return _facts()
+
+
+@functools.cache
+def _facts() -> Processor | None:
     status = load()
     if not status.native:
         return None
@@ -207,6 +223,10 @@ def _open(how: str, path: Path) -> Status:
         torch.ops.load_library(path)
     except OSError as error:
         raise _Unusable(f"{path} does not load ({str(error).splitlines()[0]})") from error
+    if hasattr(os, "register_at_fork"):
+        # GNU's OpenMP waits for ever in a child for the threads that only its parent had; PyTorch's
+        # own forked workers compute in one thread for that reason too.
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     for op in IN_PLACE:  # what torch.compile and torch.export run to learn of shapes
         torch.library.register_fake(f"qsr_native::{op}", lambda *arguments, **options: None)
     cuda = next(iter(sorted(path.parent.glob("_cuda*.so"))), None)
