@@ -16,7 +16,7 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: help lab demo figures docs docs-serve test test-sanitize build lint notebooks student gpu clean
+.PHONY: help lab demo figures docs docs-serve test test-sanitize test-threads build lint notebooks student gpu clean
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
@@ -25,6 +25,7 @@ help:
 	@echo "make docs   build the site into site/     make docs-serve  serve it while you write"
 	@echo "make test   lint, all tests, all notebooks, the site"
 	@echo "make test-sanitize  the tests of the native code under AddressSanitizer and UBSan"
+	@echo "make test-threads   the networks in several threads under ThreadSanitizer, every kernel"
 	@echo "make build  compile the native core     make lint   check style and types"
 	@echo "make notebooks  run all tutorials afresh and keep their outputs"
 	@echo "make student    the tutorials without solutions, into build/student"
@@ -121,6 +122,10 @@ test-sanitize: $(VENV)/test-$(WANTED)
 	QSR_CACHE=$(CURDIR)/$(VENV)/sanitize \
 	QSR_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1" \
 	$(BIN)/python -m pytest -q -p no:cacheprovider -k "not opcheck" $(SANITIZED) $(ARGS)
+
+# torch does not start under ThreadSanitizer, so the kernels run there without it.
+test-threads: $(VENV)/test-$(WANTED)
+	QSR_ALL_ROWS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -k sanitizer tests/test_threads.py $(ARGS)
 
 # Without .venv: where a GPU is lent for minutes, its own Python has torch and CUDA, and no index.
 OUT ?= gpu

@@ -12,8 +12,9 @@
 // Vectors wider than the target's registers never cross a call: what handles them is inlined.
 #define QSR_INLINE __attribute__((always_inline)) inline
 
-// One function, compiled three times; the processor's copy is picked when the library is loaded.
-#if QSR_X86 && !defined(__clang__)
+// One function, compiled three times; the processor's copy is picked when the library is loaded,
+// which is before ThreadSanitizer can watch anything: it would crash.
+#if QSR_X86 && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
 #define QSR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define QSR_CLONES

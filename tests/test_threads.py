@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import pickle
 import random
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -316,3 +318,55 @@ with ThreadPoolExecutor(8) as pool:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400)
     assert done.stdout == "1\n", done.stderr
     assert native.load() is native.load()
+
+
+# ThreadSanitizer ----------------------------------------------------------------------------------
+
+PORTABLE = (
+    "network/residual_network.cpp",
+    "network/conv3x3_portable.cpp",
+    "network/tail_portable.cpp",
+    "network/swin_portable.cpp",
+    "network/swin_conv.cpp",
+    "conv2d/float.cpp",
+)
+FASTER = (
+    "network/conv3x3_vnni.cpp",
+    "network/conv3x3_avx2.cpp",
+    "network/tail_avx512.cpp",
+    "network/tail_avx2.cpp",
+    "network/swin_vnni.cpp",
+    "network/swin_avx2.cpp",
+)
+ALL_ROWS = bool(os.environ.get("QSR_ALL_ROWS"))  # the long form, `make test-threads`
+
+
+def sanitized(folder):
+    """The program of threads_without_torch.cpp under ThreadSanitizer."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    if shutil.which(compiler[0]) is None:
+        pytest.skip("no C++ compiler here")
+    # Most of the short form is compiling; intrinsics with constants need an optimiser.
+    options = ["-O1", "-DQSR_ALL_ROWS"] if ALL_ROWS else ["-O0"]
+    options += ["-std=c++17", "-g1", "-fsanitize=thread", "-ffp-contract=off", "-Wno-psabi"]
+    main, program = Path(__file__).with_name("threads_without_torch.cpp"), folder / "threads"
+    sources = [native.CSRC / name for name in PORTABLE + FASTER * ALL_ROWS]
+    command = [*compiler, *options, f"-I{native.CSRC}", main, *sources, "-o", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "tsan" in done.stderr:  # not every compiler comes with the sanitizer's library
+        pytest.skip("this compiler has no ThreadSanitizer")
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@pytest.mark.slow
+def test_the_thread_sanitizer_finds_no_race_between_calls_and_would_find_one(tmp_path):
+    program = sanitized(tmp_path)
+    size = ["8", "20"] if ALL_ROWS else ["3", "1"]
+    apart = subprocess.run([program, *size], capture_output=True, text=True)
+    if "unexpected memory mapping" in apart.stderr:  # the system scatters it more than TSan knows
+        pytest.skip("ThreadSanitizer does not start on this system")
+    assert apart.returncode == 0, apart.stdout + apart.stderr
+    assert "portable: same bytes" in apart.stdout and "WARNING" not in apart.stderr
+    shared = subprocess.run([program, "3", "1", "shared"], capture_output=True, text=True)
+    assert shared.returncode != 0 and "data race" in shared.stderr
