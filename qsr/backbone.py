@@ -39,6 +39,7 @@ from .blocks import Block, LayerFactory, ResidualBlock, Shortcut, SwinBlock
 from .config import TAIL_REACH, NetworkConfig, SwinConfig
 from .layers import Matmul, QConv2d, QLinear, QMatmul, set_bits
 from .quantizer import QUANTIZERS, Quantizer
+from .system.errors import whole
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; every network of this family subtracts it
 SMALL_TAIL = 2**26  # bytes that a piece of the tail may always take
@@ -71,6 +72,7 @@ class DepthPlan:
             raise ValueError(
                 f"`order` is {tuple(order)!r}; it must name each block 0..{len(order) - 1} once."
             )
+        count = whole("count", count)
         if not 1 <= count <= len(order):
             raise ValueError(
                 f"`count` is {count!r}; this network has {len(order)} blocks. "
@@ -315,6 +317,16 @@ def _check_plan(net: QuantSR, plan: DepthPlan) -> None:
 
 def check_pictures(lr: Tensor) -> None:
     """Raise ValueError or TypeError unless lr is float [N, 3, H, W], none of the sizes 0."""
+    if not isinstance(lr, Tensor):
+        raise TypeError(
+            f"`lr` is a {type(lr).__name__}; a network takes a tensor. qsr.upscale takes pictures "
+            "of other kinds."
+        )
+    if lr.ndim == 3:
+        raise ValueError(
+            f"`lr` has shape {tuple(lr.shape)}; a network takes pictures [N, 3, H, W]. "
+            "Pass lr[None] for a single one."
+        )
     if lr.ndim != 4 or lr.shape[1] != 3 or 0 in lr.shape:
         raise ValueError(
             f"`lr` has shape {tuple(lr.shape)}; a network takes RGB pictures [N, 3, H, W], none of "

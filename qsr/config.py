@@ -385,6 +385,7 @@ def _halvings(blocks: int, depths: tuple[int, ...] | None) -> tuple[int, ...]:
     """The paper's three depths: all blocks, half of them, a quarter."""
     if depths is not None:
         return depths
+    blocks = _whole("blocks", blocks)
     return tuple(n for n in (blocks, blocks // 2, blocks // 4) if n >= 1)
 
 

@@ -36,6 +36,7 @@ from .images.resize import mirrored
 
 DEFAULT_MEMORY = 2.0  # GB of planned working memory
 SHORTEST = 8  # lr pixels; pictures with a shorter side are enlarged with a frame around them
+SLACK = 1.0  # how far values may lie outside [0, 1]: noise and overshoot do, 0..255 does not
 TAIL_TILE = 4  # kTailRows of csrc/network/tail.h: lr rows
 
 
@@ -105,10 +106,10 @@ def enlarge(
 
     blocks: depth of the network, None for all. memory: GB to plan with; a larger picture is done in
     strips. Strips are computed on the device and in the type of the model, sr has those of lr.
-    Raises ValueError for another shape, values that are no finite numbers, a depth that the network
-    does not have, or too little memory; TypeError for integers.
+    Raises ValueError for another shape, values that are no finite numbers or far outside [0, 1], a
+    depth that the network does not have, or too little memory; TypeError for integers.
     """
-    check_pictures(lr, "lr")
+    _check_values(lr)
     if not memory > 0:
         raise ValueError(f"`memory` is {memory!r}; it is a positive number of GB. Allow more.")
     config, depth = model.config, model.plan(blocks)
@@ -135,10 +136,23 @@ def _enlarge_framed(lr: Tensor, model: Model, **options) -> Tensor:
     """
     if lr.ndim != 4 or not 0 < min(lr.shape[-2:]) < SHORTEST:
         return enlarge(lr, model, **options)
-    check_pictures(lr, "lr")
+    _check_values(lr)
     rows, columns = (mirrored(torch.arange(-SHORTEST, n + SHORTEST), n) for n in lr.shape[-2:])
     sr = enlarge(lr[..., rows[:, None], columns], model, **options)
     return crop_border(sr, SHORTEST * model.config.scale).contiguous()
+
+
+def _check_values(lr: Tensor) -> None:
+    """Raise unless lr is a batch of pictures, see `enlarge`."""
+    if lr.is_meta:
+        raise ValueError("`lr` is on the meta device, which holds no values; make it on another.")
+    check_pictures(lr, "lr")
+    low, high = (x.item() for x in torch.aminmax(lr.float()))
+    if low < -SLACK or high > 1 + SLACK:
+        raise ValueError(
+            f"`lr` has values from {low:g} to {high:g}; pictures lie in [0, 1], or nearly. "
+            "Divide values of 8 bits by 255, or pass them as uint8."
+        )
 
 
 @overload

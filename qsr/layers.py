@@ -24,11 +24,10 @@ import contextlib
 import copy
 import functools
 import math
-import operator
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,21 +37,23 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from .quantizer import RLQ, Quantizer
+from .system.errors import whole
 
 QuantizerFactory = Callable[..., Quantizer]  # a Quantizer class, or functools.partial of one
 Bits = int | tuple[int, int]  # one width for both, or (weights, activations)
 
 
 def split_bits(bits: Bits) -> tuple[int, int]:
-    """(weight bits, activation bits) of `bits`.
+    """(weight bits, activation bits) of `bits`. Raises ValueError unless they are one or two,
+    TypeError unless they are whole numbers.
 
     >>> split_bits(4), split_bits((2, 4))
     ((4, 4), (2, 4))
     """
-    if isinstance(bits, SupportsIndex):  # an int, also one of NumPy
-        return operator.index(bits), operator.index(bits)
-    weight_bits, activation_bits = bits
-    return operator.index(weight_bits), operator.index(activation_bits)
+    pair = bits if isinstance(bits, (tuple, list)) else (bits, bits)
+    if len(pair) != 2:
+        raise ValueError(f"`bits` is {bits!r}; it is one width or a pair (weights, activations).")
+    return whole("bits", pair[0]), whole("bits", pair[1])
 
 
 def _in_16_bits(x: Tensor, *quantizers: Quantizer) -> bool:
@@ -66,7 +67,7 @@ def _in_16_bits(x: Tensor, *quantizers: Quantizer) -> bool:
     return asked and all(q.one_grid for q in quantizers)
 
 
-def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """Autocast switched off on the device of x, where there is such a thing (meta has none)."""
     kind = x.device.type
     there = torch.amp.is_autocast_available(kind)
@@ -154,7 +155,7 @@ class Quantized(nn.Module):
         """product(x, weight, bias), both factors quantised."""
         inputs, weights = self.input_quantizer, self.weight_quantizer
         in_16_bits = _in_16_bits(x, inputs, weights)
-        with _no_autocast(x):
+        with no_autocast(x):
             x = x.to(weight.dtype)
             if in_16_bits:
                 sums = functools.partial(product, bias=None)
@@ -272,7 +273,7 @@ class QMatmul(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         left, right = self.left_quantizer, self.right_quantizer
         in_16_bits = _in_16_bits(a, left, right)
-        with _no_autocast(a):
+        with no_autocast(a):
             a, b = a.to(left.step_size.dtype), b.to(right.step_size.dtype)
             if in_16_bits:
                 return _multiply_codes(torch.matmul, (left, a), (right, b), -1)

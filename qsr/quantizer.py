@@ -53,6 +53,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from .system.errors import whole
 from .system.fused import FusedForPhi, fuses
 
 MIN_STEP_SIZE = 1e-8  # the forward pass never divides by less: a learned step may cross zero
@@ -190,6 +191,7 @@ class QuantSpec:
     narrow: bool = False  # without the lowest signed code, so that the range is symmetric
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", whole("bits", self.bits))  # a byte of numpy would wrap
         if self.bits not in range(1, 9):
             raise ValueError(
                 f"`bits` is {self.bits!r}; codes have 1 to 8 bits. Choose a width in that range."
@@ -276,6 +278,7 @@ class Quantizer(nn.Module):
 
     def set_bits(self, bits: int) -> None:
         """Change the width; the step size is another one then, so calibrate afterwards."""
+        bits = whole("bits", bits)
         if bits not in range(2, 9):
             why = ", because one signed bit has no code above zero" if bits == 1 else ""
             raise ValueError(

@@ -20,7 +20,7 @@ Packed networks run forward only.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast, overload
 
 import torch
@@ -36,6 +36,7 @@ from ..layers import (
     Quantized,
     copy_module,
     listed,
+    no_autocast,
     not_packed,
     replace_layers,
     zero_padding,
@@ -73,10 +74,14 @@ class PackedLayer(nn.Module):
         words = (out_channels, *taps, 1, weight_quantizer.bits, words_for(channels))
         self.channels = channels  # of one group
         self.register_buffer("weight", torch.zeros(words, dtype=torch.int64))
-        self.register_buffer("step_size", torch.ones(()))
-        self.register_buffer("scale", torch.ones(weight_quantizer.step_size.shape))
+        self.register_buffer("step_size", _ones(()))
+        self.register_buffer("scale", _ones(weight_quantizer.step_size.shape))
         self.register_buffer("tau", _tau(layer.input_quantizer))
-        self.register_buffer("bias", None if layer.bias is None else torch.zeros(out_channels))
+        self.register_buffer("bias", None if layer.bias is None else _ones((out_channels,)))
+
+    def _apply(self, fn, recurse: bool = True):
+        _refuse_another_type(fn)
+        return super()._apply(fn, recurse)
 
     @torch.no_grad()
     def fill(self, layer: QConv2d | QLinear) -> PackedLayer:
@@ -205,8 +210,12 @@ class PackedMatmul(nn.Module):
                 ("right", matmul.right_quantizer),
             )
         }
-        self.register_buffer("left_step", torch.ones(()))
-        self.register_buffer("right_step", torch.ones(()))
+        self.register_buffer("left_step", _ones(()))
+        self.register_buffer("right_step", _ones(()))
+
+    def _apply(self, fn, recurse: bool = True):
+        _refuse_another_type(fn)
+        return super()._apply(fn, recurse)
 
     @torch.no_grad()
     def fill(self, matmul: QMatmul) -> PackedMatmul:
@@ -226,7 +235,8 @@ class PackedMatmul(nn.Module):
             )
         left = to_codes(a, self.left_step, self.specs["left"]).float()
         right = to_codes(b, self.right_step, self.specs["right"]).float()
-        return (left @ right) * (self.left_step * self.right_step)
+        with no_autocast(a):  # bfloat16 does not hold the sums
+            return (left @ right) * (self.left_step * self.right_step)
 
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
@@ -382,6 +392,7 @@ class PackedModel(nn.Module):
         self._order: tuple[int, ...] | None = None
 
     def _apply(self, fn, recurse: bool = True):
+        _refuse_another_type(fn)
         self._forget()
         return super()._apply(fn, recurse)
 
@@ -412,7 +423,8 @@ class PackedModel(nn.Module):
         for program in (ConvProgram, SwinProgram):
             names = program.available(self.config)
             if names and self.kernel in ("auto", *names):
-                return program(self.network, self.kernel)
+                with torch.device("cpu"):  # another may be the user's default
+                    return program(self.network, self.kernel)
         return None
 
     def plan(self, blocks: int | None = None) -> DepthPlan:
@@ -446,6 +458,10 @@ class PackedModel(nn.Module):
     @torch.no_grad()  # not inference_mode, which torch.compile does not take here
     def forward(self, lr: Tensor, blocks: int | None = None) -> Tensor:
         check_pictures(lr)
+        if lr.device != self.mean.device:
+            raise ValueError(
+                f"`lr` is on {lr.device} and the network on {self.mean.device}; move one of them."
+            )
         plan, program = self.plan(blocks), self.program
         return self.network(lr, plan) if program is None else program(lr, plan)
 
@@ -457,6 +473,7 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module: ...
 def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
     """A copy of `module` whose quantised layers run on packed integers, in eval mode, on the CPU.
 
+    It computes in float32: a module of another type is converted first, as `module.float()` would.
     A QuantSR becomes a `PackedModel`; any other module stays what it is, with packed layers inside.
     kernel: "auto", "reference", or a name from qsr.kernels.available(), which then runs every
     quantised layer (a network of linear layers needs one that multiplies 1x1).
@@ -480,7 +497,8 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
             f"layers can be trained, not yet packed: {listed(module, waiting)}. "
             "Keep them in full precision (skip them in qsr.quantize)."
         )
-    packed = _replace_layers(copy_module(module).cpu().eval(), kernel, fill=True)
+    with torch.device("cpu"):  # another may be the user's default
+        packed = _replace_layers(copy_module(module).cpu().float().eval(), kernel, fill=True)
     return PackedModel(packed, kernel) if isinstance(packed, QuantSR) else packed
 
 
@@ -531,6 +549,23 @@ _FORWARD_HOOKS = (  # where nn.Module keeps them
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+
+
+def _ones(shape: Sequence[int]) -> Tensor:
+    """Room for values: float32, whatever PyTorch's default type is."""
+    return torch.ones(shape, dtype=torch.float32)
+
+
+def _refuse_another_type(fn: Callable[[Tensor], Tensor]) -> None:
+    """Raise TypeError if `fn`, which `half`, `double` or `to` apply to all values, changes their
+    type: rounded steps would be other steps, and kernels take float32.
+    """
+    made = fn(_ones((1,)))
+    if made.dtype != torch.float32:
+        raise TypeError(
+            f"packed layers compute in float32 and do not become {made.dtype}; leave them as they "
+            "are. Pictures may be of any floating point type."
+        )
 
 
 def _weights_channels_last(layer: QConv2d | QLinear) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 
 def first_line(error: object) -> str:
     r"""The first line of an error's message, or its kind if it has none.
@@ -10,3 +13,20 @@ def first_line(error: object) -> str:
     ('a reason', 'ValueError')
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def whole(name: str, value: Any) -> int:
+    """`value` as an int: whatever stands for a whole number, so numpy's integers too.
+
+    Raises TypeError for anything else, also for 4.0 and for True, which are numbers by accident.
+
+    >>> whole("bits", 4)
+    4
+    """
+    try:
+        index = operator.index(value)
+    except TypeError:
+        index = None
+    if index is None or isinstance(value, bool):
+        raise TypeError(f"`{name}` is {value!r}; it is a whole number. Convert it with int().")
+    return index

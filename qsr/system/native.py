@@ -168,7 +168,7 @@ def _load() -> Status:
     if mode != "auto":
         raise RuntimeError(f"QSR_NATIVE is {mode} and the native code is missing ({reason})")
     warnings.warn(
-        f"qsr runs without its native code, exact but slow ({reason}); {advice}", stacklevel=2
+        f"qsr runs without its native code, exact but slow ({reason}); {advice}", stacklevel=3
     )
     return Status("reference", reason=reason, advice=advice)
 
