@@ -3,6 +3,8 @@ GPU, where there is one, the operators themselves.
 """
 
 import ctypes
+import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -15,17 +17,39 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsr.backbone import DepthPlan, QuantSR
+from qsr.config import quantsr_c
 from qsr.integer import kernels, reference
+from qsr.integer.packing import pack
+from qsr.integer.program_conv import ConvProgram
+from qsr.layers import calibrate
 from qsr.quantizer import QuantSpec
 from qsr.system import native
 
 CSRC = native.CSRC
-NVCC = shutil.which("nvcc")
-needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no CUDA toolkit: nvcc not found")
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or not native.load().cuda, reason="no GPU, or no CUDA kernels"
-)
-KERNELS = ("cuda/conv2d.cu", "cuda/linear.cu", "cuda/attention.cu")
+
+
+def cuda_tool(name):
+    """Path of a program of the CUDA toolkit: installed, or from the packages of `qsr[cuda]`."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = spec.submodule_search_locations if spec else ()
+    packaged = [str(p) for folder in folders for p in Path(folder).glob(f"cu*/bin/{name}")]
+    return next((p for p in [*packaged, shutil.which(name)] if p), None)
+
+
+NVCC, NVDISASM = cuda_tool("nvcc"), cuda_tool("nvdisasm")
+HINT = "pip install -e '.[cuda]' in a clone of qsr"
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason=f"no CUDA toolkit: nvcc not found; {HINT}")
+
+
+def needs_gpu(test):
+    there = torch.cuda.is_available() and native.load().cuda
+    return pytest.mark.cuda(
+        pytest.mark.skipif(not there, reason="no GPU, or no CUDA kernels")(test)
+    )
+
+
+KERNELS = [source for source in native.CUDA_SOURCES if source.endswith(".cu")]
 
 
 def planes(generator, *shape, bits, signed, fill="random", groups=1):
@@ -149,19 +173,190 @@ def test_the_threads_of_attention_compute_the_bits_of_the_reference(
     assert torch.equal(found, expected)
 
 
+# The tensor cores, emulated -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matrix", "ABD")
+def test_the_fragments_lie_as_cute_says(host, matrix):
+    """An independent source: the strides of MMA_Traits<SM80_16x8x32_S32S8S8S32_TN> and of
+    SM80_16x8_Row in cute/atom/mma_traits_sm80.hpp of CUTLASS 3. They lead from the thread
+    (lane % 4, lane / 4) and the number of a value to a place in A [16, 32], B [8, 32] (transposed)
+    or D [16, 8], counted down the columns.
+    """
+    height, values, thread_strides, value_shape, value_strides = {
+        "A": (16, slice(0, 16), (64, 1), (4, 2, 2), (16, 8, 256)),
+        "B": (8, slice(16, 24), (32, 1), (4, 2), (8, 128)),
+        "D": (16, slice(24, 28), (32, 1), (2, 2), (16, 8)),
+    }[matrix]
+    places = torch.full((32, 28, 2), -1, dtype=torch.int32)
+    host.fragments(pointer(places))
+    for lane in range(32):
+        for i, place in enumerate(places[lane, values].tolist()):
+            at = lane % 4 * thread_strides[0] + lane // 4 * thread_strides[1]
+            for size, stride in zip(value_shape, value_strides, strict=True):
+                at, i = at + i % size * stride, i // size
+            expected = [at % height, at // height]
+            assert place == (expected[::-1] if matrix == "B" else expected)
+
+
+def test_four_products_of_turing_make_one_of_its_successors(host):
+    """imma.cu takes registers a[half + 2 * k], b[k] and d[2 * half] for the products of rows
+    8 * half and summands 16 * k and on; strides of MMA_Traits<SM75_8x8x16_S32S8S8S32_TN>.
+    """
+    places = torch.empty(32, 28, 2, dtype=torch.int32)
+    host.fragments(pointer(places))
+    a, b, d = places.split((16, 8, 4), 1)
+    a, b = a.unflatten(1, (4, 4)), b.unflatten(1, (2, 4))
+    for lane, half, k, i in itertools.product(range(32), range(2), range(2), range(4)):
+        at = 32 * (lane % 4) + lane // 4 + 8 * i  # in [8, 16], counted down the columns
+        row, summand = at % 8, at // 8
+        assert a[lane, half + 2 * k, i].tolist() == [8 * half + row, 16 * k + summand]
+        assert b[lane, k, i].tolist() == [16 * k + summand, row]
+        at = 16 * (lane % 4) + lane // 4 + 8 * (i % 2)
+        assert d[lane, 2 * half + i % 2].tolist() == [8 * half + at % 8, at // 8]
+
+
+def test_the_threads_of_a_quarter_warp_read_32_different_banks(host):
+    """16 bytes a thread are served to 8 threads at a time, from 32 banks of 4 bytes."""
+    addresses = torch.empty(9, 4, 128, dtype=torch.int32)
+    host.reads_of_codes(pointer(addresses))
+    assert (addresses % 16 == 0).all()
+    words = addresses.view(9, 4, 16, 8, 1) // 4 + torch.arange(4)
+    banks = (words % 32).flatten(-2).sort().values
+    assert (banks == torch.arange(32)).all()
+
+
+@st.composite
+def layers(draw):
+    """Operands of a 3x3 layer that the tensor cores take."""
+    g = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
+    channels = draw(st.sampled_from([1, 3, 17, 63, 64, 65, 130]))
+    outputs = draw(st.sampled_from([1, 3, 5, 48, 64, 65, 70]))
+    size = [draw(st.integers(1, 18)), draw(st.integers(1, 34))]
+    a = {"bits": draw(st.integers(1, 8)), "signed": draw(st.booleans())}
+    w = {"signed": draw(st.booleans())}
+    w["bits"] = draw(st.integers(1, 8 if w["signed"] else 7))
+    for kind in (a, w):
+        kind["fill"] = draw(st.sampled_from(["random", "minimum", "maximum"]))
+    return planes(g, draw(st.integers(0, 2)), *size, channels, **a), planes(
+        g, outputs, 3, 3, channels, **w
+    )
+
+
+def imma_on_host(host, a, w, backwards=False):
+    n, height, width, _, bits, words = a.words.shape
+    sizes = [n, height, width, words, len(w.words), bits, a.signed, w.words.shape[4], w.signed]
+    sizes = torch.tensor([int(size) for size in sizes])
+    laid_out = torch.empty(-(-len(w.words) // 64) * words * 9 * 4096, dtype=torch.uint8)
+    found = torch.full((n, height, width, len(w.words)), -(2**30), dtype=torch.int32)
+    host.imma_on_host(
+        *(pointer(x) for x in (sizes, a.words, w.words)),
+        ctypes.c_bool(backwards),
+        pointer(laid_out),
+        pointer(found),
+    )
+    return found
+
+
+@settings(deadline=None, max_examples=100)
+@given(case=layers(), backwards=st.booleans())
+def test_the_blocks_of_the_tensor_cores_compute_what_the_reference_says(host, case, backwards):
+    expected = kernels.conv2d(*case, 1, 1, kernel="reference")
+    assert torch.equal(imma_on_host(host, *case, backwards), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 16), (9, 17), (7, 15), (1, 33), (17, 1)])
+@pytest.mark.parametrize("signs", ["uu", "us", "su", "ss"])
+def test_the_largest_sums_of_8_bits_are_exact_at_every_border(host, size, signs):
+    g = torch.Generator().manual_seed(0)
+    for fills in itertools.product(["minimum", "maximum"], repeat=2):
+        kinds = [
+            {"bits": 7 if s == "u" and i else 8, "signed": s == "s", "fill": fill}
+            for i, (s, fill) in enumerate(zip(signs, fills, strict=True))
+        ]
+        a, w = planes(g, 1, *size, 64, **kinds[0]), planes(g, 64, 3, 3, 64, **kinds[1])
+        expected = kernels.conv2d(a, w, 1, 1, kernel="reference")
+        assert torch.equal(imma_on_host(host, a, w), expected)
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    size=st.tuples(st.integers(1, 10), st.integers(1, 18)),
+    bits=st.integers(2, 8),
+    features=st.sampled_from([5, 64, 70]),
+    keep=st.lists(st.booleans(), min_size=3, max_size=3),
+    signed=st.booleans(),
+    backwards=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_a_network_on_the_tensor_cores_has_the_features_of_the_processor(
+    host, size, bits, features, keep, signed, backwards, seed
+):
+    """Heads, layers, shortcuts, skipped blocks and codes, bit for bit; some values are NaN."""
+    torch.manual_seed(seed)
+    network = QuantSR(quantsr_c(2, bits, features=features, blocks=3, depths=(3, 1))).eval()
+    for block in network.blocks:
+        block.shortcut.scale.data.uniform_(0.5, 1.5)
+    calibrate(network, torch.rand(1, 3, 12, 12))
+    program = ConvProgram(pack(network).network, "portable")
+    spec, channels = QuantSpec(bits, signed), program.channels
+    # Codes with a sign also between conv1 and conv2, or they would do the work of the ReLU there.
+    program.numbers[:, 1:] = torch.tensor([spec.qmin, spec.qmax, float(signed)])
+    program.arrays[:, 2, :features] = torch.randn(7, features) * program.numbers[:, :1]  # tau
+    program.arrays[2, 1, 0] = torch.nan  # a bias of the second block
+    half = 1 << bits - 1
+    codes = torch.randint(-half, half, (7, channels, 3, 3, channels), dtype=torch.int8)
+    codes[..., features:], codes[:, features:] = 0, 0
+    lay_out = torch.ops.qsr_native.lay_out_layers
+    program.weights = lay_out(codes, program.numbers, bits, "portable")
+    lr = torch.rand(3, *size)
+    buffers = program.buffers(*size)
+    *arguments, workspace, expected = program.arguments(lr, DepthPlan(tuple(keep)), buffers)
+    torch.ops.qsr_native.residual_body(*arguments, workspace, expected)
+    laid_out = torch.empty(codes.numel(), dtype=torch.uint8)
+    counts = map(ctypes.c_int64, (7 * channels, channels // 64))
+    host.lay_out_on_host(pointer(codes), *counts, pointer(laid_out))
+    found = torch.full(expected.shape, -1e30)
+    space = torch.empty(6 * expected.numel(), dtype=torch.uint8)
+    sizes = torch.tensor([*size, channels, 3])
+    kept = torch.tensor(arguments[9])
+    host.residual_body_on_host(
+        *map(pointer, (sizes, lr, program.mean)),
+        ctypes.c_float(program.config.pixel_range),
+        *map(pointer, (program.head_weight, program.head_bias, laid_out)),
+        *map(pointer, (program.arrays, program.numbers, program.shortcuts, kept)),
+        ctypes.c_bool(backwards),
+        pointer(space),
+        pointer(found),
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
 # Through the compiler -----------------------------------------------------------------------------
 
 
+# What the tensor cores of an architecture multiply at once, in its machine code.
+TENSOR_CORES = {"sm_75": "IMMA.8816", "sm_80": "IMMA.16832", "sm_90": "IMMA.16832"}
+
+
 @needs_nvcc
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", TENSOR_CORES)
 def test_the_device_code_compiles_without_spilling_registers(tmp_path, architecture):
     for name in KERNELS:
+        cubin = tmp_path / f"{Path(name).stem}.cubin"
         options = [*native.NVCC_FLAGS, f"-I{CSRC}", "-std=c++20", f"-arch={architecture}", "-cubin"]
-        command = [NVCC, *options, "-Xptxas", "-v", str(CSRC / name), "-o", str(tmp_path / "x")]
+        command = [NVCC, *options, "-Xptxas", "-v", str(CSRC / name), "-o", str(cubin)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", done.stderr)
         assert spills and set(spills) == {"0"}, f"{name}: {done.stderr}"
+    if NVDISASM is None:
+        pytest.skip(f"compiled; nvdisasm, which shows the instructions, not found; {HINT}")
+    imma = str(tmp_path / "imma.cubin")
+    sass = subprocess.run([NVDISASM, imma], capture_output=True, text=True, check=True).stdout
+    products = set(re.findall(r"IMMA\S+", sass))
+    assert products == {f"{TENSOR_CORES[architecture]}.S8.{sign}" for sign in ("S8", "U8")}
+    assert {"LDG", "LDS", "STG"} <= set(re.findall(r"(LD[GS]|STG)\S*\.128", sass))  # 16 bytes each
 
 
 @needs_nvcc
@@ -191,6 +386,45 @@ def test_the_gpu_convolves_as_the_reference(case):
     expected = kernels.conv2d(a, w, stride, padding, kernel="reference")
     found = kernels.conv2d(on_gpu(a), on_gpu(w), stride, padding, kernel="cuda")
     assert torch.equal(found.cpu(), expected)
+
+
+@needs_gpu
+@settings(deadline=None, max_examples=100)
+@given(case=layers())
+def test_the_tensor_cores_of_the_gpu_convolve_as_the_reference(case):
+    a, w = case
+    expected = kernels.conv2d(a, w, 1, 1, kernel="reference")
+    for kernel in ("cuda-imma", "auto", "cuda"):
+        found = kernels.conv2d(on_gpu(a), on_gpu(w), 1, 1, kernel=kernel)
+        assert torch.equal(found.cpu(), expected), kernel
+
+
+@needs_gpu
+@pytest.mark.parametrize("stride, padding", [(2, 1), (1, 0)])
+def test_the_tensor_cores_refuse_what_they_do_not_run(stride, padding):
+    g = torch.Generator().manual_seed(0)
+    a = on_gpu(planes(g, 1, 5, 5, 64, bits=4, signed=True))
+    w = on_gpu(planes(g, 64, 3, 3, 64, bits=4, signed=True))
+    with pytest.raises(ValueError, match="cuda-imma"):
+        kernels.conv2d(a, w, stride, padding, kernel="cuda-imma")
+
+
+@needs_gpu
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_network_on_the_gpu_has_the_features_of_the_processor(bits, blocks):
+    torch.manual_seed(0)
+    network = QuantSR(quantsr_c(4, bits, blocks=3, depths=(3, 1))).eval()
+    calibrate(network, torch.rand(1, 3, 24, 24))
+    packed, lr = pack(network), torch.rand(1, 3, 33, 50)
+    plan = packed.plan(blocks)
+    program, sr = packed.program, packed(lr, blocks)
+    features = program.features(lr[0], plan, program.buffers(33, 50))
+    packed, lr = packed.cuda(), lr.cuda()
+    there = packed.program
+    assert there.kernel == "cuda-imma"
+    assert torch.equal(there.features(lr[0], plan, there.buffers(33, 50)).cpu(), features)
+    torch.testing.assert_close(packed(lr, blocks).cpu(), sr, rtol=0, atol=2e-3)  # TF32 in the tail
 
 
 @needs_gpu

@@ -153,6 +153,13 @@ def test_a_kernel_that_is_not_there_is_refused_with_those_that_are():
         ConvProgram(qsr.pack(trained("4 bits")).network, "warp")
 
 
+def test_a_network_that_was_moved_leaves_its_program_behind():
+    packed = qsr.pack(trained("4 bits"))
+    program = packed.program
+    assert program is not None and packed.program is program
+    assert packed.to("meta").program is None  # a device for which there are no kernels
+
+
 def test_opcheck_of_the_operator():
     program, plan = qsr.pack(trained("4 bits")).program, trained("4 bits").plan()
     arguments = arguments_of(program, torch.rand(3, 6, 5), plan)

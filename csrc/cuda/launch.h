@@ -3,15 +3,18 @@
 #include <cuda_runtime.h>
 
 #include "cuda/core.h"
+#include "cuda/imma.h"
+#include "cuda/network.h"
 
 namespace qsr {
 
 constexpr int kThreads = 256;
+constexpr int64_t kMostBlocks = 1 << 20;  // of a grid; the kernels stride over what exceeds it
 
-// Blocks for `count` threads; the kernels stride over what exceeds the grid.
+// Blocks for `count` threads.
 inline unsigned blocks_for(int64_t count) {
   const int64_t blocks = (count + kThreads - 1) / kThreads;
-  return static_cast<unsigned>(blocks < (1 << 20) ? blocks : 1 << 20);
+  return static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks);
 }
 
 // The work of a thread: each output of [0, count) that falls to it.
@@ -24,5 +27,9 @@ inline unsigned blocks_for(int64_t count) {
 cudaError_t conv2d_cuda(const Conv2d&, cudaStream_t stream);
 cudaError_t linear_cuda(const Conv2d&, cudaStream_t stream);
 cudaError_t attention_cuda(const CudaAttention&, cudaStream_t stream);
+// imma.cu; for devices from 7.5 on.
+cudaError_t imma_weights_cuda(const ImmaWeights&, cudaStream_t stream);
+cudaError_t imma_cuda(const ImmaConv&, cudaStream_t stream);
+cudaError_t imma_network_cuda(const ResidualNetwork&, cudaStream_t stream);
 
 }  // namespace qsr

@@ -9,6 +9,7 @@
 
 #include "cuda/launch.h"
 #include "torch/checks.h"
+#include "torch/residual_job.h"
 
 namespace {
 
@@ -26,28 +27,79 @@ void check(cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
 }
 
-void check_kernel(const std::string& kernel, const char* op) {
-  const bool there = kernel == "cuda" || kernel == "auto";
-  qsr::chosen(there ? &kernel : nullptr, kernel, op, "cuda");
+// Raises unless `kernel` is "auto" or one of `able`, best first; returns which runs.
+std::string chosen(const std::string& kernel, const std::string& op,
+                   const std::vector<std::string>& able) {
+  std::string names;
+  for (const std::string& name : able) {
+    if (kernel == name || kernel == "auto") return name;
+    names += (names.empty() ? "" : ", ") + name;
+  }
+  const std::string* none = nullptr;
+  return qsr::chosen(none, kernel, op, names);
+}
+
+// The elements of a contiguous tensor on the GPU of `like`: `count` or more, of type T.
+template <class T>
+T* elements(const Tensor& t, const Tensor& like, int64_t count, const char* name) {
+  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index() &&
+                      t.is_contiguous() && t.scalar_type() == qsr::kTypeOf<T> && t.numel() >= count,
+                  name, " must be contiguous, of the right type, on the same GPU, with ", count,
+                  " elements or more");
+  void* data = t.mutable_data_ptr();
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % 16 == 0, name, " must begin at 16 bytes");
+  return static_cast<T*>(data);
 }
 
 const float* floats(const Tensor& t, const Tensor& like, int64_t count, const char* name) {
-  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index() &&
-                      t.is_contiguous() && t.scalar_type() == ScalarType::Float &&
-                      t.numel() == count,
-                  name, " must be contiguous float32 on the same GPU, with ", count, " elements");
-  return static_cast<const float*>(t.const_data_ptr());
+  STD_TORCH_CHECK(t.numel() == count, name, " must be of ", count, " elements");
+  return elements<float>(t, like, count, name);
+}
+
+bool has_imma(const Tensor& t) {  // integer tensor cores, as imma.cu uses them
+  int major = 0, minor = 0;
+  const int device = t.get_device_index();
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return 10 * major + minor >= 75;
+}
+
+void check_imma(const Tensor& t) {
+  STD_TORCH_CHECK(has_imma(t), "this GPU has no integer tensor cores; they come with 7.5");
+}
+
+void conv2d_imma(const qsr::Conv2d& job, const Tensor& a) {
+  const int64_t groups = (job.out_channels + qsr::kOutputs - 1) / qsr::kOutputs;
+  Tensor laid_out =
+      torch::stable::new_empty(a, {groups * job.words * qsr::kWeightWords}, ScalarType::Int);
+  auto* weights = static_cast<uint32_t*>(laid_out.mutable_data_ptr());
+  check(qsr::imma_weights_cuda(
+      {job.w, nullptr, job.out_channels, job.words, job.w_bits, job.w_signed, weights},
+      stream_of(a)));
+  qsr::ImmaConv layer{};
+  layer.planes = job.a, layer.in_bits = job.a_bits, layer.in_signed = job.a_signed;
+  layer.weights = weights;
+  layer.n = job.n, layer.height = job.height, layer.width = job.width, layer.chunks = job.words;
+  layer.out_channels = groups * qsr::kOutputs;
+  layer.finish.sums = job.out, layer.finish.sum_channels = job.out_channels;
+  check(qsr::imma_cuda(layer, stream_of(a)));
 }
 
 Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
               std::vector<int64_t> stride, std::vector<int64_t> padding, qsr::Name kernel) {
-  check_kernel(kernel, "conv2d");
   STD_TORCH_CHECK(a.is_cuda() && w.is_cuda() && a.get_device_index() == w.get_device_index(),
                   "a and w must be on one GPU");
   const torch::stable::accelerator::DeviceGuard guard(a.get_device_index());
   Tensor out;
   const qsr::Conv2d job = qsr::conv2d_job(a, w, a_signed, w_signed, stride, padding, out);
+  std::vector<std::string> able = {"cuda"};
+  if (qsr::imma_takes(job) && has_imma(a)) able = {"cuda-imma", "cuda"};
+  const std::string row = chosen(kernel, "such a convolution", able);
   if (out.numel() == 0) return out;
+  if (row == "cuda-imma") {
+    conv2d_imma(job, a);
+    return out;
+  }
   const bool rows = job.height * job.width * job.kernel_h * job.kernel_w == 1 && job.pad_h == 0 &&
                     job.pad_w == 0 && job.groups == 1;
   check((rows ? qsr::linear_cuda : qsr::conv2d_cuda)(job, stream_of(a)));
@@ -58,7 +110,7 @@ Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
 Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
                  std::optional<Tensor> mask, int64_t heads, double query_scale,
                  std::vector<int64_t> bits, std::vector<int64_t> is_signed, qsr::Name kernel) {
-  check_kernel(kernel, "attention");
+  chosen(kernel, "attention", {"cuda"});
   STD_TORCH_CHECK(qkv.dim() == 3 && heads >= 1 && qkv.size(1) >= 1 && qkv.size(2) >= 3 * heads &&
                       qkv.size(2) % (3 * heads) == 0,
                   "qkv must be [windows, T, 3 * features], and heads must divide the features");
@@ -101,9 +153,52 @@ Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
   return out;
 }
 
+// The network's operators: see ops_network.cpp. numbers and shortcuts are on the CPU.
+Tensor lay_out_layers(const Tensor& codes, const Tensor& numbers, int64_t bits,
+                      qsr::Name kernel) {
+  qsr::check_layers(codes);
+  qsr::check_bits(bits);
+  chosen(kernel, "networks", {"cuda-imma"});
+  check_imma(codes);
+  const torch::stable::accelerator::DeviceGuard guard(codes.get_device_index());
+  const int64_t count = codes.size(0), c = codes.size(1), chunks = c / qsr::kDepth;
+  Tensor out = torch::stable::new_empty(codes, {count, 9 * c * c}, ScalarType::Byte);
+  if (count == 0) return out;
+  const int8_t* from = elements<int8_t>(codes, codes, codes.numel(), "codes");
+  auto* to = static_cast<uint32_t*>(out.mutable_data_ptr());
+  check(qsr::imma_weights_cuda({nullptr, from, count * c, chunks, 8, true, to}, stream_of(codes)));
+  return out;
+}
+
+void residual_body(const Tensor& lr, const Tensor& mean, double range, const Tensor& head_weights,
+                   const Tensor& head_bias, const Tensor& weights, const Tensor& arrays,
+                   const Tensor& numbers, const Tensor& shortcuts, std::vector<int64_t> kept,
+                   int64_t bits, qsr::Name kernel, Tensor workspace, Tensor features) {
+  qsr::check_maps(lr, features);
+  qsr::check_bits(bits);
+  chosen(kernel, "networks", {"cuda-imma"});
+  check_imma(lr);
+  STD_TORCH_CHECK(kept.size() <= qsr::kMostSkips, "at most ", qsr::kMostSkips, " blocks");
+  const int64_t c = features.size(2);
+  const auto floats = [&](const Tensor& t, int64_t count, const char* name) {
+    return elements<float>(t, lr, count, name);
+  };
+  const auto bytes = [&](const Tensor& t, int64_t count, const char* name) {
+    return elements<uint8_t>(t, lr, count, name);
+  };
+  const qsr::ResidualJob job(lr, mean, range, head_weights, head_bias, weights, arrays, numbers,
+                             shortcuts, kept, bits, workspace, features, 9 * c * c,
+                             qsr::imma_workspace_bytes(lr.size(1), lr.size(2), c), floats, bytes);
+  if (lr.numel() == 0) return;
+  const torch::stable::accelerator::DeviceGuard guard(lr.get_device_index());
+  check(qsr::imma_network_cuda(job.net, stream_of(lr)));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(qsr_native, CUDA, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("attention", TORCH_BOX(&attention));
+  m.impl("lay_out_layers", TORCH_BOX(&lay_out_layers));
+  m.impl("residual_body", TORCH_BOX(&residual_body));
 }

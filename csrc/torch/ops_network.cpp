@@ -11,6 +11,7 @@
 #include "network/residual_network.h"
 #include "network/tail.h"
 #include "torch/checks.h"
+#include "torch/residual_job.h"
 #include "torch/threads.h"
 
 namespace {
@@ -20,21 +21,13 @@ using torch::stable::Tensor;
 
 constexpr int64_t kTailLanes = 16;  // outputs are filled up to a multiple; OUT_LANES of tail.py
 
-void check_channels(int64_t channels) {
-  STD_TORCH_CHECK(channels > 0 && channels % qsr::kMapChannels == 0 && channels <= 4096,
-                  "channels must be a multiple of 64, at most 4096");
-}
-
 // [layers, C, 3, 3, C] weight codes, C a multiple of 64 -> [layers, bytes], as the kernel wants
 // them. numbers: [layers, 4], see residual_body; its last column says whether the input is signed.
 Tensor lay_out_layers(const Tensor& codes, const Tensor& numbers, int64_t bits,
                       qsr::Name kernel) {
-  STD_TORCH_CHECK(codes.dim() == 5 && codes.size(1) == codes.size(4) && codes.size(2) == 3 &&
-                      codes.size(3) == 3,
-                  "codes must be [layers, C, 3, 3, C]");
+  qsr::check_layers(codes);
   qsr::check_bits(bits);
   const int64_t count = codes.size(0), c = codes.size(1);
-  check_channels(c);
   const qsr::Conv3x3Kernel& row = qsr::chosen_conv3x3(kernel, bits);
   const int64_t bytes = row.laid_out_bytes(c, c);
   const int8_t* from = qsr::elements<int8_t>(codes, "codes");
@@ -51,57 +44,32 @@ void residual_body(const Tensor& lr, const Tensor& mean, double range, const Ten
                    const Tensor& head_bias, const Tensor& weights, const Tensor& arrays,
                    const Tensor& numbers, const Tensor& shortcuts, std::vector<int64_t> kept,
                    int64_t bits, qsr::Name kernel, Tensor workspace, Tensor features) {
-  STD_TORCH_CHECK(lr.dim() == 3 && lr.size(0) == 3, "lr must be [3, H, W]");
-  STD_TORCH_CHECK(
-      features.dim() == 3 && features.size(0) == lr.size(1) && features.size(1) == lr.size(2),
-      "features must be [H, W, channels]");
+  qsr::check_maps(lr, features);
   qsr::check_bits(bits);
-  qsr::ResidualNetwork net{};
-  net.height = lr.size(1), net.width = lr.size(2), net.channels = features.size(2);
-  net.bits = static_cast<int>(bits), net.range = static_cast<float>(range);
-  net.blocks = static_cast<int64_t>(kept.size());
-  check_channels(net.channels);
-  const int64_t c = net.channels, count = 2 * net.blocks + 1;
+  const int64_t c = features.size(2);
   const qsr::Conv3x3Kernel& row = qsr::chosen_conv3x3(kernel, bits);
-  net.lr = qsr::elements<float>(lr, "lr");
-  net.mean = qsr::at_least<float>(mean, 3, "mean");
-  net.head_weights = qsr::at_least<float>(head_weights, 27 * c, "head_weights");
-  net.head_bias = qsr::at_least<float>(head_bias, c, "head_bias");
-  net.shortcuts = qsr::at_least<float>(shortcuts, net.blocks, "shortcuts");
-  net.features = qsr::at_least<float>(features, net.height * net.width * c, "features");
-  const int64_t bytes = row.laid_out_bytes(c, c);
-  STD_TORCH_CHECK(weights.dim() == 2 && weights.size(1) == bytes, "weights must be [layers, ",
-                  bytes, "], laid out for this kernel");
-  const uint8_t* laid = qsr::at_least<uint8_t>(weights, count * bytes, "weights");
-  const float* array = qsr::at_least<float>(arrays, count * 3 * c, "arrays");
-  const float* number = qsr::at_least<float>(numbers, count * 4, "numbers");
-  std::vector<qsr::PackedLayer> layers;
-  for (int64_t i = 0; i < count; ++i) {
-    const float *a = array + i * 3 * c, *n = number + i * 4;
-    layers.push_back({laid + i * bytes, a, a + c, a + 2 * c, n[0], n[1], n[2], n[3] != 0.0f});
-  }
-  net.layers = layers.data(), net.kept = kept.data();
-  const int64_t needed = qsr::workspace_bytes(net.height, net.width, c) + 64;
-  uint8_t* space = qsr::at_least<uint8_t>(workspace, needed, "workspace");
-  net.workspace = space + (-reinterpret_cast<intptr_t>(space) & 63);
-  if (net.height == 0 || net.width == 0) return;
-  qsr::run(net, row, qsr::parallel<std::function<void(int64_t, int64_t)>>);
+  const qsr::ResidualJob job(lr, mean, range, head_weights, head_bias, weights, arrays, numbers,
+                             shortcuts, kept, bits, workspace, features, row.laid_out_bytes(c, c),
+                             qsr::workspace_bytes(lr.size(1), lr.size(2), c), qsr::at_least<float>,
+                             qsr::at_least<uint8_t>);
+  if (lr.numel() == 0) return;
+  qsr::run(job.net, row, qsr::parallel<std::function<void(int64_t, int64_t)>>);
 }
 
 void tail(const Tensor& features, const Tensor& inside, const Tensor& ring, const Tensor& biases,
           int64_t scale, qsr::Name kernel, Tensor sr) {
   STD_TORCH_CHECK(features.dim() == 3 && inside.dim() == 4 && scale >= 1 && scale <= 4,
                   "features must be [H, W, channels] and inside [8, 8, channels, outputs]");
-  const auto& row = qsr::chosen(qsr::find_tail(kernel.c_str()), kernel, "a tail",
-                                qsr::available("tail", 0));
+  const auto& row =
+      qsr::chosen(qsr::find_tail(kernel.c_str()), kernel, "a tail", qsr::available("tail", 0));
   qsr::Tail job{};
   job.height = features.size(0), job.width = features.size(1), job.channels = features.size(2);
   job.scale = scale, job.outputs = inside.size(3);
   STD_TORCH_CHECK(job.channels > 0 && job.channels % 16 == 0 && inside.size(2) == job.channels,
                   "channels must be a multiple of 16, those of the weights");
-  STD_TORCH_CHECK(job.outputs % kTailLanes == 0 && job.outputs >= 3 * scale * scale &&
-                      job.outputs <= 48,
-                  "outputs must be 3 * scale^2, filled up to a multiple of 16");
+  STD_TORCH_CHECK(
+      job.outputs % kTailLanes == 0 && job.outputs >= 3 * scale * scale && job.outputs <= 48,
+      "outputs must be 3 * scale^2, filled up to a multiple of 16");
   const int64_t c = job.channels, o = job.outputs, pixels = job.height * job.width;
   job.features = qsr::at_least<float>(features, pixels * c, "features");
   job.inside = qsr::at_least<float>(inside, 64 * c * o, "inside");

@@ -34,7 +34,13 @@ from .bitplanes import BitPlanes, check_codes, pack_words, unpack_words, words_f
 REFERENCE = "reference"
 FLOAT_LANES = 16  # kFloatLanes of csrc/kernels.h
 NATIVE_OPS = ("conv2d", "linear", "quantize_pack", "conv2d_float", "attention")
-CUDA_OPS = ("conv2d", "linear", "attention")  # the others run as the reference on a GPU
+CUDA_ROWS = {  # best first; "conv3x3": layers inside programs
+    "conv2d": ("cuda-imma", "cuda"),
+    "linear": ("cuda",),
+    "attention": ("cuda",),
+    "conv3x3": ("cuda-imma",),
+}
+TENSOR_CORES = (7, 5)  # compute capability from which cuda-imma runs
 
 # Choice -------------------------------------------------------------------------------------------
 
@@ -46,12 +52,21 @@ def available(op: str = "conv2d", device: str | torch.device = "cpu") -> tuple[s
     """
     if op not in NATIVE_OPS:
         raise ValueError(f"`op` is {op!r}; kernels are chosen for {', '.join(NATIVE_OPS)}.")
-    kind = torch.device(device).type
-    if kind == "cuda" and native.load().cuda and op in CUDA_OPS:
-        return ("cuda", REFERENCE)
-    if kind != "cpu":
-        return (REFERENCE,)
-    return (*native.rows("conv2d" if op == "linear" else op), REFERENCE)
+    return (*native_rows(op, device), REFERENCE)
+
+
+def native_rows(op: str, device: str | torch.device = "cpu", bits: int = 1) -> tuple[str, ...]:
+    """Names of the native kernels that run `op` on `device` here, best first; () without any.
+
+    op, bits: as in `native.rows`, and "linear".
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        return native.rows("conv2d" if op == "linear" else op, bits)
+    if device.type != "cuda" or not native.load().cuda or not torch.cuda.is_available():
+        return ()
+    old = torch.cuda.get_device_capability(device) < TENSOR_CORES
+    return tuple(row for row in CUDA_ROWS.get(op, ()) if not (old and row == "cuda-imma"))
 
 
 def _is_reference(op: str, kernel: str, device: torch.device) -> bool:

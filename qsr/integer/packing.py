@@ -413,18 +413,22 @@ class PackedModel(nn.Module):
     @property
     def program(self) -> ConvProgram | SwinProgram | None:
         """The planned program, or None where the network runs layer by layer."""
-        if self._program is None and self.network.mean.device.type == "cpu":
+        if self._program is None:
             with SETTING_UP:  # by one of the threads that come together
                 if self._program is None:
                     self._program = self._planned()
         return self._program
 
     def _planned(self) -> ConvProgram | SwinProgram | None:
+        device = self.mean.device
         for program in (ConvProgram, SwinProgram):
-            names = program.available(self.config)
+            names = program.available(self.config, device)
             if names and self.kernel in ("auto", *names):
+                network = self.network
+                if device.type != "cpu":  # it is planned here and runs there
+                    network = cast(QuantSR, copy_module(network)).cpu()
                 with torch.device("cpu"):  # another may be the user's default
-                    return program(self.network, self.kernel)
+                    return program(network, self.kernel, device)
         return None
 
     def plan(self, blocks: int | None = None) -> DepthPlan:

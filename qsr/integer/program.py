@@ -35,41 +35,52 @@ MAP_CHANNELS, MAP_TILE = 64, 4  # kMapChannels and kMapTile of csrc/network/conv
 
 
 class Program:
-    """A packed network, planned. `network`: one whose layers are packed throughout.
+    """A packed network, planned. `network`: one whose layers are packed throughout, on the CPU.
 
-    kernel: "auto" or a name from `available(network.config)`. Raises ValueError for another.
+    kernel: "auto" or a name from `available(network.config, device)`. Raises ValueError for
+    another. device: where the program runs, and its pictures are.
     The program copies what it needs: later changes of the network do not reach it.
     """
 
     family: ClassVar[str]  # of the configurations that it runs
 
-    def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
+    def __init__(
+        self, network: QuantSR, kernel: str = "auto", device: str | torch.device = "cpu"
+    ) -> None:
         config = network.config
-        names = self.available(config)
+        self.device = torch.device(device)
+        names = self.available(config, self.device)
         if kernel not in ("auto", *names):
             raise ValueError(
                 f"`kernel` is {kernel!r}; programs of this network have {', '.join(names)}."
             )
         self.kernel = names[0] if kernel == "auto" else kernel
         self.config, self.channels = config, padded(config.features)
-        self.mean = network.mean.float().contiguous()
+        self.mean = network.mean.float().contiguous().to(self.device)
         self.tail = CollapsedTail(
-            network.tail, config.scale, config.pixel_range, self.mean.flatten(), self.channels
+            network.tail,
+            config.scale,
+            config.pixel_range,
+            network.mean.flatten(),
+            self.channels,
+            device=self.device,
         )
         self._idle = Idle()
 
     @classmethod
-    def available(cls, config: NetworkConfig) -> tuple[str, ...]:
+    def available(
+        cls, config: NetworkConfig, device: str | torch.device = "cpu"
+    ) -> tuple[str, ...]:
         """Names of the kernels that a program of this network can run on, best first.
 
         Empty: no program; the network runs layer by layer. So it is without native code, for a
         network of another family, without quantised layers or with layers of several widths.
         """
         fits = config.family == cls.family and config.bits is not None and not config.layer_bits
-        return cls._rows(config) if fits else ()
+        return cls._rows(config, torch.device(device)) if fits else ()
 
     @staticmethod
-    def _rows(config: Any) -> tuple[str, ...]:
+    def _rows(config: Any, device: torch.device) -> tuple[str, ...]:
         """The same for a network of the family whose quantised layers have one width."""
         raise NotImplementedError
 

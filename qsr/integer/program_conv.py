@@ -2,6 +2,9 @@
 
 body   lr -> features       one call of csrc/network/residual_network.cpp, on integers
 tail   features -> sr       the collapsed convolution of qsr.integer.tail, in float
+
+On a GPU the body is a row of launches (csrc/cuda/network.h): compiled and emulated on the
+processor, bit for bit, but never run.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from ..backbone import DepthPlan, QuantSR
 from ..blocks import ResidualBlock
 from ..config import NetworkConfig
 from ..layers import split_bits
-from ..system import native
+from . import kernels
 from .program import Buffers, CodeConv, Program, code_map_bytes, factor, filled, numbers
 
 if TYPE_CHECKING:
     from .packing import PackedConv2d
+
+MOST_BLOCKS = 64  # kMostSkips of csrc/cuda/imma.h
 
 
 class ConvProgram(Program):
@@ -28,13 +33,16 @@ class ConvProgram(Program):
 
     family = "conv"
 
-    def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
-        super().__init__(network, kernel)
+    def __init__(
+        self, network: QuantSR, kernel: str = "auto", device: str | torch.device = "cpu"
+    ) -> None:
+        super().__init__(network, kernel, device)
         fill = (0, self.channels - self.config.features)
         assert self.config.bits is not None  # else no program is available
         self.bits = split_bits(self.config.bits)[1]
-        self.head_weight = F.pad(network.head.weight.permute(2, 3, 1, 0), fill).contiguous()
-        self.head_bias = filled(network.head.bias, self.channels)
+        head_weight = F.pad(network.head.weight.permute(2, 3, 1, 0), fill).contiguous()
+        self.head_weight = head_weight.to(self.device)
+        self.head_bias = filled(network.head.bias, self.channels).to(self.device)
         self.shortcuts = numbers([factor(block) for block in network.blocks])
         self.runs = [isinstance(block, ResidualBlock) for block in network.blocks]
         layers: list[nn.Module] = []  # of a block two; of one that was sliced away nobody looks
@@ -45,18 +53,23 @@ class ConvProgram(Program):
                 layers += [network.body_conv] * 2
         packed = cast("list[PackedConv2d]", [*layers, network.body_conv])
         convs = [CodeConv(layer, self.channels) for layer in packed]
-        self.arrays = torch.stack([conv.array for conv in convs])
-        self.numbers = torch.stack([conv.number for conv in convs])
+        self.arrays = torch.stack([conv.array for conv in convs]).to(self.device)
+        self.numbers = torch.stack([conv.number for conv in convs])  # for the launcher, as above
+        codes = torch.stack([conv.codes for conv in convs]).to(self.device)
         self.weights = torch.ops.qsr_native.lay_out_layers(
-            torch.stack([conv.codes for conv in convs]), self.numbers, self.bits, self.kernel
+            codes, self.numbers, self.bits, self.kernel
         )
 
     @staticmethod
-    def _rows(config: NetworkConfig) -> tuple[str, ...]:
-        """None for a network with a full-precision layer in the body."""
+    def _rows(config: NetworkConfig, device: torch.device) -> tuple[str, ...]:
+        """None for a network with a full-precision layer in the body, or deeper than MOST_BLOCKS
+        on a GPU.
+        """
         assert config.bits is not None
         fits = config.quantize_body_conv
-        return native.rows("conv3x3", max(split_bits(config.bits))) if fits else ()
+        fits = fits and (device.type == "cpu" or config.blocks <= MOST_BLOCKS)
+        most = max(split_bits(config.bits))
+        return kernels.native_rows("conv3x3", device, most) if fits else ()
 
     @property
     def pixel_bytes(self) -> int:
@@ -91,8 +104,8 @@ class ConvProgram(Program):
         """The workspace of the native call, and the features."""
         bytes_needed = workspace_bytes(height, width, self.channels)
         return (
-            torch.empty(bytes_needed, dtype=torch.uint8, device="cpu"),
-            torch.empty(height, width, self.channels, dtype=torch.float32, device="cpu"),
+            torch.empty(bytes_needed, dtype=torch.uint8, device=self.device),
+            torch.empty(height, width, self.channels, dtype=torch.float32, device=self.device),
         )
 
 

@@ -50,8 +50,10 @@ class SwinProgram(Program):
     family = "swin"
     config: SwinConfig
 
-    def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
-        super().__init__(network, kernel)
+    def __init__(
+        self, network: QuantSR, kernel: str = "auto", device: str | torch.device = "cpu"
+    ) -> None:
+        super().__init__(network, kernel, device)
         self.head = _FloatConv(network.head, self.channels)
         self.norm_in, self.norm_out = (
             _Norm(cast(nn.LayerNorm, norm), self.channels)
@@ -65,8 +67,10 @@ class SwinProgram(Program):
             self.body_conv = _FloatConv(cast("FloatConv2d", network.body_conv), self.channels)
 
     @staticmethod
-    def _rows(config: SwinConfig) -> tuple[str, ...]:
-        """By the most bits that two factors of the network have together."""
+    def _rows(config: SwinConfig, device: torch.device) -> tuple[str, ...]:
+        """By the most bits that two factors of the network have together; none on a GPU."""
+        if device.type != "cpu":
+            return ()
         assert config.bits is not None  # else no program is available
         most = sum(split_bits(config.bits))  # weights are signed
         if config.attention_bits is not None:

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..system import native
 from . import kernels
 
 if TYPE_CHECKING:
@@ -133,7 +132,9 @@ class CollapsedTail:
 
     tail, scale: see `collapse`; sr = tail(features) / pixel_range + mean, mean: float32 [3].
     channels: of the float maps that it reads (at least the tail's own; the others are ignored).
-    kernel: "auto", "reference" or a name from `CollapsedTail.kernels()`.
+    kernel: "auto", "reference" or a name from `CollapsedTail.kernels(device)`. device: of the
+    features. On a GPU torch's own convolution runs it, in torch's precision: TF32, unless
+    torch.backends.cudnn.allow_tf32 is off.
     """
 
     def __init__(
@@ -144,8 +145,9 @@ class CollapsedTail:
         mean: Tensor,
         channels: int | None = None,
         kernel: str = "auto",
+        device: str | torch.device = "cpu",
     ) -> None:
-        names = self.kernels()
+        names = self.kernels(device)
         if kernel not in ("auto", *names):
             raise ValueError(f"`kernel` is {kernel!r}; a tail has {', '.join(names)}, or 'auto'.")
         self.kernel = names[0] if kernel == "auto" else kernel
@@ -155,8 +157,8 @@ class CollapsedTail:
         biases = biases / pixel_range + mean.double().repeat_interleave(scale**2)
         weights = weights / pixel_range
         fill = (channels or weights.shape[3]) - weights.shape[3]
-        self.weights = F.pad(weights, (0, 0, 0, 0, 0, fill)).float()
-        self.biases = biases.float()
+        self.weights = F.pad(weights, (0, 0, 0, 0, 0, fill)).float().to(device)
+        self.biases = biases.float().to(device)
         if self.kernel != kernels.REFERENCE:
             lanes = (0, -self.outputs % OUT_LANES)
             inside = winograd_weights(weights[INSIDE, INSIDE])
@@ -166,9 +168,9 @@ class CollapsedTail:
             self.lane_biases = F.pad(self.biases, lanes).contiguous()
 
     @staticmethod
-    def kernels() -> tuple[str, ...]:
+    def kernels(device: str | torch.device = "cpu") -> tuple[str, ...]:
         """Names of the kernels that run a tail here, best first; the last is "reference"."""
-        return (*native.rows("tail"), kernels.REFERENCE)
+        return (*kernels.native_rows("tail", device), kernels.REFERENCE)
 
     def __call__(self, features: Tensor) -> Tensor:
         """features float32 [H, W, channels] -> sr float32 [3, scale H, scale W]."""

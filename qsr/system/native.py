@@ -69,7 +69,13 @@ OPS_SOURCES = (
     "torch/ops_swin.cpp",
 )
 BIND_SOURCES = ("torch/bind.cpp",)
-CUDA_SOURCES = ("cuda/conv2d.cu", "cuda/linear.cu", "cuda/attention.cu", "torch/ops_cuda.cpp")
+CUDA_SOURCES = (
+    "cuda/conv2d.cu",
+    "cuda/linear.cu",
+    "cuda/attention.cu",
+    "cuda/imma.cu",
+    "torch/ops_cuda.cpp",
+)
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # stable ABI of torch 2.10
 # -ffp-contract=off: a * b + c must round twice, as the reference does; no -march=native: kernels
 # choose their instruction set at run time; -g0: Python's own flags ask for debug information;
