@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 
 from ..backbone import QuantSR
-from ..bench import engine, training
+from ..bench import cuda, engine, training
 from ..bench.report import markdown, write_figure, write_json
 from ..config import preset
 from ..integer.packing import PackedModel
 from ..models import zoo
 from ..system.files import replacing
-from .arguments import check_blocks, check_writable
+from .arguments import check_blocks, check_device, check_writable
 from .common import Lines, complain, let_run, remark
 
 BENCH_PRESETS = ["quantsr-c-x4-w4a4", "quantsr-c-x4-w2a2"]
@@ -37,7 +37,12 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--blocks", type=int, metavar="N", help="depth (all; of presets 16, of QuantSR-T 4)"
     )
-    sub.add_argument("--size", type=int, metavar="N", help="side of the input (128; train 24)")
+    sub.add_argument(
+        "--device", default="cpu", help="cpu, or cuda: network and kernel beside cuDNN (cpu)"
+    )
+    sub.add_argument(
+        "--size", type=int, metavar="N", help="side of the input (128; train 24; cuda 256)"
+    )
     sub.add_argument("--batch", type=int, default=8, metavar="N", help="patches a step (train: 8)")
     sub.add_argument(
         "--precision", choices=["float32", "bfloat16"], default="float32", help="of training"
@@ -66,7 +71,10 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
 def _bench(args: argparse.Namespace) -> Lines:
     slow = args.what in ("network", "train")
     rounds = (5 if slow else 20) if args.rounds is None else args.rounds
-    size = (24 if args.what == "train" else 128) if args.size is None else args.size
+    check_device(args.device)
+    on_gpu = args.device != "cpu"
+    usual = 24 if args.what == "train" else 256 if on_gpu else 128
+    size = usual if args.size is None else args.size
     sizes = {"size": size, "batch": args.batch, "rounds": rounds, "threads": min(args.counts)}
     for name, value in sizes.items():
         if value < 1:
@@ -76,6 +84,9 @@ def _bench(args: argparse.Namespace) -> Lines:
             check_writable(Path(path).parent)
     if args.plot is not None and (args.what != "network" or Path(args.plot).suffix != ".png"):
         raise ValueError(f"`--plot` is {args.plot}; it draws networks, into a .png file.")
+    if on_gpu:
+        yield from _bench_cuda(args, size, rounds)
+        return
     if args.what == "train":
         yield from _bench_train(args, size, rounds)
         return
@@ -100,6 +111,28 @@ def _bench(args: argparse.Namespace) -> Lines:
     if args.plot is not None:
         remark(" ".join(map(str, write_figure(report, args.plot))))
     yield markdown(report)
+
+
+def _bench_cuda(args: argparse.Namespace, size: int, rounds: int) -> Lines:
+    options = {"--plot": args.plot is None, "--peers": args.peers == ["all"]}
+    options |= {"--threads": args.counts == [1], args.what: args.what in ("network", "kernel")}
+    for name, fits in options.items():
+        if not fits:
+            raise ValueError(
+                f"`--device {args.device}` times networks and kernels; it has no {name}."
+            )
+    where = f"{size} x {size} pixels in, {args.device}"
+    reports = {}
+    if args.what == "kernel":
+        title = f"3x3 convolution, 64 -> 64 channels, {where}"
+        reports[title] = cuda.bench_kernel(size, rounds, args.device)
+        yield cuda.markdown(title, reports[title], args.device)
+    for name, model in _bench_models(args, size).items() if args.what == "network" else ():
+        title = f"{name}, {where}"
+        reports[title] = cuda.bench_network(model, size, rounds, args.blocks, args.device)
+        yield cuda.markdown(title, reports[title], args.device)
+    if args.file is not None:
+        cuda.write_json(reports, args.file, args.device)
 
 
 def _bench_train(args: argparse.Namespace, size: int, rounds: int) -> Lines:
