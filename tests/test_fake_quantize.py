@@ -278,3 +278,11 @@ def test_an_empty_tensor_has_an_empty_result_and_zero_gradients(device):
     step = torch.ones((), device=device, requires_grad=True)
     fake_quantize(x, step, tau, -8, 7, PhiSlope(1.0)).sum().backward()
     assert x.grad.shape == x.shape and step.grad == 0 and not tau.grad.any()
+
+
+def test_a_weight_without_elements_has_no_step_sizes_and_no_crash():
+    x = torch.zeros(0, 3, 3, 3, requires_grad=True)
+    step = torch.zeros(0, 1, 1, 1, requires_grad=True)
+    y = fake_quantize(x, step, None, -8, 7, PhiSlope(1.0))
+    y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape and step.grad.shape == step.shape

@@ -474,6 +474,59 @@ def native_ops():
         lambda: native_ops().quantize_pack(
             torch.zeros(1, 2, 3, 3), 1.0, torch.zeros(1), 4, True, 1, "auto"
         ),
+        # Sizes that wrap when they are multiplied, or divide by zero: these died, or returned.
+        lambda: native_ops().conv2d(
+            A.words, W.words, True, True, [1, 1], [2**63 - 1, 2**63 - 1], "auto"
+        ),
+        lambda: native_ops().conv2d(A.words, W.words, True, True, [2**62, 1], [1, 1], "auto"),
+        lambda: native_ops().unpack_codes(A.words[:, :, :, :0], True, 64),
+        lambda: native_ops().unpack_codes(torch.zeros(2**40, 2**40, 0, 1, 4, 1).long(), True, 64),
+        lambda: native_ops().attention(
+            torch.zeros(1, 4, 6),
+            torch.ones(4),
+            torch.zeros(1, 4, 4),
+            None,
+            2**62,
+            1.0,
+            [4] * 4,
+            [1] * 4,
+            "auto",
+        ),
+        lambda: native_ops().swin_layer(
+            torch.zeros(0),
+            [2**61, 2**61, 2, 0, 64, 64, 1],
+            *[torch.zeros(0)] * 5,
+            [],
+            [],
+            8,
+            "auto",
+        ),
+        lambda: native_ops().swin_norm(
+            torch.zeros(1, 64),
+            torch.ones(64),
+            torch.zeros(64),
+            1e-5,
+            2**62,
+            "auto",
+            torch.zeros(1, 64),
+        ),
+        *(
+            lambda bits=bits: native_ops().swin_conv(
+                torch.zeros(1, 1, 64),
+                torch.zeros(1, 1, 64),
+                1.0,
+                torch.zeros(0).byte(),
+                torch.zeros(3, 64),
+                torch.ones(4),
+                bits,
+                "auto",
+                torch.zeros(0).byte(),
+            )
+            for bits in (0, -1, 2**32 + 4)
+        ),
+        lambda: native_ops().peak("clock", float("inf")),
+        lambda: native_ops().peak("clock", float("nan")),
+        lambda: native_ops().available("conv2d", 2**32 + 1),
     ],
 )
 def test_the_raw_operators_refuse_what_would_read_outside_their_tensors(call):

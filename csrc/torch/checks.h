@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -28,6 +29,21 @@ template <>
 inline constexpr auto kTypeOf<int8_t> = torch::headeronly::ScalarType::Char;
 template <>
 inline constexpr auto kTypeOf<int32_t> = torch::headeronly::ScalarType::Int;
+
+// The number of elements of an array of these sizes. Sizes come from outside, and the sizes of a
+// tensor without elements can be anything: each product that becomes a count or an offset is made
+// here, and refused where it, times the bytes of an element, could leave 64 bits.
+inline int64_t product(std::initializer_list<int64_t> sizes) {
+  int64_t all = 1;
+  bool fits = true, none = false;
+  for (const int64_t size : sizes) {
+    fits = fits && size >= 0 && size <= (int64_t{1} << 40);
+    none = none || size == 0;
+    fits = fits && !__builtin_mul_overflow(all, size ? size : 1, &all) && all <= int64_t{1} << 56;
+  }
+  STD_TORCH_CHECK(fits, "the sizes are negative, or too large together");
+  return none ? 0 : all;
+}
 
 // The elements of a contiguous tensor on the CPU; its type must be T.
 template <class T>
@@ -66,6 +82,7 @@ const Row& chosen(const Row* row, const std::string& kernel, const std::string& 
 }
 
 inline const Conv3x3Kernel& chosen_conv3x3(const std::string& kernel, int64_t bits) {
+  check_bits(bits);
   const int most = static_cast<int>(bits);
   return chosen(find_conv3x3(kernel.c_str(), most), kernel,
                 "3x3 layers of " + std::to_string(bits) + " bits", conv3x3_names(most));
@@ -76,6 +93,8 @@ inline void check_words(const torch::stable::Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.scalar_type() == torch::headeronly::ScalarType::Long && t.dim() == 6, name,
                   " must be int64 [N, H, W, groups, bits, words]");
   STD_TORCH_CHECK(t.size(4) >= 1 && t.size(4) <= kMaxBits, name, " must have 1 to 8 planes");
+  STD_TORCH_CHECK(t.size(3) >= 1 && t.size(5) >= 1, name, " must have a group and a word or more");
+  product({t.size(0), t.size(1), t.size(2), t.size(3), t.size(5), kWordBits});
 }
 
 // The job, and where its output comes. a and w must be on the device of the caller.
@@ -85,8 +104,11 @@ inline Conv2d conv2d_job(const torch::stable::Tensor& a, const torch::stable::Te
   check_words(a, "a");
   check_words(w, "w");
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2, "stride and padding are pairs");
-  STD_TORCH_CHECK(stride[0] > 0 && stride[1] > 0 && padding[0] >= 0 && padding[1] >= 0,
-                  "stride must be positive and padding not negative");
+  constexpr int64_t kMost = 1 << 20;
+  for (const int64_t step : stride)
+    STD_TORCH_CHECK(step >= 1 && step <= kMost, "stride must be 1 to 2^20");
+  for (const int64_t pad : padding)
+    STD_TORCH_CHECK(pad >= 0 && pad <= kMost, "padding must be 0 to 2^20");
   STD_TORCH_CHECK(
       w.size(3) == 1 && a.size(5) == w.size(5) && a.size(3) >= 1 && w.size(0) % a.size(3) == 0,
       "a and w must have the same words a group, and groups must divide the outputs");
@@ -101,12 +123,15 @@ inline Conv2d conv2d_job(const torch::stable::Tensor& a, const torch::stable::Te
   STD_TORCH_CHECK(
       job.height + 2 * job.pad_h >= job.kernel_h && job.width + 2 * job.pad_w >= job.kernel_w,
       "the kernel must fit into the padded picture");
-  const int64_t depth = job.kernel_h * job.kernel_w * job.words * kWordBits;
+  STD_TORCH_CHECK(job.kernel_h >= 1 && job.kernel_w >= 1, "the kernel must have a tap or more");
+  const int64_t depth = product({job.kernel_h, job.kernel_w, job.words, kWordBits});
   const int64_t largest_a = a_signed ? 1 << (job.a_bits - 1) : (1 << job.a_bits) - 1;
   const int64_t largest_w = w_signed ? 1 << (job.w_bits - 1) : (1 << job.w_bits) - 1;
-  STD_TORCH_CHECK(depth * largest_a * largest_w < (int64_t{1} << 31), "the sums could leave int32");
+  STD_TORCH_CHECK(product({depth, largest_a, largest_w}) < (int64_t{1} << 31),
+                  "the sums could leave int32");
   job.out_h = (job.height + 2 * job.pad_h - job.kernel_h) / job.stride_h + 1;
   job.out_w = (job.width + 2 * job.pad_w - job.kernel_w) / job.stride_w + 1;
+  product({job.n, job.out_h, job.out_w, job.out_channels});
   out = torch::stable::new_empty(a, {job.n, job.out_h, job.out_w, job.out_channels},
                                  torch::headeronly::ScalarType::Int);
   job.a = static_cast<const Word*>(a.const_data_ptr());

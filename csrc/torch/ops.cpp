@@ -57,7 +57,7 @@ Tensor conv2d(const Tensor& a, const Tensor& w, bool a_signed, bool w_signed,
   const auto& row = qsr::chosen(qsr::find_conv2d(kernel.c_str(), job), kernel, described(job),
                                 qsr::conv2d_names(job));
   qsr::run(row.run, job, job.n * job.out_h,
-           job.out_w * job.out_channels * job.kernel_h * job.kernel_w * job.words * job.a_bits *
+           1.0 * job.out_w * job.out_channels * job.kernel_h * job.kernel_w * job.words * job.a_bits *
                job.w_bits);
   return out;
 }
@@ -79,11 +79,12 @@ Tensor quantize_pack(const Tensor& x, double step_size, std::optional<Tensor> ta
   if (tau.has_value()) job.tau = qsr::exactly<float>(*tau, job.channels, "tau");
   const auto& row = qsr::chosen(qsr::find_quantize_pack(kernel.c_str(), job), kernel,
                                 "quantize_pack", qsr::available("quantize_pack", 0));
+  qsr::product({job.n, job.height, job.width, groups, bits, job.words, qsr::kWordBits});
   Tensor out = torch::stable::new_empty(x, {job.n, job.height, job.width, groups, bits, job.words},
                                         ScalarType::Long);
   job.x = static_cast<const float*>(x.const_data_ptr());
   job.out = static_cast<qsr::Word*>(out.mutable_data_ptr());
-  qsr::run(row.run, job, job.n * job.height, job.width * job.channels * 8);
+  qsr::run(row.run, job, job.n * job.height, 8.0 * job.width * job.channels);
   return out;
 }
 
@@ -96,11 +97,12 @@ Tensor pack_codes(const Tensor& codes, int64_t bits, int64_t groups) {
   STD_TORCH_CHECK(groups >= 1 && channels >= 1 && channels % groups == 0,
                   "groups must divide the channels");
   const int64_t words = qsr::words_for(channels / groups);
+  const int64_t pixels = qsr::product({codes.size(0), codes.size(1), codes.size(2)});
+  qsr::product({pixels, groups, bits, words, qsr::kWordBits});
   Tensor out = torch::stable::new_empty(
       codes, {codes.size(0), codes.size(1), codes.size(2), groups, bits, words}, ScalarType::Long);
   qsr::pack_codes(static_cast<const uint8_t*>(codes.const_data_ptr()),
-                  static_cast<qsr::Word*>(out.mutable_data_ptr()),
-                  codes.size(0) * codes.size(1) * codes.size(2), channels, groups,
+                  static_cast<qsr::Word*>(out.mutable_data_ptr()), pixels, channels, groups,
                   static_cast<int>(bits));
   return out;
 }
@@ -128,6 +130,9 @@ Tensor conv2d_float(const Tensor& x, const Tensor& w, std::optional<Tensor> bias
   job.x = qsr::elements<float>(x, "x"), job.w = qsr::elements<float>(w, "w");
   job.kernel_h = w.size(0), job.kernel_w = w.size(1), job.channels = w.size(2);
   job.out_channels_padded = w.size(3), job.out_channels = out_channels;
+  qsr::product({x.size(0), x.size(1), x.size(2), x.size(3)});
+  qsr::product({w.size(0), w.size(1), w.size(2), w.size(3)});
+  STD_TORCH_CHECK(job.kernel_h >= 1 && job.kernel_w >= 1, "w must have a tap or more");
   job.n = x.size(0), job.height = x.size(1) - job.kernel_h + 1;
   job.width = x.size(2) - job.kernel_w + 1;
   STD_TORCH_CHECK(x.size(3) == job.channels && job.height >= 0 && job.width >= 0,
@@ -136,19 +141,24 @@ Tensor conv2d_float(const Tensor& x, const Tensor& w, std::optional<Tensor> bias
                       out_channels <= job.out_channels_padded,
                   "the last dimension of w must be out_channels, filled up to a multiple of 16");
   if (bias.has_value()) job.bias = qsr::exactly<float>(*bias, out_channels, "bias");
+  qsr::product({job.n, job.height, job.width, out_channels});
   Tensor out = torch::stable::new_empty(x, {job.n, job.height, job.width, out_channels});
   job.out = static_cast<float*>(out.mutable_data_ptr());
   qsr::run(&qsr::conv2d_float, job, job.n * job.height,
-           job.width * job.out_channels_padded * job.channels * job.kernel_h * job.kernel_w / 8);
+           job.width / 8.0 * job.out_channels_padded * job.channels * job.kernel_h * job.kernel_w);
   return out;
 }
 
 std::string available(qsr::Name op, int64_t bits) {
+  STD_TORCH_CHECK(bits >= 0 && bits <= 64, "bits must be 0 to 64");
   return qsr::available(op.c_str(), static_cast<int>(bits));
 }
 std::string compiler() { return __VERSION__; }
 std::string peak_names() { return qsr::peak_names(); }
-double peak(qsr::Name name, double seconds) { return qsr::peak(name.c_str(), seconds); }
+double peak(qsr::Name name, double seconds) {
+  STD_TORCH_CHECK(seconds >= 0 && seconds <= 60, "seconds must be 0 to 60");
+  return qsr::peak(name.c_str(), seconds);
+}
 
 }  // namespace
 

@@ -111,7 +111,8 @@ Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
                  std::optional<Tensor> mask, int64_t heads, double query_scale,
                  std::vector<int64_t> bits, std::vector<int64_t> is_signed, qsr::Name kernel) {
   chosen(kernel, "attention", {"cuda"});
-  STD_TORCH_CHECK(qkv.dim() == 3 && heads >= 1 && qkv.size(1) >= 1 && qkv.size(2) >= 3 * heads &&
+  STD_TORCH_CHECK(qkv.dim() == 3 && heads >= 1 && heads <= 4096 && qkv.size(1) >= 1 &&
+                      qkv.size(2) >= 3 * heads &&
                       qkv.size(2) % (3 * heads) == 0,
                   "qkv must be [windows, T, 3 * features], and heads must divide the features");
   STD_TORCH_CHECK(steps.is_cpu() && steps.is_contiguous() && steps.numel() == 4 &&

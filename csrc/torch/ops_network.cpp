@@ -67,18 +67,19 @@ void tail(const Tensor& features, const Tensor& inside, const Tensor& ring, cons
   job.scale = scale, job.outputs = inside.size(3);
   STD_TORCH_CHECK(job.channels > 0 && job.channels % 16 == 0 && inside.size(2) == job.channels,
                   "channels must be a multiple of 16, those of the weights");
-  STD_TORCH_CHECK(
-      job.outputs % kTailLanes == 0 && job.outputs >= 3 * scale * scale && job.outputs <= 48,
-      "outputs must be 3 * scale^2, filled up to a multiple of 16");
-  const int64_t c = job.channels, o = job.outputs, pixels = job.height * job.width;
-  job.features = qsr::at_least<float>(features, pixels * c, "features");
-  job.inside = qsr::at_least<float>(inside, 64 * c * o, "inside");
-  job.ring = qsr::at_least<float>(ring, 16 * 25 * c * o, "ring");
+  STD_TORCH_CHECK(job.outputs % kTailLanes == 0 && job.outputs >= 3 * scale * scale &&
+                      job.outputs <= 48,
+                  "outputs must be 3 * scale^2, filled up to a multiple of 16");
+  const int64_t c = job.channels, o = job.outputs;
+  const int64_t pixels = qsr::product({job.height, job.width});
+  job.features = qsr::at_least<float>(features, qsr::product({pixels, c}), "features");
+  job.inside = qsr::at_least<float>(inside, qsr::product({64, c, o}), "inside");
+  job.ring = qsr::at_least<float>(ring, qsr::product({16 * 25, c, o}), "ring");
   job.biases = qsr::at_least<float>(biases, 16 * o, "biases");
-  job.sr = qsr::at_least<float>(sr, 3 * scale * scale * pixels, "sr");
+  job.sr = qsr::at_least<float>(sr, qsr::product({3 * scale * scale, pixels}), "sr");
   if (pixels == 0) return;
   qsr::run(row.run, job, (job.height + qsr::kTailRows - 1) / qsr::kTailRows,
-           job.width * c * o * 16);
+           16.0 * job.width * c * o);
 }
 
 }  // namespace

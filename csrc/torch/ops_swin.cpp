@@ -25,6 +25,7 @@ constexpr float kNever = -1e30f;  // bias of a pair that is not there: its exp i
 int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 const qsr::SwinKernel& find(const std::string& kernel, int64_t bits) {
+  STD_TORCH_CHECK(bits >= 0 && bits <= 32, "bits of two factors together must be 0 to 32");
   const int most = static_cast<int>(bits);
   return qsr::chosen(qsr::find_swin(kernel.c_str(), most), kernel,
                      "Swin layers of " + std::to_string(bits) + " bits, two factors together",
@@ -66,8 +67,8 @@ int64_t together(const std::vector<int64_t>& bits, const std::vector<int64_t>& i
 Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
                  std::optional<Tensor> mask, int64_t heads, double query_scale,
                  std::vector<int64_t> bits, std::vector<int64_t> is_signed, qsr::Name kernel) {
-  STD_TORCH_CHECK(qkv.dim() == 3 && heads >= 1 && qkv.size(1) >= 1 && qkv.size(2) >= 3 * heads &&
-                      qkv.size(2) % (3 * heads) == 0,
+  STD_TORCH_CHECK(qkv.dim() == 3 && heads >= 1 && heads <= 4096 && qkv.size(1) >= 1 &&
+                      qkv.size(2) >= 3 * heads && qkv.size(2) % (3 * heads) == 0,
                   "qkv must be [windows, T, 3 * features], and heads must divide the features");
   qsr::AttentionRows job{};
   qsr::WindowAttention& a = job.attention;
@@ -78,10 +79,12 @@ Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
   job.qkv = qsr::elements<float>(qkv, "qkv");
   set_codes(a, qsr::exactly<float>(steps, 4, "steps"), bits, is_signed);
   if (mask.has_value()) {
+    STD_TORCH_CHECK(mask->dim() >= 1 && mask->size(0) >= 1, "mask must not be empty");
     job.masks = mask->size(0);
-    STD_TORCH_CHECK(job.masks >= 1, "mask must not be empty");
-    job.mask = qsr::exactly<float>(*mask, job.masks * a.pixels * a.pixels, "mask");
+    const int64_t entries = qsr::product({job.masks, a.pixels, a.pixels});
+    job.mask = qsr::exactly<float>(*mask, entries, "mask");
   }
+  qsr::product({job.windows, a.pixels, 3 * heads, a.width});
   const float* given = qsr::exactly<float>(bias, heads * a.pixels * a.pixels, "bias");
   std::vector<float> padded(heads * a.pixels * a.padded, kNever);
   for (int64_t i = 0; i < heads * a.pixels; ++i)
@@ -90,7 +93,7 @@ Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
   const qsr::SwinKernel& row = find(kernel, together(bits, is_signed));
   Tensor out = torch::stable::new_empty(qkv, {job.windows, a.pixels, heads * a.width});
   job.out = static_cast<float*>(out.mutable_data_ptr());
-  qsr::run(row.attention, job, job.windows, a.pixels * a.padded * heads * (a.width + 8));
+  qsr::run(row.attention, job, job.windows, 1.0 * a.pixels * a.padded * heads * (a.width + 8));
   return out;
 }
 
@@ -119,17 +122,19 @@ void swin_layer(Tensor stream, std::vector<int64_t> shape, const Tensor& weights
   qsr::WindowAttention& a = job.attention;
   job.height = shape[0], job.width = shape[1], job.window = shape[2], job.shift = shape[3];
   job.features = shape[4], a.heads = shape[6];
+  constexpr int64_t kMost = 1 << 24;
   STD_TORCH_CHECK(job.window >= 2 && job.window % 2 == 0 && job.window <= 64 && job.height >= 0 &&
+                      job.height <= kMost && job.width <= kMost &&
                       job.width >= 0 && job.height % job.window == 0 &&
                       job.width % job.window == 0 && job.shift >= 0 && job.shift < job.window,
-                  "height and width must be multiples of an even window");
+                  "height and width must be multiples of an even window, at most 2^24");
   STD_TORCH_CHECK(job.features >= 1 && job.features <= 4096 && shape[5] >= 1 && shape[5] <= 65536 &&
                       a.heads >= 1 && job.features % a.heads == 0,
                   "features must be 1 to 4096, a multiple of heads");
   const int64_t c = up(job.features, 64), triple = up(3 * job.features, 64),
                 hidden = up(shape[5], 64);
   job.channels = c;
-  job.stream = qsr::exactly<float>(stream, job.height * job.width * c, "stream");
+  job.stream = qsr::exactly<float>(stream, qsr::product({job.height, job.width, c}), "stream");
   Reader<int8_t> weight{qsr::exactly<int8_t>(weights, c * (triple + c + 2 * hidden), "weights"),
                         nullptr};
   weight.end = weight.at + weights.numel();
@@ -159,7 +164,7 @@ void swin_layer(Tensor stream, std::vector<int64_t> shape, const Tensor& weights
   const int64_t both = together(attention_bits, attention_signed);
   const qsr::SwinKernel& row = find(kernel, both > bits ? both : bits);
   qsr::run(row.layer, job, job.height * job.width / a.pixels,
-      a.pixels * c * (c + triple + 2 * hidden) / 8);
+      a.pixels / 8.0 * c * (c + triple + 2 * hidden));
 }
 
 void swin_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps,
@@ -186,11 +191,13 @@ void swin_conv(Tensor stream, const Tensor& residual, double shortcut, const Ten
       "stream must be [height, width, C], C a multiple of 64");
   const qsr::Conv3x3Kernel& row = qsr::chosen_conv3x3(kernel, bits);
   const int64_t height = stream.size(0), width = stream.size(1), c = stream.size(2);
+  STD_TORCH_CHECK(height < (1 << 24) && width < (1 << 24) && c <= 4096, "stream is too large");
   const float* a = qsr::exactly<float>(array, 3 * c, "array");
   const float* n = qsr::exactly<float>(number, 4, "number");
   qsr::CodeMap map{nullptr, height, width, c};
   map.data = qsr::exactly<uint8_t>(codes, map.bytes(), "codes");
-  float* x = qsr::exactly<float>(stream, height * width * c, "stream");
+  const int64_t values = qsr::product({height, width, c});
+  float* x = qsr::exactly<float>(stream, values, "stream");
   qsr::Conv3x3 job{};
   job.finish.scale = a, job.finish.bias = a + c;
   job.finish.codes = map, job.finish.tau = a + 2 * c;
@@ -199,15 +206,15 @@ void swin_conv(Tensor stream, const Tensor& residual, double shortcut, const Ten
   const auto quantize = [&](int64_t first, int64_t last) {
     qsr::quantize_map(x, job.finish, first, last);
   };
-  qsr::parallel(height, width * c, quantize);
+  qsr::parallel(height, 1.0 * width * c, quantize);
   job.in = map, job.in_signed = n[3] != 0.0f, job.in_bits = static_cast<int>(bits);
   job.weights = qsr::exactly<uint8_t>(weights, row.laid_out_bytes(c, c), "weights");
   job.out_channels = c;
   job.finish.codes.data = nullptr;
-  job.finish.residual = qsr::exactly<float>(residual, height * width * c, "residual");
+  job.finish.residual = qsr::exactly<float>(residual, values, "residual");
   job.finish.shortcut = static_cast<float>(shortcut);
   job.finish.out = x;
-  qsr::run(row.run, job, (height + row.rows - 1) / row.rows, row.rows * width * c * c / 8);
+  qsr::run(row.run, job, (height + row.rows - 1) / row.rows, row.rows * width / 8.0 * c * c);
 }
 
 }  // namespace

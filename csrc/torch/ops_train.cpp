@@ -38,6 +38,7 @@ qsr::FakeQuantize make_job(const Tensor& x, const Tensor& step, const std::optio
   STD_TORCH_CHECK(
       x.is_cpu() && x.scalar_type() == ScalarType::Float && (x.is_contiguous() || channels_last(x)),
       "x must be float32 on the CPU, contiguous or channels last");
+  STD_TORCH_CHECK(-1024 <= qmin && qmin <= 0 && 0 < qmax && qmax <= 1024, "codes are small");
   qsr::FakeQuantize job{};
   job.x = static_cast<const float*>(x.const_data_ptr());
   job.step = qsr::elements<float>(step, "step");
@@ -57,8 +58,8 @@ qsr::FakeQuantize make_job(const Tensor& x, const Tensor& step, const std::optio
     for (int64_t dim = channel + 1; dim < x.dim() && !last && job.channels > 1; ++dim)
       inner *= x.size(dim);
   }
+  if (x.numel() == 0) return job;  // nothing to plan; and steps or channels may be 0
   job.qmin = static_cast<float>(qmin), job.qmax = static_cast<float>(qmax);
-  STD_TORCH_CHECK(-1024 <= qmin && qmin <= 0 && 0 < qmax && qmax <= 1024, "codes are small");
   job.min_step = kMinStep;
   qsr::plan_fake_quantize(job, x.numel(), inner);
   return job;
@@ -83,6 +84,7 @@ bool alike(const Tensor& t, const Tensor& x) {
 void fake_quantize(const Tensor& x, const Tensor& step, std::optional<Tensor> tau, int64_t channel,
                    double qmin, double qmax, Tensor y) {
   qsr::FakeQuantize job = make_job(x, step, tau, channel, qmin, qmax);
+  if (x.numel() == 0) return;
   STD_TORCH_CHECK(alike(y, x), "y must be float32 or bfloat16 on the CPU, with x's strides");
   job.codes = y.scalar_type() == ScalarType::BFloat16;
   STD_TORCH_CHECK(!job.codes || (-256 <= qmin && qmax <= 256), "bfloat16 holds codes up to 256");
@@ -108,6 +110,10 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(const Tensor& g, const
   Tensor dx = torch::stable::empty_like(x), dstep = torch::stable::empty_like(step);
   Tensor dtau = torch::stable::empty_like(tau.has_value() ? *tau : step);
   job.y = dx.mutable_data_ptr();
+  if (x.numel() == 0) {
+    torch::stable::zero_(dstep), torch::stable::zero_(dtau);
+    return {dx, dstep, dtau};
+  }
   run(&qsr::fake_quantize_backward, job);
   qsr::sum_chunks(job, static_cast<float*>(dstep.mutable_data_ptr()),
                   tau.has_value() ? static_cast<float*>(dtau.mutable_data_ptr()) : nullptr);

@@ -59,6 +59,8 @@ inline void check_maps(const torch::stable::Tensor& lr, const torch::stable::Ten
   STD_TORCH_CHECK(
       features.dim() == 3 && features.size(0) == lr.size(1) && features.size(1) == lr.size(2),
       "features must be [H, W, channels]");
+  STD_TORCH_CHECK(lr.size(1) < (1 << 24) && lr.size(2) < (1 << 24), "lr is larger than 2^24");
+  product({lr.size(1), lr.size(2), features.size(2)});
   check_channels(features.size(2));
 }
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import resource
 import subprocess
@@ -101,7 +102,8 @@ def work(kind: str, seed: int, first: int, end: int) -> None:
     """The inside of such a process: run cases, and say of each that it begins and how it ended."""
     from .kinds import KINDS
 
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+    if "ASAN_OPTIONS" not in os.environ:  # a sanitizer takes terabytes of addresses
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     with tempfile.TemporaryDirectory() as folder:
         attempt = KINDS[kind](Path(folder))
         for number in range(first, end):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -9,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 from PIL import Image
@@ -16,8 +18,10 @@ from safetensors.torch import load_file, save_file
 
 import qsr
 from qsr.images import archive, picture
+from qsr.integer import kernels
 from qsr.models import file
 from qsr.runs import checkpoints
+from qsr.system.errors import first_line
 
 Attempt = Callable[[random.Random], object]
 
@@ -243,9 +247,98 @@ def run_folders(folder: Path) -> Attempt:
     return attempt
 
 
+class _Recorder:
+    """Stands in for torch.ops.qsr_native, and remembers the calls of its operators."""
+
+    def __init__(self, operators) -> None:
+        self.operators = operators
+        self.made: dict[str, list] = {}
+
+    def __getattr__(self, name: str):
+        def call(*args):
+            copies = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
+            self.made.setdefault(name, []).append((getattr(self.operators, name), copies))
+            return getattr(self.operators, name)(*args)
+
+        return call
+
+
+def _native_calls() -> list[list]:
+    """Calls of each native operator, as networks make them: [(operator, arguments), ...]."""
+    calls = _Recorder(torch.ops.qsr_native)
+    with mock.patch.object(torch.ops, "qsr_native", calls):
+        for name in ("quantsr_c", "quantsr_t"):
+            net = _network(name)
+            net.train()(LR).mean().backward()
+            for kernel in ("auto", *kernels.available()):
+                with contextlib.suppress(ValueError):  # not every kernel runs every layer
+                    qsr.pack(net, kernel)(LR)
+        codes = torch.randint(0, 16, (1, 3, 4, 70), dtype=torch.uint8)
+        kernels.unpack_codes(kernels.pack_codes(codes, bits=4, signed=False))
+        wide = qsr.QuantSR(qsr.quantsr_c(2, 4, blocks=2, features=64))
+        qsr.calibrate(wide, LR)
+        qsr.pack(wide)(LR)
+    return [calls.made[name] for name in sorted(calls.made)]
+
+
+def change_layout(t: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """A tensor with other strides, sizes or dimensions, also without elements or far too large."""
+    dims = t.dim() or 1
+    t = t.reshape(t.shape or (1,))
+    dim, other = rng.randrange(dims), rng.randrange(dims)
+    longer = rng.choice((7, 1000, 2**40))
+    ways = (
+        lambda: t.transpose(dim, other),
+        lambda: t.transpose(dim, other).contiguous(),
+        lambda: t.narrow(dim, 0, rng.randint(0, t.shape[dim])),
+        lambda: t.narrow(dim, 0, rng.randint(0, t.shape[dim])).contiguous(),
+        lambda: t.narrow(dim, 0, 1).expand(*t.shape[:dim], longer, *t.shape[dim + 1 :]),
+        lambda: torch.empty((*t.shape[:dim], 0, *t.shape[dim:]), dtype=t.dtype),
+        lambda: torch.empty((2**40, *t.shape[:dim], 0, *t.shape[dim + 1 :]), dtype=t.dtype),
+        lambda: t.squeeze(),
+        lambda: t.unsqueeze(dim),
+        lambda: t.flip(dim),
+        lambda: t.to(torch.device("meta")),
+    )  # fmt: skip
+    return rng.choice(ways)()
+
+
+def native(folder: Path) -> Attempt:
+    """Native operators with other arguments than the library gives them."""
+    calls = _native_calls()
+    names = ["", "auto", "reference", "scalar", "\x00", "x" * 10_000, *kernels.available()]
+
+    def change(value: object, rng: random.Random) -> object:
+        if isinstance(value, torch.Tensor):
+            return change_layout(value, rng) if rng.random() < 0.5 else change_tensor(value, rng)
+        if isinstance(value, str):
+            return rng.choice(names)
+        if isinstance(value, list):
+            return change_value(value, rng)
+        if isinstance(value, bool) or value is None:
+            return not value
+        if isinstance(value, float):
+            return rng.choice((0.0, -1.0, 1e-45, 1e308, float("nan"), float("inf")))
+        return rng.choice((value + 1, value - 1, -value, value * 64, *NUMBERS[:-2]))
+
+    def attempt(rng: random.Random) -> None:
+        function, args = rng.choice(rng.choice(calls))
+        args = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
+        try:
+            for _ in range(rng.randint(1, 3)):
+                at = rng.randrange(len(args))
+                args[at] = change(args[at], rng)
+            function(*args)
+        except (RuntimeError, TypeError, NotImplementedError) as error:  # how PyTorch refuses
+            raise ValueError(first_line(error)) from error
+
+    return attempt
+
+
 KINDS: dict[str, Callable[[Path], Attempt]] = {
     "models": models,
     "pictures": pictures,
     "archives": archives,
     "run_folders": run_folders,
+    "native": native,
 }
