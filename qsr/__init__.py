@@ -19,7 +19,8 @@ from .system.version import __version__ as __version__
 # The public names, by the room that has them.
 NAMES = {
     "quantizer": "Quantizer QuantSpec LSQ RLQ",
-    "layers": "QConv2d QLinear QMatmul quantize calibrate",
+    "layers": "QConv2d QLinear QMatmul",
+    "convert": "quantize calibrate",
     "config": "TrainConfig preset srresnet quantsr_c swinir_s quantsr_t",
     "backbone": "QuantSR DepthPlan rank_blocks slice_depth",
     "train": "train_step",
@@ -64,6 +65,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers; a test compa
     from .config import quantsr_t as quantsr_t
     from .config import srresnet as srresnet
     from .config import swinir_s as swinir_s
+    from .convert import calibrate as calibrate
+    from .convert import quantize as quantize
     from .course.check import check as check
     from .export.onnx import export_onnx as export_onnx
     from .images import data as data
@@ -80,8 +83,6 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers; a test compa
     from .layers import QConv2d as QConv2d
     from .layers import QLinear as QLinear
     from .layers import QMatmul as QMatmul
-    from .layers import calibrate as calibrate
-    from .layers import quantize as quantize
     from .models.edsr import load_edsr as load_edsr
     from .models.file import save as save
     from .models.official import load_official as load_official

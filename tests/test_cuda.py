@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from qsr.backbone import DepthPlan, QuantSR
 from qsr.config import quantsr_c
+from qsr.convert import calibrate
 from qsr.integer import kernels, reference
 from qsr.integer.packing import pack
 from qsr.integer.program_conv import ConvProgram
-from qsr.layers import calibrate
 from qsr.quantizer import QuantSpec
 from qsr.system import native
 

@@ -12,16 +12,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import qsr
+from qsr.convert import left_in_float, not_packed
 from qsr.integer.packing import PackedConv2d, PackedLinear
-from qsr.layers import (
-    Matmul,
-    QConv1d,
-    QConvTranspose2d,
-    QMultiheadAttention,
-    left_in_float,
-    not_packed,
-    set_bits,
-)
+from qsr.layers import Matmul, QConv1d, QConvTranspose2d, QMultiheadAttention, set_bits
 from qsr.quantizer import Quantizer
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from qsr.backbone import QuantSR
 from qsr.config import quantsr_c
+from qsr.convert import calibrate
 from qsr.course import viz
 from qsr.course.viz import Scene, before_after, demo
 from qsr.images.metrics import psnr_y
 from qsr.images.picture import read, to_uint8
 from qsr.integer.packing import pack
-from qsr.layers import calibrate
 from qsr.models import zoo
 from qsr.models.file import save
 

@@ -45,10 +45,11 @@ from tqdm import tqdm
 
 from ..backbone import QuantSR
 from ..config import NetworkConfig, quantsr_c
+from ..convert import calibrate
 from ..images.data import photo
 from ..integer import kernels
 from ..integer.packing import PackedModel, pack
-from ..layers import QConv2d, calibrate, split_bits
+from ..layers import QConv2d, split_bits
 from ..models import zoo
 from ..models.file import load_model, save
 from ..paper.costs import complexity

@@ -15,9 +15,9 @@ import torch
 
 from ..backbone import QuantSR
 from ..config import quantsr_t, swinir_s
+from ..convert import calibrate
 from ..integer.packing import pack
 from ..integer.program_swin import SwinProgram, _FloatConv
-from ..layers import calibrate
 from .engine import timed
 
 

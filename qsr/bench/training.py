@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..backbone import QuantSR
 from ..config import NetworkConfig, TrainConfig
-from ..layers import calibrate
+from ..convert import calibrate
 from ..paper.costs import complexity
 from ..paper.report import markdown
 from ..quantizer import RLQ, Quantizer, phi_slope

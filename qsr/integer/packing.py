@@ -29,18 +29,8 @@ from torch import Tensor, nn
 from ..backbone import ChannelNorm, DepthPlan, QuantSR, check_pictures
 from ..blocks import WindowAttention
 from ..config import NetworkConfig
-from ..layers import (
-    QConv2d,
-    QLinear,
-    QMatmul,
-    Quantized,
-    copy_module,
-    listed,
-    no_autocast,
-    not_packed,
-    replace_layers,
-    zero_padding,
-)
+from ..convert import copy_module, listed, not_packed, replace_layers, zero_padding
+from ..layers import QConv2d, QLinear, QMatmul, Quantized, no_autocast
 from ..quantizer import Quantizer, QuantSpec, to_codes
 from ..system.once import SETTING_UP
 from . import kernels, reference

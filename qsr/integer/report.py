@@ -27,7 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..backbone import QuantSR
-from ..layers import QMatmul, Quantized, left_in_float, not_packed
+from ..convert import left_in_float, not_packed
+from ..layers import QMatmul, Quantized
 from ..quantizer import Quantizer, QuantSpec
 from .packing import FloatConv2d, PackedLayer, PackedMatmul, PackedModel, pack
 from .program_conv import ConvProgram
@@ -77,7 +78,7 @@ def report(model: nn.Module, *inputs: Tensor) -> Report:
     model: in full precision, quantised or packed; it stays as it is. inputs: what it takes, to run
     it once and also name the modules that write out products themselves.
 
-    >>> from qsr.layers import quantize
+    >>> from qsr.convert import quantize
     >>> report(quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), 2, skip=["0"]))
     layer  kind     bits  signed  kernel  why not
     0      Conv2d   -     -       float   not quantised

@@ -46,13 +46,14 @@ from ..config import (
     srresnet,
     swinir_s,
 )
+from ..convert import calibrate
 from ..course.viewers import DARK, LIGHT, PALETTE, STYLE, write_figure
 from ..course.viz import Crop
 from ..images.data import PICTURES, Pair, Patches, make_pair
 from ..images.metrics import psnr_y
 from ..images.picture import read, rgb_to_y, to_uint8
 from ..infer import Model, enlarge
-from ..layers import QConv2d, QLinear, calibrate, split_bits
+from ..layers import QConv2d, QLinear, split_bits
 from ..models import zoo
 from ..models.file import describe, load_model, save
 from ..quantizer import QUANTIZERS, phi_slope

@@ -27,8 +27,8 @@ from tqdm.auto import tqdm
 
 from ..backbone import QuantSR, rank_blocks
 from ..config import TrainConfig
+from ..convert import calibrate
 from ..images.data import Pair, Patches
-from ..layers import calibrate
 from ..objective import Objective
 from ..quantizer import Quantizer
 from ..scores import evaluate

@@ -20,7 +20,7 @@ from pathlib import Path
 LEVELS = (
     ("system",),
     ("quantizer", "images"),
-    ("layers", "blocks", "baselines"),
+    ("layers", "convert", "blocks", "baselines"),
     ("config", "backbone"),
     ("objective", "train", "integer"),
     ("infer",),
