@@ -343,8 +343,11 @@ def test_wrong_arguments_are_refused_by_name(wrong: dict) -> None:
     assert str(next(iter(wrong.values()))) in str(error.value)
 
 
-def test_pictures_are_kept_as_bytes_and_values_are_8_bit() -> None:
-    assert all(x.dtype == torch.uint8 and x.is_contiguous() for x in SHARED.hr + SHARED.lr)
+def test_pictures_are_kept_as_bytes_once_and_values_are_8_bit() -> None:
+    assert SHARED.pixels.dtype == torch.uint8
+    assert SHARED.pixels.numel() == sum(x.numel() for x in SHARED.hr + SHARED.lr)
+    storages = {x.untyped_storage().data_ptr() for x in (SHARED.pixels, *SHARED.hr, *SHARED.lr)}
+    assert len(storages) == 1
     for x in SHARED.batch(0):
         assert x.dtype == torch.float32 and x.min() >= 0 and x.max() <= 1
         assert torch.equal(to_uint8(x).float() / 255, x)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,10 +85,8 @@ def contents(name: str | os.PathLike) -> list[dict]:
         row = rows.setdefault(source.set, {"set": source.set, **empty})
         row["pictures"] += 1
         row["held_out"] += source.split == "validation"
-        if isinstance(source.file, _Texture):  # made, not stored
-            row["megapixels"] += source.file.values[0].numel() / 1e6
-        else:
-            row["megapixels"] += math.prod(size(source.file)) / 1e6
+        row["megapixels"] += math.prod(_size(source)) / 1e6
+        if not isinstance(source.file, _Texture):  # which is made, not stored
             row["mb"] += archive.size(source.file) / 1e6
     return list(rows.values())
 
@@ -312,6 +310,15 @@ def _load(source: Source) -> Tensor:
     return file.values if isinstance(file, _Texture) else _read_uint8(file)
 
 
+def _size(source: Source) -> tuple[int, int]:
+    """(height, width), from the header alone."""
+    file = source.file
+    if isinstance(file, _Texture):
+        _, height, width = file.values.shape
+        return height, width
+    return size(file)
+
+
 def _read_uint8(path: Path | Member) -> Tensor:
     """uint8 [3, H, W], transparency ignored."""
     picture = read(path)
@@ -382,29 +389,38 @@ class Patches:
         _check_split(split)
         self.scale, self.patch, self.batch_size, self.seed = scale, patch, batch, seed
         self.sets = [str(s) for s in ([sets] if isinstance(sets, (str, os.PathLike)) else sets)]
-        self.hr: list[Tensor] = []  # uint8 [3, scale h, scale w]
-        self.lr: list[Tensor] = []  # uint8 [3, h, w]
-        small = 0
-        for hr in _pictures(self.sets, split):
-            if min(hr.shape[1:]) < scale * patch:
-                small += 1
-                continue
-            hr = _cut_to_multiple(hr, scale).contiguous().to(device)
-            self.hr.append(hr)
-            self.lr.append(imresize(hr, 1 / scale))
-        if not self.hr and not small:
+        chosen = _split(self.sets, split)
+        fitting = [source for source in chosen if min(_size(source)) >= scale * patch]
+        if not chosen:
             raise ValueError(_nothing(self.sets, split))
-        if not self.hr:
+        if not fitting:
             raise ValueError(
                 f"no picture of {', '.join(self.sets)} ({split}) has {scale * patch} pixels a "
                 "side, the size of a patch; use a smaller `patch`, larger or more pictures."
             )
-        if small:
+        if len(fitting) < len(chosen):
             warnings.warn(
-                f"{small} of {small + len(self.hr)} pictures are smaller than a patch of "
-                f"{scale * patch} pixels and are left out",
+                f"{len(chosen) - len(fitting)} of {len(chosen)} pictures are smaller than a patch "
+                f"of {scale * patch} pixels and are left out",
                 stacklevel=2,
             )
+        # All pixels of all pictures, lr and hr, in one tensor: to cut a batch is to look up rows.
+        sides = [[length // scale for length in _size(source)] for source in fitting]
+        total = sum(math.prod(lr) for lr in sides) * (1 + scale**2)
+        self.pixels = torch.empty(total, 3, dtype=torch.uint8, device=device)
+        self.lr: list[Tensor] = []  # of each picture, uint8 [3, h, w], a view of pixels
+        self.hr: list[Tensor] = []  # uint8 [3, scale h, scale w]
+        firsts, first = [], 0  # pixel of lr, and of hr
+        for source in tqdm(fitting, desc="reading", unit="picture", disable=len(fitting) < 50):
+            hr = _cut_to_multiple(_load(source), scale).to(device)
+            for picture, kept in ((imresize(hr, 1 / scale), self.lr), (hr, self.hr)):
+                height, width = picture.shape[1:]
+                rows = self.pixels[first : first + height * width]
+                kept.append(rows.view(height, width, 3).permute(2, 0, 1).copy_(picture))
+                firsts.append(first)
+                first += height * width
+        self._firsts = np.reshape(firsts, (-1, 2))
+        self._widths = np.array([lr.shape[2] for lr in self.lr])
         # Positions are numbered through all pictures; picture i has those below _ends[i].
         self._ends = np.cumsum(
             [(lr.shape[1] - patch + 1) * (lr.shape[2] - patch + 1) for lr in self.lr]
@@ -415,6 +431,15 @@ class Patches:
 
         Of `parts` equal parts only number `part`: the share of one process of several. Raises
         ValueError if the batch has no such parts.
+        """
+        lr, hr = self.cut(self.draw(step, part, parts).to(self.pixels.device))
+        return lr.contiguous(), hr.contiguous()
+
+    def draw(self, step: int, part: int = 0, parts: int = 1) -> Tensor:
+        """Where the patches of one step lie, as `cut` takes it: int64 [B, 4] on the CPU.
+
+        A row is the first pixel of the lr patch and of the hr patch, the width of the lr picture,
+        and which of the 8 ways it is turned. Arguments and errors as `batch`.
         """
         if self.batch_size % parts or not 0 <= part < parts:
             raise ValueError(
@@ -427,38 +452,40 @@ class Patches:
         random = np.random.default_rng((self.seed, step))
         positions = random.integers(self._ends[-1], size=self.batch_size)[mine]
         ways = random.integers(8, size=self.batch_size)[mine]
-        lrs, hrs = [], []
-        for position, way in zip(positions.tolist(), ways.tolist(), strict=True):
-            i = int(np.searchsorted(self._ends, position, side="right"))
-            lr, hr = self.lr[i], self.hr[i]
-            before = int(self._ends[i - 1]) if i else 0
-            y, x = divmod(position - before, lr.shape[2] - self.patch + 1)
-            s = self.scale
-            lrs.append(_turn(_cut(lr, y, x, self.patch), way))
-            hrs.append(_turn(_cut(hr, s * y, s * x, s * self.patch), way))
-        return torch.stack(lrs).float().div_(255), torch.stack(hrs).float().div_(255)
+        picture = np.searchsorted(self._ends, positions, side="right")
+        inside = positions - np.concatenate([[0], self._ends])[picture]
+        width = self._widths[picture]
+        y, x = np.divmod(inside, width - self.patch + 1)
+        lr, hr = self._firsts[picture].T
+        lr, hr = lr + y * width + x, hr + self.scale * (self.scale * y * width + x)
+        return torch.from_numpy(np.stack([lr, hr, width, ways], axis=1))
+
+    def cut(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The patches (lr, hr) that `draw` chose, as `batch`, but channels last in memory.
+
+        drawn: on the device of the pictures. Nothing is read back from there, so a step of
+        training can begin with this inside a CUDA graph.
+        """
+        lr, hr, width, way = drawn[:, :, None].unbind(1)
+        return (
+            self._cut(lr, width, way, self.patch),
+            self._cut(hr, self.scale * width, way, self.scale * self.patch),
+        )
+
+    def _cut(self, first: Tensor, width: Tensor, way: Tensor, side: int) -> Tensor:
+        """Square patches [B, 3, side, side] by the pixel in their corner, each [B, 1].
+
+        Of the 8 ways, 1 turns rows upside down, 2 columns, and then 4 exchanges both.
+        """
+        forward = torch.arange(side, device=first.device)
+        y = torch.where(way & 1 > 0, side - 1 - forward, forward) * width
+        x = torch.where(way & 2 > 0, side - 1 - forward, forward)
+        down, across = torch.where(way & 4 > 0, x, y), torch.where(way & 4 > 0, y, x)
+        place = (first + down)[:, :, None] + across[:, None, :]
+        patches = self.pixels.index_select(0, place.flatten()).view(*place.shape, 3)
+        return patches.permute(0, 3, 1, 2).float().div_(255)
 
 
 def _split(sets: Sequence[str | os.PathLike], split: str) -> list[Source]:
     sources = [source for name in sets for source in _sources(name)]
     return [source for source in sources if split in ("all", source.split)]
-
-
-def _pictures(sets: Sequence[str], split: str) -> Iterator[Tensor]:
-    """The pictures of a split, uint8 [3, H, W], with a progress bar when there are many."""
-    chosen = _split(sets, split)
-    for source in tqdm(chosen, desc="reading", unit="picture", disable=len(chosen) < 50):
-        yield _load(source)
-
-
-def _cut(x: Tensor, top: int, left: int, side: int) -> Tensor:
-    return x[:, top : top + side, left : left + side]
-
-
-def _turn(x: Tensor, way: int) -> Tensor:
-    """One of the 8 flips and quarter turns of a square patch [3, p, p]."""
-    if way & 1:
-        x = x.flip(1)
-    if way & 2:
-        x = x.flip(2)
-    return x.transpose(1, 2) if way & 4 else x
