@@ -484,6 +484,10 @@ class TrainConfig:
             rate *= 0.5 ** sum(step >= fraction * self.steps for fraction in self.halve_at)
         return rate * min(1.0, (step + 1) / self.warmup) if self.warmup else rate
 
+    def bit_weight_at(self, step: int) -> float:
+        """The weight of CADyQ's bits at step 0, 1, ...: a hundredth more every 1000 steps."""
+        return self.bit_weight * (1 + step // 1000 / 100)
+
     @property
     def first_joint_step(self) -> int:
         """The step before which blocks are ranked."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backbone import QuantSR
+from .backbone import DepthPlan, QuantSR
 from .config import TrainConfig
 
 
@@ -37,9 +37,9 @@ class Objective(nn.Module):
         (1 - distill) L1(truth) + distill L1(teacher's picture)
         + transfer A(last features) + transfer_blocks sum A(blocks) + bit_weight cost of bits
 
-    A compares attention maps with those of a teacher, the last term is CADyQ's, whose
-    weight grows by a hundredth every 1000 steps. What has weight 0 is not computed. teacher: a
-    network of as many blocks, which does not learn.
+    A compares attention maps with those of a teacher, the last term is CADyQ's, whose weight grows
+    (`TrainConfig.bit_weight_at`). What has weight 0 is not computed. teacher: a network of as many
+    blocks, which does not learn.
 
     Raises ValueError if a term needs a teacher that is not there or does not fit, or the weights of
     the depths are not one for each.
@@ -94,14 +94,17 @@ class Objective(nn.Module):
         return Lesson(picture, tuple(seen), features if config.transfer > 0 else None)
 
     def forward(
-        self, lr: Tensor, hr: Tensor, depth: int, lesson: Lesson, step: int
+        self, lr: Tensor, hr: Tensor, plan: DepthPlan, lesson: Lesson, bit_weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, L1 from the truth, mean squared error) of one depth; `lesson` is that of lr."""
+        """(loss, L1 from the truth, mean squared error) of one depth; `lesson` is that of lr.
+
+        bit_weight: of this step, a tensor as it changes from step to step.
+        """
         net, config = self.net, self.config
         seen: list[Tensor] = []
         with self._autocast(lr), net.looking_at(lr) as scene:
             watch = seen.append if config.transfer_blocks > 0 else None
-            features = net.features(lr, net.plan(depth), watch)
+            features = net.features(lr, plan, watch)
             sr = _reconstructed(net, features, lr).float()
         l1 = F.l1_loss(sr, hr)
         loss = l1
@@ -114,7 +117,7 @@ class Objective(nn.Module):
         for mine, theirs in zip(seen, lesson.blocks, strict=True):
             loss = loss + config.transfer_blocks * transfer_loss(mine, theirs)
         if config.bit_weight > 0 and scene is not None and scene.bits:
-            loss = loss + config.bit_weight * (1 + step // 1000 / 100) * scene.cost()
+            loss = loss + bit_weight * scene.cost()
         return loss, l1.detach(), F.mse_loss(sr.detach(), hr)
 
     def _autocast(self, lr: Tensor) -> torch.autocast:

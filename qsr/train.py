@@ -7,6 +7,12 @@ memory is that of a single depth; the gradients are the same, since a sum has th
 A batch may be worked off in pieces (`accumulate`), or by several processes (`distributed`); the
 step that is taken is that of the whole batch, up to float rounding.
 
+`train_step` is one step, of which everything is told at once. A run takes the same step thousands
+of times (`Stage`), and on a GPU a look at one number would stop it each time: so there shapes are
+fixed, what changes from step to step is written into tensors before, what is measured stays on the
+device, and there it is decided what becomes of a gradient that is not finite. Such a step can be
+recorded as a CUDA graph (`system.graphs`); on the CPU it is the same step.
+
 What a pass is judged by is in `objective`; the loop around the step is in `runs.fit`.
 """
 
@@ -21,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .backbone import QuantSR
+from .backbone import DepthPlan, QuantSR
 from .config import TrainConfig
 from .objective import Objective
 from .quantizer import Quantizer
@@ -52,65 +58,129 @@ def train_step(
     With precision "bfloat16" layers multiply in 16 bits, quantised ones their codes, which are
     exact there (`layers`); weights, quantizers and the optimiser stay in float32.
     """
-    if objective is None:
-        objective = Objective(net, config)
-    if depths is None:
-        depths = net.config.depths if config.joint else net.config.depths[:1]
-    equal = (1 / len(depths),) * len(depths)
-    weights = (config.depth_weights or equal) if len(depths) > 1 else equal
-    optimizer.zero_grad(set_to_none=True)
-    means = _backward(objective, lr, hr, list(zip(depths, weights, strict=True)), config, step)
-    _merge_pieces(net, config.accumulate * distributed.size())
-    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    norm = nn.utils.get_total_norm(list(gradients.values()))
-    *each, error = distributed.mean(means).tolist()
-    loss = sum(w * value for w, value in zip(weights, each, strict=True))
-    if not (math.isfinite(loss) and norm.isfinite()):
-        raise ValueError(_diagnosis(net, lr, hr, depths, loss, gradients))
-    if config.clip_gradient is not None:
-        nn.utils.clip_grads_with_norm_(net.parameters(), config.clip_gradient, norm)
-    if config.relative_steps:
-        relative_step(net, optimizer)
-    else:
-        optimizer.step()
-    return {
-        **{f"loss_{depth}": value for depth, value in zip(depths, each, strict=True)},
-        "loss": loss,
-        "psnr": -10 * math.log10(max(error, 1e-12)),
-        "gradient": norm.item(),
-    }
+    stage = Stage(net, optimizer, config, depths=depths, objective=objective)
+    stage.prepare(step)
+    row = stage.measure(lr, hr)
+    values = stage.told(numbers := row.tolist())
+    if stage.broke(numbers):
+        raise ValueError(_diagnosis(net, lr, hr, stage.plans, values["loss"]))
+    stage.take(row)
+    return values
 
 
-def _backward(
-    objective: Objective | DistributedDataParallel,
-    lr: Tensor,
-    hr: Tensor,
-    weighted: Sequence[tuple[int, float]],
-    config: TrainConfig,
-    step: int,
-) -> Tensor:
-    """Add the gradients of all depths, (blocks, weight of its loss), over all pieces of the batch.
+class Stage:
+    """The steps of a run that train the same depths. Arguments as `train_step`.
 
-    Returns the means over the pieces: L1 of each depth, and the squared error of the deepest.
+    stage(lr, hr) is a step of which nothing is read: it returns a row of numbers on the device, for
+    `told` and `broke` later. The first gradient that is not finite stops the stage: from there on
+    weights and moments stay as they are, whatever steps follow, and the row counts these.
+    optimizer: of `make_optimizer`. average: moves along with the network (config.ema).
     """
-    if len(lr) % config.accumulate:
-        raise ValueError(
-            f"`accumulate` is {config.accumulate} and the batch {len(lr)}; it must divide it."
-        )
-    sums = torch.zeros(len(weighted) + 1, device=lr.device)
-    pieces = list(zip(lr.chunk(config.accumulate), hr.chunk(config.accumulate), strict=True))
-    for number, (piece_lr, piece_hr) in enumerate(pieces, start=1):
+
+    def __init__(
+        self,
+        net: QuantSR,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        *,
+        depths: Sequence[int] | None = None,
+        objective: Objective | DistributedDataParallel | None = None,
+        average: QuantSR | None = None,
+    ) -> None:
+        if depths is None:
+            depths = net.config.depths if config.joint else net.config.depths[:1]
+        self.net, self.optimizer, self.config, self.average = net, optimizer, config, average
+        self.objective = Objective(net, config) if objective is None else objective
+        self.depths = tuple(depths)
+        self.plans = [net.plan(depth) for depth in depths]  # the order of blocks is read here
+        equal = (1 / len(depths),) * len(depths)
+        self.weights = (config.depth_weights or equal) if len(depths) > 1 else equal
+        device = net.mean.device
+        self.bit_weight = torch.zeros((), device=device)
+        self.forget = torch.zeros((), device=device)  # of the average: 1 - its decay
+        self.broken = torch.zeros((), device=device)  # steps since a gradient was not finite
+
+    def prepare(self, step: int) -> None:
+        """Write what depends on the number of the step, but for the learning rate."""
+        self.bit_weight.fill_(self.config.bit_weight_at(step))
+        self.forget.fill_(1 - decay_at(self.config, step))
+
+    def __call__(self, lr: Tensor, hr: Tensor) -> Tensor:
+        """A step on a batch; returns its row."""
+        row = self.measure(lr, hr)
+        # As mixed precision does it: where this is 1, fused Adam leaves all as it is.
+        self.optimizer.found_inf = (self.broken > 0).float()  # type: ignore[attr-defined]
+        try:
+            self.take(row)
+        finally:
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
+        if self.average is not None:
+            update_average(self.average, self.net, self.forget)
+        return row
+
+    def measure(self, lr: Tensor, hr: Tensor) -> Tensor:
+        """Leave the gradients of a batch in the parameters. Returns the row: L1 of each depth, the
+        squared error of the deepest, the norm of the gradient, the count of broken steps.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        means = self._backward(lr, hr)
+        _merge_pieces(self.net, self.config.accumulate * distributed.size())
+        means = distributed.mean(means)
+        norm = nn.utils.get_total_norm(list(_gradients(self.net).values()))
+        finite = means[:-1].isfinite().all() & norm.isfinite()
+        self.broken += (self.broken > 0) | ~finite
+        return torch.cat([means, torch.stack([norm, self.broken])])
+
+    def take(self, row: Tensor) -> None:
+        """Change the weights along the gradients that `measure` left when it returned the row."""
+        clip = self.config.clip_gradient
+        if clip is not None:
+            nn.utils.clip_grads_with_norm_(self.net.parameters(), clip, row[-2])
+        if self.config.relative_steps:
+            relative_step(self.net, self.optimizer)
+        else:
+            self.optimizer.step()
+
+    def told(self, row: Sequence[float]) -> dict[str, float]:
+        """What `train_step` returns, from a row that was read."""
+        *each, error, norm, _ = row
+        return {
+            **{f"loss_{depth}": value for depth, value in zip(self.depths, each, strict=True)},
+            "loss": sum(w * value for w, value in zip(self.weights, each, strict=True)),
+            "psnr": -10 * math.log10(max(error, 1e-12)),
+            "gradient": norm,
+        }
+
+    def broke(self, row: Sequence[float]) -> bool:
+        """Whether the step of a row left the weights as they were."""
+        return row[-1] > 0
+
+    def _backward(self, lr: Tensor, hr: Tensor) -> Tensor:
+        """Add the gradients of all depths over all pieces of the batch.
+
+        Returns the means over the pieces: L1 of each depth, and the squared error of the deepest.
+        """
+        objective, count = self.objective, self.config.accumulate
+        if len(lr) % count:
+            raise ValueError(f"`accumulate` is {count} and the batch {len(lr)}; it must divide it.")
         judge: Any = getattr(objective, "module", objective)
-        lesson = judge.lesson(piece_lr)
-        # The deepest depth last: it has all parameters, so ranks average gradients once, after it.
-        for i, (depth, weight) in reversed(list(enumerate(weighted))):
-            apart = number < len(pieces) or i > 0
-            with _apart(objective) if apart else contextlib.nullcontext():
-                loss, l1, error = objective(piece_lr, piece_hr, depth, lesson, step)
-                (weight / len(pieces) * loss).backward()
-            sums[i] += l1
-        sums[-1] += error
-    return sums / len(pieces)
+        sums = torch.zeros(len(self.plans) + 1, device=lr.device)
+        for number, (piece_lr, piece_hr) in enumerate(
+            zip(lr.chunk(count), hr.chunk(count), strict=True), start=1
+        ):
+            lesson = judge.lesson(piece_lr)
+            # The deepest depth last: it has all parameters, so ranks average gradients once, after
+            # it.
+            for i in reversed(range(len(self.plans))):
+                apart = number < count or i > 0
+                with _apart(objective) if apart else contextlib.nullcontext():
+                    loss, l1, error = objective(
+                        piece_lr, piece_hr, self.plans[i], lesson, self.bit_weight
+                    )
+                    (self.weights[i] / count * loss).backward()
+                sums[i] += l1
+            sums[-1] += error
+        return sums / count
 
 
 def make_optimizer(net: QuantSR, config: TrainConfig) -> torch.optim.Adam:
@@ -130,7 +200,12 @@ def make_optimizer(net: QuantSR, config: TrainConfig) -> torch.optim.Adam:
     rest = [p for p in net.parameters() if p.requires_grad and id(p) not in apart]
     groups = [{"params": rest, "rate": 1.0}]
     groups += [{"params": p, "rate": rate} for rate, p in own.items() if p]
-    optimizer = torch.optim.Adam(groups, betas=config.betas, fused=True)
+    device = net.mean.device
+    for group in groups:  # rates in tensors, which a recorded step reads when it is replayed
+        # The kernel for GPUs takes them in 32 bits, that for the CPU as a float of Python.
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        group["lr"] = torch.zeros((), dtype=dtype, device=device)
+    optimizer = torch.optim.Adam(groups, betas=config.betas, fused=True, capturable=True)
     set_learning_rate(optimizer, config.learning_rate)
     return optimizer
 
@@ -138,7 +213,7 @@ def make_optimizer(net: QuantSR, config: TrainConfig) -> torch.optim.Adam:
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """The learning rate of weights; other groups follow by their factor."""
     for group in optimizer.param_groups:
-        group["lr"] = group["rate"] * learning_rate
+        group["lr"].fill_(group["rate"] * learning_rate)
 
 
 @torch.no_grad()
@@ -154,7 +229,8 @@ def relative_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         step = exp(l),  tau = step t:    dL/dl = step dL/dstep,  dL/dt = step dL/dtau
 
     and let the optimiser change l and t: steps by factors, tau by parts of a step. Nothing crosses
-    0, and weights and inputs move at one rate (config.quantizer_rate times that of weights).
+    0, and weights and inputs move at one rate (config.quantizer_rate times that of weights). Where
+    the optimiser takes no step, values stay as they are, bit for bit.
     """
     quantizers = [m for m in net.modules() if isinstance(m, Quantizer)]
     steps: list[Tensor] = [q.step_size for q in quantizers if q.step_size.grad is not None]
@@ -164,7 +240,8 @@ def relative_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         tau = getattr(quantizer, "tau", None)
         if tau is not None and tau.grad is not None:
             taus.append(tau)
-            units.append(quantizer.step_size.clone())
+            # Of the shape of tau: on a GPU, pairs of one shape are multiplied in one launch.
+            units.append(quantizer.step_size.expand_as(tau).clone())
     starts = [tau.clone() for tau in taus]
     moved = [*steps, *taus]
     if not moved:  # full precision
@@ -173,11 +250,30 @@ def relative_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     torch._foreach_mul_([p.grad for p in moved if p.grad is not None], units)
     torch._foreach_zero_(moved)  # so that the optimiser leaves the change of l or t, unrounded
     optimizer.step()
-    for step in steps:
-        step.exp_()
+    torch._foreach_exp_(steps)
     torch._foreach_mul_(moved, units)
-    for tau, start in zip(taus, starts, strict=True):
-        tau.add_(start)
+    if taus:
+        torch._foreach_add_(taus, starts)
+
+
+def decay_at(config: TrainConfig, step: int) -> float:
+    """The decay of the moving average at step 0, 1, ...
+
+    In the first steps the average is short, (1 + step) / (10 + step), so that it forgets where the
+    network started.
+    """
+    return min(config.ema, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def update_average(average: QuantSR, net: QuantSR, forget: Tensor) -> None:
+    """Move `average` a part `forget` of the way to `net`: weights, steps, tau and shortcuts; all
+    else is copied. forget: float [], 1 - the decay.
+    """
+    own: list[Tensor] = list(average.parameters())
+    new: list[Tensor] = list(net.parameters())
+    torch._foreach_lerp_(own, new, [forget] * len(own))
+    torch._foreach_copy_(list(average.buffers()), list(net.buffers()))
 
 
 def _apart(objective: nn.Module) -> contextlib.AbstractContextManager:
@@ -193,14 +289,17 @@ def _merge_pieces(net: nn.Module, pieces: int) -> None:
             quantizer.merge_pieces(pieces)
 
 
+def _gradients(net: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
 @torch.no_grad()
 def _diagnosis(
     net: QuantSR,
     lr: Tensor,
     hr: Tensor,
-    depths: Sequence[int],
+    plans: Sequence[DepthPlan],
     loss: float,
-    gradients: dict[str, Tensor],
 ) -> str:
     """Where a value that is not finite came from: pictures, weights, a layer or a gradient."""
     where: list[str] = []
@@ -222,13 +321,14 @@ def _diagnosis(
     else:
         hooks = [m.register_forward_hook(look(n)) for n, m in net.named_modules() if n]
         try:
-            for depth in depths:
-                net(lr, net.plan(depth))
+            for plan in plans:
+                net(lr, plan)
         finally:
             for hook in hooks:
                 hook.remove()
     if not where:
-        where.append(f"the gradient of {broken(gradients) or 'some parameter'} is not finite")
+        name = broken(_gradients(net)) or "some parameter"
+        where.append(f"the gradient of {name} is not finite")
     return (
         f"the loss is {loss:.6g}; training diverged: {where[0]}. The last checkpoint is kept: "
         "resume from it with a smaller learning rate."

@@ -350,6 +350,16 @@ def test_a_checkpoint_restores_network_and_optimiser(tmp_path):
             assert torch.equal(value, other.state[q][key])
 
 
+def test_the_memory_of_the_optimiser_comes_back_on_the_device_of_the_network(tmp_path):
+    net, optimizer = trained_a_little(1)
+    path = save_checkpoint(tmp_path, net, optimizer, 1, qsr.TrainConfig())
+    moved = load_checkpoint(path)[0].to("meta")  # a device that is everywhere
+    other = torch.optim.Adam(moved.parameters())
+    load_optimizer(path, moved, other)
+    memory = [value for state in other.state.values() for value in state.values()]
+    assert memory and all(value.device.type == "meta" for value in memory)
+
+
 def test_the_newest_checkpoints_are_kept_in_order(tmp_path):
     net, optimizer = trained_a_little(1)
     for step in (5, 10, 100, 1000):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import qsr
 from qsr.objective import Lesson, Objective, attention_map, transfer_loss
 
+NONE = torch.zeros(())  # the weight of CADyQ's bits
 STUDENT = qsr.quantsr_c(2, 4, blocks=2, depths=(2, 1), features=8)
 
 
@@ -48,10 +49,10 @@ def test_the_loss_is_the_formula_of_pams():
 def test_the_objective_adds_the_maps_at_the_end_and_after_each_block():
     student, teacher = net(), net(qsr.srresnet(2, blocks=2, features=8), seed=1)
     lr, hr = batch()
-    plain, _, _ = Objective(student, qsr.TrainConfig())(lr, hr, 2, Lesson(), 0)
+    plain, _, _ = Objective(student, qsr.TrainConfig())(lr, hr, student.plan(2), Lesson(), NONE)
     config = qsr.TrainConfig(transfer=10.0, transfer_blocks=3.0)
     objective = Objective(student, config, teacher)
-    loss, l1, _ = objective(lr, hr, 2, objective.lesson(lr), 0)
+    loss, l1, _ = objective(lr, hr, student.plan(2), objective.lesson(lr), NONE)
     mine, theirs = [], []
     ends = student.features(lr, watch=mine.append), teacher.features(lr, watch=theirs.append)
     expected = plain + 10 * transfer_loss(*ends)
@@ -65,7 +66,7 @@ def test_a_share_of_the_loss_compares_with_the_picture_of_the_teacher(share):
     student, teacher = net(), net(qsr.srresnet(2, blocks=2, features=8), seed=1)
     lr, hr = batch()
     objective = Objective(student, qsr.TrainConfig(distill=share), teacher)
-    loss, l1, _ = objective(lr, hr, 1, objective.lesson(lr), 0)
+    loss, l1, _ = objective(lr, hr, student.plan(1), objective.lesson(lr), NONE)
     sr = student(lr, student.plan(1))
     expected = (1 - share) * F.l1_loss(sr, hr) + share * F.l1_loss(sr, teacher(lr))
     torch.testing.assert_close(loss, expected)
@@ -83,10 +84,13 @@ def test_the_teacher_does_not_learn_and_is_no_part_of_what_does():
 def test_the_bits_of_cadyq_cost_more_from_thousand_to_thousand_steps():
     config = qsr.quantsr_c(2, 8, blocks=2, depths=(2,), features=8, quantizer="cadyq")
     student, (lr, hr) = net(config), batch()
-    at = [
-        Objective(student, qsr.TrainConfig(bit_weight=w))(lr, hr, 2, Lesson(), step)[0].item()
-        for w, step in ((0.0, 0), (0.1, 999), (0.1, 1000))
-    ]
+
+    def loss(weight, step):
+        training = qsr.TrainConfig(bit_weight=weight)
+        weight = torch.tensor(training.bit_weight_at(step))
+        return Objective(student, training)(lr, hr, student.plan(2), Lesson(), weight)[0].item()
+
+    at = [loss(0.0, 0), loss(0.1, 999), loss(0.1, 1000)]
     with qsr.CADyQ.looking_at(lr) as scene:
         student(lr)
     cost = 0.1 * scene.cost().item()

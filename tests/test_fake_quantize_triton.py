@@ -34,6 +34,11 @@ def test_without_triton_or_on_a_gpu_too_old_for_it_the_definition_runs(monkeypat
     assert choose(gpu) is None
 
 
+def test_without_native_code_the_definition_runs_on_a_gpu_too(monkeypatch):
+    monkeypatch.setenv("QSR_NATIVE", "off")
+    assert _triton_kernels.__wrapped__(torch.device("cuda:0")) is None
+
+
 @needs_triton
 def test_a_tensor_on_a_gpu_gets_the_kernels_in_triton(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))

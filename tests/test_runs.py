@@ -20,6 +20,7 @@ from qsr.runs import fit as runs
 from qsr.runs.checkpoints import find_best, list_checkpoints, load_checkpoint
 from qsr.runs.log import read_log
 from qsr.system import distributed
+from qsr.train import decay_at, update_average
 
 CONV = qsr.quantsr_c(2, 4, blocks=4, features=8)
 CONFIG = qsr.TrainConfig(
@@ -95,11 +96,13 @@ def test_the_average_moves_by_its_decay_and_copies_what_is_no_parameter():
     qsr.calibrate(net, lr)
     before = state(average)
     net.block_order.copy_(torch.tensor([3, 1, 2, 0]))
-    runs.update_average(average, net, 0.5, step=1000)
+    update_average(average, net, torch.tensor(0.5))
     for name, p in net.named_parameters():
         expected = 0.5 * before[name] + 0.5 * p
         torch.testing.assert_close(average.get_parameter(name), expected)
     assert average.order == (3, 1, 2, 0)
+    config = qsr.TrainConfig(ema=0.999)
+    assert [decay_at(config, step) for step in (0, 8, 100_000)] == [0.1, 0.5, 0.999]
 
 
 def test_the_average_of_a_run_is_calibrated_and_resumes_exactly(tmp_path):

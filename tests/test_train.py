@@ -1,5 +1,6 @@
 """Training: what one step does, and runs that stop, break and go on."""
 
+import dataclasses
 import json
 import signal
 
@@ -13,6 +14,7 @@ from qsr.models import file
 from qsr.quantizer import Quantizer
 from qsr.runs import checkpoints
 from qsr.runs.checkpoints import list_checkpoints, load_checkpoint
+from qsr.runs.fit import Run
 from qsr.runs.log import read_log
 
 CONV = qsr.quantsr_c(2, 4, blocks=4, features=8)
@@ -31,12 +33,19 @@ class Noise:
     def __init__(self, scale=2, events=None):
         self.scale, self.events, self.batch_size = scale, events or {}, 2
 
-    def batch(self, step, part=0, parts=1):
+    def draw(self, step, part=0, parts=1):
         self.events.pop(step, lambda: None)()
+        return torch.tensor([step, part, parts])
+
+    def cut(self, drawn):
+        step, part, parts = drawn.tolist()
         generator = torch.Generator().manual_seed(step)
         hr = torch.rand(2, 3, 8 * self.scale, 8 * self.scale, generator=generator)
         hr = hr.chunk(parts)[part]
         return F.avg_pool2d(hr, self.scale), hr
+
+    def batch(self, step):
+        return self.cut(self.draw(step))
 
 
 def network(config=CONV):
@@ -170,6 +179,23 @@ def test_a_loss_that_is_not_finite_is_refused_and_touches_no_weight():
         qsr.train_step(net, optimizer, lr, hr, qsr.TrainConfig())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_stage_takes_no_step_from_the_first_gradient_on_that_is_not_finite(relative):
+    config = qsr.TrainConfig(relative_steps=relative, clip_gradient=0.1)
+    net = calibrated()
+    optimizer = train.make_optimizer(net, config)
+    stage = train.Stage(net, optimizer, config)
+    good, (lr, hr) = Noise().batch(1), Noise().batch(2)
+    assert not stage.broke(stage(*good).tolist())
+    memory = [value.clone() for state in optimizer.state.values() for value in state.values()]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    rows = [stage(lr, hr * float("nan")).tolist(), stage(*good).tolist()]
+    assert [row[-1] for row in rows] == [1, 2] and all(stage.broke(row) for row in rows)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    after = [value for state in optimizer.state.values() for value in state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(memory, after, strict=True))
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -399,17 +425,39 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
     assert same_weights(net, load_checkpoint(first)[0])
 
 
-def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
-    class Broken(Noise):
-        def batch(self, step, part=0, parts=1):
-            lr, hr = super().batch(step)
-            return lr, hr * (float("inf") if step == 4 else 1)
+class Broken(Noise):
+    """The pictures of step 4 are not finite."""
 
-    with pytest.raises(ValueError, match="diverged: the pictures .* The last checkpoint is kept"):
+    def cut(self, drawn):
+        lr, hr = super().cut(drawn)
+        return lr, hr * (float("inf") if drawn[0] == 4 else 1)
+
+
+DIVERGED = "step 5: .* diverged: the pictures .* The last checkpoint is kept"
+
+
+def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match=DIVERGED):
         qsr.fit(network(), Broken(), CONFIG, tmp_path)
     net, state = load_checkpoint(list_checkpoints(tmp_path)[-1])
     assert state["step"] == 3
     assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_a_run_that_looks_seldom_stops_late_at_the_weights_before_it_diverged(tmp_path):
+    config = dataclasses.replace(CONFIG, checkpoint_every=100, joint_from=0, rank_by="given")
+    early, late = (Run(network(), Broken(), config, tmp_path / name) for name in ("a", "b"))
+    late.looks_every = 6  # as on a GPU
+    for run, steps in ((early, 5), (late, 6)):
+        for _ in range(steps - 1):
+            run.step()
+            run.write()
+        run.step()
+        with pytest.raises(ValueError, match=DIVERGED):
+            run.write()
+        run.close()
+    assert same_weights(early.net, late.net)
+    assert not list_checkpoints(tmp_path / "b")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -64,8 +64,8 @@ class Scene:
     def gradients(self) -> Tensor:
         """1000 times the mean of |d/dx| and of |d/dy| of each grey picture: [N, 2]."""
         lr = self.lr.detach()
-        grey = torch.einsum("nchw,c->nhw", lr, lr.new_tensor(GREY))
-        sobel = lr.new_tensor(SOBEL)
+        grey = torch.einsum("nchw,c->nhw", lr, _constants(lr, GREY))
+        sobel = torch.stack([_constants(lr, row) for row in SOBEL])
         filters = torch.stack([sobel, sobel.T])[:, None] / sobel.abs().sum()  # [2, 1, 3, 3]
         edges = F.conv2d(F.pad(grey[:, None], (1, 1, 1, 1), "replicate"), filters)
         return 1000 * edges.abs().mean((2, 3))
@@ -170,7 +170,7 @@ class CADyQ(PAMS):
     @property
     def widths(self) -> Tensor:
         """The three widths, narrowest first, float [3]."""
-        return self.selector.bias.new_tensor(widths_up_to(self.bits))
+        return _constants(self.selector.bias, widths_up_to(self.bits))
 
     def calibrate(self, x: Tensor) -> None:
         """Set the clip of each width from the data x, as PAMS."""
@@ -221,6 +221,13 @@ def widths_up_to(bits: int) -> tuple[int, int, int]:
             "the widest. Use 4 to 8 (8 in the paper)."
         )
     return bits - 2 * gap, bits - gap, bits
+
+
+def _constants(like: Tensor, numbers: Sequence[float]) -> Tensor:
+    """Numbers as a tensor like another, [n], filled on its device: a copy from the host could not
+    be part of a CUDA graph.
+    """
+    return torch.stack([like.new_full((), number) for number in numbers])
 
 
 @torch.no_grad()

@@ -87,6 +87,12 @@ def add_training(sub: argparse.ArgumentParser, network) -> None:
     machine = sub.add_argument_group("machine")
     machine.add_argument("--max-seconds", type=float, metavar="S", help="stop in time, resumable")
     machine.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    machine.add_argument(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let a GPU record a step as a CUDA graph (on)",
+    )
     machine.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files too")
     training = sub.add_argument_group("training", "In several processes: torchrun -m qsr.cli train")
     for option in dataclasses.fields(TrainConfig):
@@ -186,6 +192,7 @@ def train_here(
         held_out(*data),
         teacher,
         args.tensorboard,
+        args.graph,
     )
     if distributed.rank() > 0:
         return

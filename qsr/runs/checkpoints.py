@@ -178,10 +178,9 @@ def load_optimizer(path: str | os.PathLike, net: QuantSR, optimizer: torch.optim
                     if any(moments[key][name].shape != p.shape for key in MOMENTS[1:]):
                         raise ValueError(f"its moments of {name!r} have another shape")
                     # Like p also in its memory layout: fused Adam walks over both side by side.
+                    like = {key: p for key in MOMENTS} | {"step": moments["step"][name]}
                     optimizer.state[p] = {
-                        key: torch.empty_like(p if key != "step" else tensors[name]).copy_(
-                            tensors[name]
-                        )
+                        key: torch.empty_like(like[key], device=p.device).copy_(tensors[name])
                         for key, tensors in moments.items()
                     }
     except CHECKPOINT_ERRORS as error:

@@ -1,9 +1,12 @@
-"""A training run: a loop around `train_step` that can stop, break, and go on anywhere.
+"""A training run: a loop around the steps of `train` that can stop, break, and go on anywhere.
 
 QuantSR's two stages: first the deepest network alone; then its blocks are ranked, and every step
 trains all depths. A run is a pure function of (network, data, TrainConfig): the patches of step n
 depend on the seed and n alone and nothing else is drawn, so a run that is interrupted and resumed
 ends bit for bit where one that was not ends (same machine, same number of threads and ranks).
+
+On a GPU the steps of a stage are recorded as a CUDA graph, and what they measured is read when the
+log is due: a look at a number waits for the GPU. On the CPU it costs nothing and comes each step.
 
 A folder holds all of a run: its last checkpoints, the network that did best on held-out pictures,
 and the diary (`log`).
@@ -18,11 +21,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..backbone import QuantSR, rank_blocks
@@ -32,8 +36,8 @@ from ..images.data import Pair, Patches
 from ..objective import Objective
 from ..quantizer import Quantizer
 from ..scores import evaluate
-from ..system import distributed
-from ..train import make_optimizer, set_learning_rate, train_step
+from ..system import distributed, graphs
+from ..train import Stage, make_optimizer, set_learning_rate, train_step
 from .checkpoints import (
     best_score,
     clear_unfinished,
@@ -56,6 +60,7 @@ def fit(
     validation: Sequence[Pair] = (),
     teacher: QuantSR | None = None,
     tensorboard: bool = False,
+    graph: bool = True,
 ) -> Path:
     """Train `net` in place on `data`, from the last checkpoint in `folder` if there is one.
 
@@ -66,14 +71,15 @@ def fit(
     validation: held-out pairs (`held_out`), scored every config.validate_every steps at the depths
     that are trained; the best network so far is kept in `folder`/best-N, and scores count for the
     moving average if there is one (config.ema). teacher: for config.transfer, see `Objective`.
-    `folder`/log.jsonl is the diary; tensorboard writes it for TensorBoard too. Returns the folder
-    of the last checkpoint.
+    `folder`/log.jsonl is the diary; tensorboard writes it for TensorBoard too. graph: whether a
+    GPU records the step as a CUDA graph. Returns the folder of the last checkpoint.
 
-    With a process group (`distributed.started`) the ranks share each batch.
+    With a process group (`distributed.started`) the ranks share each batch, without a graph.
     Raises ValueError before the first step if `folder` holds a run of another network or training
-    configuration, the scales differ, or the batch cannot be shared.
+    configuration, the scales differ, or the batch cannot be shared; and if training diverges, with
+    the step and the layer where that began, at the next line of the log.
     """
-    run = Run(net, data, config, folder, validation, teacher, tensorboard)
+    run = Run(net, data, config, folder, validation, teacher, tensorboard, graph)
     with _stop_signals() as stop, contextlib.closing(run):
         while run.done < config.steps:
             run.step()
@@ -92,7 +98,7 @@ class Run:
     """A training run between two steps, `done` of which are behind it.
 
     Made from the last checkpoint in its folder, else from the start. Arguments and errors as `fit`.
-    All ranks take each `step`; what `validate`, `save` and `write` do, rank 0 does alone.
+    All ranks take each `step` and `look`; what `validate` and `save` do, rank 0 does alone.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class Run:
         validation: Sequence[Pair] = (),
         teacher: QuantSR | None = None,
         tensorboard: bool = False,
+        graph: bool = True,
     ) -> None:
         _check_batch(net, data, config)
         self.net, self.data, self.config, self.folder = net, data, config, folder
@@ -120,6 +127,9 @@ class Run:
         self.average = _average(net, config, folder)
         self.objective = distributed.parallel(objective)
         self.device = next(net.parameters()).device
+        self.looks_every = 1 if self.device.type == "cpu" else config.log_every
+        self.unread: list[Tensor] = []  # what the last steps measured, on the device
+        self.graph = graph
         chief = distributed.rank() == 0
         if chief:
             clear_unfinished(folder)
@@ -129,51 +139,107 @@ class Run:
             # Killed after the checkpoint, before its line.
             self.log.write(self.start, progress["line"], net)
         self.bar = tqdm(total=config.steps, initial=self.start, unit="step", disable=not chief)
+        self.drawn = self._draw(self.start).to(self.device)
+        self._begin()
 
     def step(self) -> None:
         """Train on the next batch."""
         net, config, step = self.net, self.config, self.done
         if config.joint and step == config.first_joint_step and len(net.config.depths) > 1:
             _rank(net, self.data, config)
-        self.depths = trained_depths(net, config, step)
+            self._begin()
         self.learning_rate = config.learning_rate_at(step)
         set_learning_rate(self.optimizer, self.learning_rate)
-        batch = self.data.batch(step, distributed.rank(), distributed.size())
-        lr, hr = (x.to(memory_format=torch.channels_last) for x in batch)
-        measured = train_step(
-            net, self.optimizer, lr, hr, config,
-            depths=self.depths, objective=self.objective, step=step,
-        )  # fmt: skip
-        if self.average is not None:
-            update_average(self.average, net, config.ema, step)
-        recent = self.recent
-        for name, value in measured.items():  # a running mean over about 100 steps
-            recent[name] = value if name not in recent else 0.99 * recent[name] + 0.01 * value
+        self.stage.prepare(step)
+        self.drawn.copy_(self._draw(step), non_blocking=True)
+        self.unread.append(self.repeat().clone())
         self.done += 1
-        self.rate = (self.done - self.start) * self.data.batch_size / self.seconds()
-        self.bar.update()
-        shown = {"L1*255": f"{255 * recent['loss']:.3f}", "dB": f"{recent['psnr']:.2f}"}
-        self.bar.set_postfix({**shown, "images/s": f"{self.rate:.0f}"}, refresh=False)
+
+    def _begin(self) -> None:
+        """What the steps of a stage have in common, from the next one on."""
+        self.depths = trained_depths(self.net, self.config, self.done)
+        self.stage = stage = Stage(
+            self.net, self.optimizer, self.config,
+            depths=self.depths, objective=self.objective, average=self.average,
+        )  # fmt: skip
+
+        def repeat() -> Tensor:
+            return stage(*self._cut(self.drawn))
+
+        self.repeat: Callable[[], Tensor] = repeat
+        if self.graph and self.device.type == "cuda" and distributed.size() > 1:
+            self.tell("several processes share each step, which runs without a CUDA graph")
+        elif self.graph:
+            self.repeat = graphs.recorded(repeat, self.device, self.tell)
+
+    def _draw(self, step: int) -> Tensor:
+        return self.data.draw(step, distributed.rank(), distributed.size())
+
+    def _cut(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        lr, hr = self.data.cut(drawn)
+        last = torch.channels_last
+        return lr.to(memory_format=last), hr.to(memory_format=last)
+
+    def look(self) -> None:
+        """Read what the steps since the last look measured: for the bar, the log, a checkpoint.
+
+        Raises ValueError if one of them had a gradient that is not finite. The weights are those
+        before it.
+        """
+        rows = torch.stack(self.unread).tolist() if self.unread else []
+        self.unread = []
+        recent = self.recent
+        for step, row in enumerate(rows, start=self.done - len(rows)):
+            if self.stage.broke(row):
+                raise self._diverged(step)
+            for name, value in self.stage.told(row).items():  # a running mean over some 100 steps
+                recent[name] = value if name not in recent else 0.99 * recent[name] + 0.01 * value
+        if rows:
+            self.rate = (self.done - self.start) * self.data.batch_size / self.seconds()
+            self.bar.update(len(rows))
+            shown = {"L1*255": f"{255 * recent['loss']:.3f}", "dB": f"{recent['psnr']:.2f}"}
+            self.bar.set_postfix({**shown, "images/s": f"{self.rate:.0f}"}, refresh=False)
+
+    def _diverged(self, step: int) -> ValueError:
+        """The diagnosis, by taking a step once more that left the weights as they were."""
+        lr, hr = self._cut(self._draw(step).to(self.device))
+        try:
+            train_step(
+                self.net, self.optimizer, lr, hr, self.config,
+                depths=self.depths, objective=self.objective, step=step,
+            )  # fmt: skip
+            why = "its gradient was not finite, and is when it is taken again; train without graph"
+        except ValueError as error:
+            why = str(error)
+        return ValueError(f"step {step + 1}: {why}")
+
+    def tell(self, line: str) -> None:
+        """One line on stderr, past the progress bar, from one of the ranks."""
+        if self.log is not None:
+            self.bar.write(f"qsr: {line}", file=sys.stderr)
 
     def seconds(self) -> float:
         """Of this call; `before` had gone by already."""
         return time.monotonic() - self.began
 
     def write(self, ends: bool = False) -> None:
-        """What is due after a step: scores, a checkpoint, a line of the diary. ends: the run stops
-        here."""
-        if self.log is None:
-            return
+        """What is due after a step: a look, scores, a checkpoint, a line of the diary. ends: the
+        run stops here."""
         done, config = self.done, self.config
         last = done == config.steps
         saves = done % config.checkpoint_every == 0 or last or ends
+        scores = len(self.validation) > 0 and (done % config.validate_every == 0 or last)
+        tells = saves or scores or done % config.log_every == 0
+        if tells or done % self.looks_every == 0 or done == config.first_joint_step:
+            self.look()
+        if self.log is None or not tells:
+            return
         values = {"learning_rate": self.learning_rate, "images_per_s": self.rate}
-        if len(self.validation) and (done % config.validate_every == 0 or last):
+        if scores:
             values |= self.validate()
         values |= {"seconds": self.before + self.seconds(), **self.recent}
         path = self.save(values) if saves else None
-        if saves or done % config.log_every == 0 or "validation" in values:
-            self.log.write(done, values, self.net if saves else None)
+        self.log.write(done, values, self.net if saves else None)
         if ends and not last:
             remark = f"stopped after step {done}; the same call goes on from {path}"
             self.bar.write(remark, file=sys.stderr)
@@ -232,21 +298,6 @@ def _rank(net: QuantSR, data: Patches, config: TrainConfig) -> None:
     pictures = data.batch(config.steps) if config.rank_by == "sensitivity" else ()
     order = rank_blocks(net, *pictures)
     net.block_order.copy_(torch.tensor(order))
-
-
-def update_average(average: QuantSR, net: QuantSR, decay: float, step: int) -> None:
-    """Move `average` towards `net`: weights, steps, tau and shortcuts; all else is copied.
-
-    In the first steps the average is short, (1 + step) / (10 + step), so that it forgets where the
-    network started.
-    """
-    decay = min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        own = dict(average.named_parameters())
-        for name, value in net.named_parameters():
-            own[name].lerp_(value, 1 - decay)
-        for mine, theirs in zip(average.buffers(), net.buffers(), strict=True):
-            mine.copy_(theirs)
 
 
 def _average(net: QuantSR, config: TrainConfig, folder: str | os.PathLike) -> QuantSR | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -95,8 +96,12 @@ def _kernels(device: torch.device) -> Any:
 
 @functools.cache
 def _triton_kernels(device: torch.device) -> ModuleType | None:
-    """The Triton kernels, imported on first use; None without Triton or on a GPU too old for it."""
-    if not importlib.util.find_spec("triton") or torch.cuda.get_device_capability(device) < (7, 0):
+    """The Triton kernels, imported on first use; None without Triton, on a GPU too old for it, and
+    where QSR_NATIVE is "off".
+    """
+    if os.environ.get("QSR_NATIVE") == "off" or not importlib.util.find_spec("triton"):
+        return None
+    if torch.cuda.get_device_capability(device) < (7, 0):
         return None
     from . import fused_triton
 
