@@ -142,4 +142,7 @@ def attention_map(features: Tensor) -> Tensor:
 
 def transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of the attention maps of two [N, C, H, W]; C may differ."""
-    return F.mse_loss(attention_map(student), attention_map(teacher))
+    mine, theirs = attention_map(student), attention_map(teacher)
+    # In 16 bits one may be of another type; before 2.13 torch had no gradient for such a pair.
+    common = torch.promote_types(mine.dtype, theirs.dtype)
+    return F.mse_loss(mine.to(common), theirs.to(common))

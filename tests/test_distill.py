@@ -46,6 +46,19 @@ def test_the_loss_is_the_formula_of_pams():
     assert transfer_loss(a, a) == 0
 
 
+@pytest.mark.parametrize(
+    "kinds", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
+)
+def test_maps_of_two_types_are_compared_in_the_wider_one(kinds):
+    student = torch.randn(2, 4, 5, 5).to(kinds[0]).requires_grad_()
+    teacher = torch.randn(2, 4, 5, 5).to(kinds[1])
+    loss = transfer_loss(student, teacher)
+    loss.backward()
+    a, b = (attention_map(x).float() for x in (student, teacher))
+    assert loss.dtype == torch.float32 and student.grad.dtype == kinds[0]
+    torch.testing.assert_close(loss, F.mse_loss(a, b))
+
+
 def test_the_objective_adds_the_maps_at_the_end_and_after_each_block():
     student, teacher = net(), net(qsr.srresnet(2, blocks=2, features=8), seed=1)
     lr, hr = batch()
