@@ -122,12 +122,11 @@ class NoKernel:
         return lambda *arguments, **options: None
 
 
-@pytest.fixture(params=["native", "definition", "triton"])
-def kernels(request, monkeypatch):
+def use(kernels, monkeypatch):
     """What passes over memory: in C++, in plain PyTorch, or on a GPU what is around the kernels."""
-    if request.param == "definition":
+    if kernels == "definition":
         monkeypatch.setattr(fused, "_kernels", lambda device: None)
-    elif request.param == "triton":
+    elif kernels == "triton":
         if not find_spec("triton"):
             pytest.skip("needs Triton: pip install triton")
         from qsr.system import fused_triton
@@ -137,9 +136,10 @@ def kernels(request, monkeypatch):
         monkeypatch.setattr(fused, "_kernels", lambda device: fused_triton)
 
 
+@pytest.mark.parametrize("kernels", ["native", "definition", "triton"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("config", [pytest.param(c, id=name) for name, c in networks()])
-def test_a_step_reads_nothing_and_takes_nothing_along(config, options, kernels):
+def test_a_step_reads_nothing_and_takes_nothing_along(config, options, kernels, monkeypatch):
     torch.manual_seed(0)
     net, teacher = qsr.QuantSR(config), qsr.QuantSR(qsr.srresnet(2, blocks=2, features=8))
     qsr.calibrate(net, DATA.batch(0)[0]) if config.bits else None
@@ -151,6 +151,7 @@ def test_a_step_reads_nothing_and_takes_nothing_along(config, options, kernels):
     stage = Stage(net, optimizer, options, objective=objective, average=average)
     stage.prepare(0)
     drawn = DATA.draw(0)
+    use(kernels, monkeypatch)
     stage(*DATA.cut(drawn))  # the first steps are not recorded: they make the optimiser's memory
     with nobody_looks():
         row = stage(*DATA.cut(drawn))
@@ -164,7 +165,7 @@ class FakeCuda:
     """What `graphs` uses of torch.cuda. A recording does nothing, a replay calls `replayed`."""
 
     def __init__(self, fails=False):
-        self.fails, self.done = fails, []
+        self.fails, self.done, self.ahead = fails, [], 0
 
     def Stream(self, device):
         return self
@@ -175,8 +176,16 @@ class FakeCuda:
     def wait_stream(self, other):
         pass
 
-    def synchronize(self, device):
-        self.done.append("synchronize")
+    def record_event(self):
+        self.ahead += 1
+        return self
+
+    def synchronize(self, device=None):
+        """Of an event, or of the device."""
+        if device is None:
+            self.ahead -= 1
+        else:
+            self.done.append("synchronize")
 
     def stream(self, stream):
         return contextlib.nullcontext()
@@ -213,6 +222,7 @@ def calls(monkeypatch, cuda, count):
     repeat = graphs.recorded(function, torch.device("cuda"), told.append)
     for _ in range(count):
         assert repeat().shape == (3,)
+        assert cuda.ahead <= graphs.AHEAD
     return cuda.done, told
 
 

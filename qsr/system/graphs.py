@@ -13,6 +13,7 @@ one stream.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from .errors import first_line
 
 FIRST = 3  # calls that are not recorded
+AHEAD = 4  # calls that the GPU has not done yet, at most: so clocks of the host stay true
 
 
 def recorded(
@@ -45,15 +47,21 @@ class Recorded:
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.result: Tensor | None = None
+        self.waiting: deque[torch.cuda.Event] = deque()
 
     def __call__(self) -> Tensor:
         if self.calls == FIRST:
             self._record()
         self.calls += 1
+        if len(self.waiting) == AHEAD:
+            self.waiting.popleft().synchronize()
         if self.graph is None or self.result is None:
-            return self._run()
-        self.graph.replay()
-        return self.result
+            result = self._run()
+        else:
+            self.graph.replay()
+            result = self.result
+        self.waiting.append(torch.cuda.current_stream(self.device).record_event())
+        return result
 
     def _run(self) -> Tensor:
         here = torch.cuda.current_stream(self.device)
