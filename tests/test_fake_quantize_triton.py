@@ -41,6 +41,7 @@ def test_without_native_code_the_definition_runs_on_a_gpu_too(monkeypatch):
 
 @needs_triton
 def test_a_tensor_on_a_gpu_gets_the_kernels_in_triton(monkeypatch):
+    monkeypatch.delenv("QSR_NATIVE", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     kernels = _triton_kernels.__wrapped__(torch.device("cuda:0"))
     assert kernels.__name__ == "qsr.system.fused_triton"
