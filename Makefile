@@ -16,7 +16,8 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: help lab demo figures docs docs-serve test test-sanitize test-threads build lint notebooks student gpu clean
+.PHONY: help lab demo figures docs docs-serve test test-sanitize test-threads build lint notebooks \
+        student gpu gpu-rehearsal clean
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
@@ -29,7 +30,8 @@ help:
 	@echo "make build  compile the native core     make lint   check style and types"
 	@echo "make notebooks  run all tutorials afresh and keep their outputs"
 	@echo "make student    the tutorials without solutions, into build/student"
-	@echo "make gpu OUT=folder  a GPU for some minutes: build, test, train (see qsr/bench/gpu.py)"
+	@echo "make gpu OUT=folder  a GPU for some minutes: build, test, train (docs/gpu.md)"
+	@echo "make gpu-rehearsal   the same on the CPU, with tiny networks, in half a minute"
 	@echo "make clean  remove .venv and build outputs"
 
 # Environments: .venv/lab-1234 says that `pip install .[lab]` is done for these requirements.
@@ -131,6 +133,11 @@ test-threads: $(VENV)/test-$(WANTED)
 OUT ?= gpu
 gpu:
 	$(PYTHON) -m qsr.bench.gpu $(OUT) $(ARGS)
+
+# All its stages on the CPU with tiny networks; tests/test_gpu.py does the same.
+gpu-rehearsal: $(VENV)/test-$(WANTED)
+	@rm -rf build/gpu-rehearsal
+	$(BIN)/python -m qsr.bench.gpu build/gpu-rehearsal --rehearse $(ARGS)
 
 clean:
 	rm -rf $(VENV) build site *.egg-info qsr/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
