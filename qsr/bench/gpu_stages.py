@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ..backbone import QuantSR
 from ..config import NetworkConfig, TrainConfig, quantsr_c, srresnet
+from ..convert import calibrate
 from ..images.data import PICTURES, Patches
 from ..integer import kernels
-from ..layers import calibrate
 from ..quantizer import FakeQuantize, PhiSlope, Quantizer, QuantSpec
 from ..system import fused, graphs, native
 from ..system.errors import first_line
