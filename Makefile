@@ -116,7 +116,8 @@ test: lint
 
 # The native code once more, with sanitizers, in a cache of its own. Python itself leaks by design.
 SANITIZED := tests/test_kernels.py tests/test_pack.py tests/test_program_conv.py \
-             tests/test_program_swin.py tests/test_attention.py tests/test_tail.py
+             tests/test_program_swin.py tests/test_attention.py tests/test_tail.py \
+             tests/test_fused_swin.py
 test-sanitize: $(VENV)/test-$(WANTED)
 	@cxx=$${CXX:-c++}; \
 	LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libubsan.so)" \

@@ -11,6 +11,7 @@
 
 // Vectors wider than the target's registers never cross a call: what handles them is inlined.
 #define QSR_INLINE __attribute__((always_inline)) inline
+#define QSR_INLINED __attribute__((always_inline))  // after the parameters of a lambda
 
 // One function, compiled three times; the processor's copy is picked when the library is loaded,
 // which is before ThreadSanitizer can watch anything: it would crash.

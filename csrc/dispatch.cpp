@@ -6,6 +6,7 @@
 #include "kernels.h"
 #include "network/tail.h"
 #include "network/swin.h"
+#include "train/swin_step.h"
 
 namespace qsr {
 namespace {
@@ -34,6 +35,7 @@ constexpr Kernel<QuantizePack> kQuantizePack[] = {
 const Conv3x3Kernel kConv3x3[] = {kConv3x3Vnni, kConv3x3Avx2, kConv3x3Portable};
 const SwinKernel kSwin[] = {kSwinVnni, kSwinAvx2, kSwinPortable};
 const TailKernel kTail[] = {kTailAvx512, kTailAvx2, kTailPortable};
+const SwinStepKernel kSwinStep[] = {kSwinStepBf16, kSwinStepAvx2, kSwinStepPortable};
 
 // Which rows to look at: those that take a job, those that multiply so many bits, or all.
 template <class Job>
@@ -79,6 +81,8 @@ const SwinKernel* find_swin(const char* name, int bits) {
 }
 std::string swin_names(int bits) { return names(kSwin, multiplying(bits)); }
 const TailKernel* find_tail(const char* name) { return find(kTail, name, kAll); }
+const SwinStepKernel* find_swin_step(const char* name) { return find(kSwinStep, name, kAll); }
+std::string swin_step_names() { return names(kSwinStep, kAll); }
 
 std::string available(const char* op, int bits) {
   if (std::strcmp(op, "conv2d") == 0) return names(kConv2d, kAll);
@@ -87,6 +91,7 @@ std::string available(const char* op, int bits) {
   if (std::strcmp(op, "conv3x3") == 0) return conv3x3_names(bits);
   if (std::strcmp(op, "attention") == 0) return swin_names(bits);
   if (std::strcmp(op, "tail") == 0) return names(kTail, kAll);
+  if (std::strcmp(op, "swin_step") == 0) return swin_step_names();
   return "";
 }
 

@@ -91,9 +91,9 @@ const Kernel<Conv2d>* find_conv2d(const char* name, const Conv2d& job);
 std::string conv2d_names(const Conv2d& job);
 const Kernel<QuantizePack>* find_quantize_pack(const char* name, const QuantizePack& job);
 // Comma-separated names of the rows of an op that this processor runs, best first: "conv2d",
-// "conv3x3", "attention", "tail", "quantize_pack" or "conv2d_float"; of another op none. bits: what
-// conv3x3 (activations or weights) and attention (two factors together) must take; the rows of other
-// ops decide job by job.
+// "conv3x3", "attention", "tail", "swin_step", "quantize_pack" or "conv2d_float"; of another op
+// none. bits: what conv3x3 (activations or weights) and attention (two factors together) must take;
+// the rows of other ops decide job by job.
 std::string available(const char* op, int bits);
 
 }  // namespace qsr

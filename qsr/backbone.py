@@ -35,7 +35,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, LayerFactory, ResidualBlock, Shortcut, SwinBlock
+from .blocks import Block, LayerFactory, LayerNorm, ResidualBlock, Shortcut, SwinBlock
 from .config import TAIL_REACH, NetworkConfig, SwinConfig
 from .layers import Matmul, QConv2d, QLinear, QMatmul, set_bits
 from .quantizer import QUANTIZERS, Quantizer
@@ -218,7 +218,7 @@ class QuantSR(nn.Module):
         return sr[:, :, scale * (first - top) : scale * (last - top)]
 
 
-class ChannelNorm(nn.LayerNorm):
+class ChannelNorm(LayerNorm):
     """LayerNorm over the channels of each pixel of [N, C, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:

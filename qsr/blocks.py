@@ -23,6 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import Matmul
+from .system.fused_swin import FusedAttention, FusedGELU, FusedNorm, in_16_bits, learns
+
 LayerFactory = Callable[..., nn.Module]
 
 
@@ -112,6 +115,47 @@ def relative_position_index(window: int) -> Tensor:
     return offset[0] * (2 * window - 1) + offset[1]
 
 
+def window_attention(
+    qkv: Tensor,
+    bias: Tensor,
+    mask: Tensor | None,
+    heads: int,
+    scores: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+    mix: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+) -> Tensor:
+    """softmax(q k / sqrt(width) + bias + mask) v, in each window and head, with two products.
+
+    qkv: float [windows, T, 3 * features]; bias: [heads, T, T]; mask: [windows per picture, T, T] or
+    None -> [windows, T, features]. T: pixels of a window; width: features of a head.
+    `fused_swin.FusedAttention` is its fast version, on whole pictures.
+    """
+    windows, pixels, features = len(qkv), qkv.shape[1], qkv.shape[2] // 3
+    width = features // heads
+    q, k, v = qkv.view(windows, pixels, 3, heads, width).permute(2, 0, 3, 1, 4)
+    weights = scores(q * width**-0.5, k.transpose(-2, -1)) + bias  # [windows, heads, T, T]
+    if mask is not None:
+        weights = weights.view(-1, len(mask), *weights.shape[1:]) + mask[None, :, None]
+        weights = weights.flatten(0, 1)
+    mixed = mix(weights.softmax(-1), v)  # [windows, heads, T, width]
+    return mixed.transpose(1, 2).reshape(windows, pixels, features)
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm over the last dimension of x; in training in one pass (`fused_swin`)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if learns(self, self.weight, x):
+            return FusedNorm.apply(x, self.weight, self.bias, self.eps)
+        return super().forward(x)
+
+
+class GELU(nn.GELU):
+    """nn.GELU; in training in one pass (`fused_swin`)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return FusedGELU.apply(x) if learns(self, x, x) else super().forward(x)
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows with a learned bias per relative position.
 
@@ -133,17 +177,26 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.position_bias, std=0.02)
         self.register_buffer("position_index", relative_position_index(window), persistent=False)
 
+    @property
+    def bias(self) -> Tensor:
+        """[heads, T, T]: the learned bias of each pair of pixels."""
+        return self.position_bias[self.position_index].permute(2, 0, 1)
+
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        windows, pixels, features = x.shape
-        width = features // self.heads
-        q, k, v = self.qkv(x).view(windows, pixels, 3, self.heads, width).permute(2, 0, 3, 1, 4)
-        scores = self.scores(q * width**-0.5, k.transpose(-2, -1))  # [windows, heads, T, T]
-        scores = scores + self.position_bias[self.position_index].permute(2, 0, 1)
-        if mask is not None:
-            scores = scores.view(-1, len(mask), *scores.shape[1:]) + mask[None, :, None]
-            scores = scores.flatten(0, 1)
-        mixed = self.mix(scores.softmax(-1), v)  # [windows, heads, T, width]
-        return self.proj(mixed.transpose(1, 2).reshape(windows, pixels, features))
+        products = self.scores, self.mix
+        return self.proj(window_attention(self.qkv(x), self.bias, mask, self.heads, *products))
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether `of_picture` takes x now; it multiplies in full precision."""
+        plain = type(self.scores) is type(self.mix) is Matmul
+        return plain and learns(self, self.position_bias, x)
+
+    def of_picture(self, x: Tensor, window: int, shift: int) -> Tensor:
+        """The same of [N, H, W, features] that is not cut up: linear layers see single pixels, and
+        `FusedAttention` counts them by windows, shifted or not.
+        """
+        options = self.heads, window, shift, in_16_bits(x)
+        return self.proj(FusedAttention.apply(self.qkv(x), self.position_bias, *options))
 
 
 class SwinLayer(nn.Module):
@@ -162,20 +215,25 @@ class SwinLayer(nn.Module):
         super().__init__()
         self.window = window
         self.shift = window // 2 if shifted else 0
-        self.norm1 = nn.LayerNorm(features)
+        self.norm1 = LayerNorm(features)
         self.attention = WindowAttention(features, heads, window, linear, matmul)
-        self.norm2 = nn.LayerNorm(features)
+        self.norm2 = LayerNorm(features)
         self.fc1 = linear(features, mlp_ratio * features)
-        self.gelu = nn.GELU()
+        self.gelu = GELU()
         self.fc2 = linear(mlp_ratio * features, features)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        moved = torch.roll(self.norm1(x), (-self.shift, -self.shift), dims=(1, 2))
-        windows = to_windows(moved, self.window)
-        windows = self.attention(windows, mask if self.shift else None)
-        moved = from_windows(windows, x.shape)
-        x = x + torch.roll(moved, (self.shift, self.shift), dims=(1, 2))
+        x = x + self.attend(self.norm1(x), mask)
         return x + self.fc2(self.gelu(self.fc1(self.norm2(x))))
+
+    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Attention inside windows of a picture; mask: of shifted windows, as `shift_mask`."""
+        if isinstance(self.attention, WindowAttention) and self.attention.fuses(x):
+            return self.attention.of_picture(x, self.window, self.shift)
+        moved = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
+        windows = self.attention(to_windows(moved, self.window), mask if self.shift else None)
+        moved = from_windows(windows, x.shape)
+        return torch.roll(moved, (self.shift, self.shift), dims=(1, 2))
 
 
 class SwinBlock(nn.Module):

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import ChannelNorm, DepthPlan, QuantSR, check_pictures
-from ..blocks import WindowAttention
+from ..blocks import GELU, LayerNorm, WindowAttention
 from ..config import NetworkConfig
 from ..convert import copy_module, listed, not_packed, replace_layers, zero_padding
 from ..layers import QConv2d, QLinear, QMatmul, Quantized, no_autocast
@@ -501,9 +501,9 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
     exact_floats = isinstance(module, QuantSR)
     fixed: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
         nn.Conv2d: lambda conv: FloatConv2d(conv, kernel),
-        nn.LayerNorm: FixedLayerNorm,
+        LayerNorm: FixedLayerNorm,
         ChannelNorm: FixedChannelNorm,
-        nn.GELU: lambda gelu: FixedGELU(),
+        GELU: lambda gelu: FixedGELU(),
     }
 
     def packed_twin(layer: nn.Module) -> nn.Module | None:
