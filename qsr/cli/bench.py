@@ -45,7 +45,10 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--batch", type=int, default=8, metavar="N", help="patches a step (train: 8)")
     sub.add_argument(
-        "--precision", choices=["float32", "bfloat16"], default="float32", help="of training"
+        "--precision",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of training (quantised)",
     )
     sub.add_argument(
         "--rounds", type=int, metavar="N", help="turns of each (network and train 5, else 20)"
