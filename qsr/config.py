@@ -112,8 +112,8 @@ class NetworkConfig:
         _require(self.scale in (2, 3, 4), "scale", self.scale, "is 2, 3 or 4")
         _require(self.blocks in range(1, 1025), "blocks", self.blocks, "is 1 to 1024")
         _require(self.features in range(1, 4097), "features", self.features, "is 1 to 4096")
-        number = isinstance(self.sharpness, (int, float)) and 0 < self.sharpness < math.inf
-        _require(number, "sharpness", self.sharpness, "is a number above 0")
+        number = isinstance(self.sharpness, (int, float)) and 0 <= self.sharpness < math.inf
+        _require(number, "sharpness", self.sharpness, "is a number, 0 or more")
 
     def _check_bits(self) -> None:
         known = ", ".join(QUANTIZERS)

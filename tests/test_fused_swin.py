@@ -174,7 +174,10 @@ def test_gelu_has_the_values_and_gradients_of_its_definition(row, shape, dtype, 
     atol = 1e-6 * (1 + max((t.abs().max().item() for t in (x, grad) if t.numel()), default=0.0))
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(
-            mine, other, rtol=1e-6 if dtype == torch.float32 else 5e-3, atol=atol
+            mine,
+            other,
+            rtol=1e-6 if dtype == torch.float32 else 2**-7,
+            atol=atol,  # or the neighbour
         )
 
 
