@@ -186,10 +186,9 @@ def pictures(folder: Path) -> Attempt:
         changed.write_bytes(change_bytes(whole[name], rng))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of odd but readable files
-            picture.size(changed)
-            read = picture.read(changed)
-            if read.colour.numel() < 10_000_000:
-                picture.write(read, folder / "again.png", overwrite=True)
+            height, width = picture.size(changed)
+            if height * width < 10_000_000:  # larger ones may take what they say
+                picture.write(picture.read(changed), folder / "again.png", overwrite=True)
 
     return attempt
 
