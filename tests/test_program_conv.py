@@ -184,6 +184,17 @@ def test_the_raw_operator_refuses_what_could_read_outside(position, value, words
         torch.ops.qsr_native.residual_body(*arguments)
 
 
+@pytest.mark.parametrize("kernel", ConvProgram.available(qsr.quantsr_c(2, 4)))
+@pytest.mark.parametrize("byte", [0, 255])
+def test_weights_that_no_kernel_laid_out_give_wrong_sums_and_no_crash(kernel, byte):
+    # One row keeps a number in front of them, by which it divides.
+    program = ConvProgram(qsr.pack(trained("4 bits")).network, kernel)
+    plan = trained("4 bits").plan()
+    arguments = list(arguments_of(program, torch.rand(3, 6, 5), plan))
+    arguments[5] = torch.full_like(arguments[5], byte)
+    torch.ops.qsr_native.residual_body(*arguments)
+
+
 def test_the_raw_operator_refuses_a_kernel_that_is_not_there():
     program, plan = qsr.pack(trained("4 bits")).program, trained("4 bits").plan()
     arguments = list(arguments_of(program, torch.rand(3, 6, 5), plan))

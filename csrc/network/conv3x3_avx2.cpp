@@ -86,6 +86,12 @@ struct Layout {
 
 int64_t laid_out_bytes(int64_t in, int64_t out) { return Layout(in, out).bytes; }
 
+// Weights that another row laid out can say anything here.
+int64_t spans_of(const void* weights) {
+  const int64_t spans = static_cast<const Header*>(weights)->spans;
+  return spans == 1 || spans == 2 ? spans : kMostSpans;
+}
+
 // The largest 4 * 2^(b-1) * sum |w| over the weights of one 16-bit lane of a span.
 int64_t largest_lane(const int8_t* weights, int64_t in, int64_t out, int bits, int64_t spans) {
   const int64_t width = kMapChannels / spans;
@@ -266,7 +272,7 @@ struct Group {
         in_row(job.in.row()),
         layout(depth, job.out_channels),
         weights(static_cast<const uint8_t*>(job.weights)),
-        spans(reinterpret_cast<const Header*>(weights)->spans),
+        spans(spans_of(weights)),
         steps(kSteps / spans),
         offset((Bytes)_mm256_set1_epi8(offset_at(0, 0, kOffsets[job.in_bits], job.in_signed))),
         offset11((Bytes)_mm256_set1_epi8(offset_at(1, 1, kOffsets[job.in_bits], job.in_signed))),

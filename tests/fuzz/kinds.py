@@ -328,7 +328,7 @@ def native(folder: Path) -> Attempt:
                 at = rng.randrange(len(args))
                 args[at] = change(args[at], rng)
             function(*args)
-        except (RuntimeError, TypeError, NotImplementedError) as error:  # how PyTorch refuses
+        except (RuntimeError, TypeError, MemoryError) as error:  # how PyTorch refuses
             raise ValueError(first_line(error)) from error
 
     return attempt
