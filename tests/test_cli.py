@@ -162,6 +162,15 @@ def test_threads_are_1_or_more(refused):
     assert "`--threads` is -3" in refused("models", "--threads", -3)
 
 
+def test_threads_are_four_times_as_many_as_the_machine_has_or_fewer(refused, qsr_command):
+    most = 4 * (os.cpu_count() or 1)
+    assert qsr_command("models", "--threads", most)[0] == 0
+    for command in (("models",), ("bench", "kernel"), ("bench", "train")):
+        err = refused(*command, "--threads", most + 1)
+        assert f"is {most + 1}; it is 1 to {most}" in err
+    assert "is 100000;" in refused("upscale", picture("a.png"), "b.png", "--threads", 100_000)
+
+
 def test_info_says_which_kernels_run(qsr_command):
     code, out, err = qsr_command("info")
     assert code == 0 and err == ""

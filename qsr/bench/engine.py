@@ -55,7 +55,7 @@ from ..models.file import load_model, save
 from ..paper.costs import complexity
 from ..system import native
 from ..system.errors import first_line
-from ..system.machine import machine
+from ..system.machine import check_threads, machine
 from . import peers
 from .peers import Peer, Runner, Task
 
@@ -628,6 +628,8 @@ class Report:
 
 def bench_local(what: str, size: int, threads: Sequence[int], rounds: int) -> Report:
     """`what`: "kernel" or "layer". size: side of the square feature map."""
+    for count in threads:
+        check_threads(count)
     before = torch.get_num_threads()
     measure = {"kernel": kernel_rows, "layer": layer_rows}[what]
     rates = ceilings()
@@ -654,6 +656,8 @@ def bench_network(
     blocks: depth of the models, None for all. depths: also time the zoo's models at their depths.
     Raises ValueError for models of several layouts, or one that disagrees with qsr.reference.
     """
+    for count in threads:
+        check_threads(count)
     layouts = {peers.float_config(model.config, blocks) for model in models.values()}
     if len(layouts) != 1:
         raise ValueError(

@@ -18,6 +18,7 @@ from ..config import quantsr_t, swinir_s
 from ..convert import calibrate
 from ..integer.packing import pack
 from ..integer.program_swin import SwinProgram, _FloatConv
+from ..system.machine import check_threads
 from .engine import timed
 
 
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kernel", default="auto")
     arguments = parser.parse_args()
+    check_threads(arguments.threads, "--threads")
     torch.set_num_threads(arguments.threads)
     for attention_bits in (4, None):
         measure(arguments.size, arguments.kernel, attention_bits)

@@ -37,7 +37,7 @@ from ..convert import calibrate
 from ..paper.costs import complexity
 from ..paper.report import markdown
 from ..system import native
-from ..system.machine import machine
+from ..system.machine import check_threads, machine
 from ..train import make_optimizer, train_step
 from .engine import Worker, answer_times, take_turns, timed
 
@@ -90,6 +90,7 @@ def bench_train(
     macs = sum(layer.macs for layer in complexity(config, (patch, patch)).layers) * batch
     rows: list[Step] = []
     for count in threads:
+        check_threads(count)
         rows += _steps(contenders, patch, batch, count, rounds)
     return {
         "title": f"{config.blocks} blocks, x{config.scale}, "

@@ -75,10 +75,11 @@ def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
 
 
 def _set_threads(threads: int) -> None:
-    if threads < 1:
-        raise ValueError(f"`--threads` is {threads}; it is 1 or more. Leave it out to use all.")
     import torch
 
+    from ..system.machine import check_threads
+
+    check_threads(threads, "--threads")
     torch.set_num_threads(threads)
 
 

@@ -13,6 +13,7 @@ from ..config import preset
 from ..integer.packing import PackedModel
 from ..models import zoo
 from ..system.files import replacing
+from ..system.machine import check_threads
 from .arguments import check_blocks, check_device, check_writable
 from .common import Lines, complain, let_run, remark
 
@@ -78,7 +79,9 @@ def _bench(args: argparse.Namespace) -> Lines:
     on_gpu = args.device != "cpu"
     usual = 24 if args.what == "train" else 256 if on_gpu else 128
     size = usual if args.size is None else args.size
-    sizes = {"size": size, "batch": args.batch, "rounds": rounds, "threads": min(args.counts)}
+    for count in args.counts:
+        check_threads(count, "--threads")
+    sizes = {"size": size, "batch": args.batch, "rounds": rounds}
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"`--{name}` is {value}; it is 1 or more.")

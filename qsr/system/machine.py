@@ -1,4 +1,4 @@
-"""What machine this is."""
+"""What machine this is, and how many threads it takes."""
 
 from __future__ import annotations
 
@@ -29,3 +29,16 @@ def machine() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def check_threads(threads: int, name: str = "threads") -> None:
+    """Raise ValueError unless 1 <= threads <= four times the processors that the machine has.
+
+    More only wait for each other, and OpenMP ends the process when it can't start so many.
+    """
+    most = 4 * (os.cpu_count() or 1)
+    if not 1 <= threads <= most:
+        raise ValueError(
+            f"`{name}` is {threads}; it is 1 to {most}, four times what this machine has. Leave it "
+            "out for the default."
+        )
