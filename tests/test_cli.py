@@ -266,7 +266,8 @@ def test_what_could_not_be_used_of_a_picture_is_told_in_one_line(qsr_command, mo
     assert err.count("\n") == 1
 
 
-def test_upscale_in_little_memory_writes_the_same_bytes(qsr_command, model):
+def test_upscale_in_little_memory_writes_the_same_bytes(qsr_command, model, monkeypatch):
+    monkeypatch.setattr(cli_use, "LEAST_MEMORY", 0)
     picture("a.png", 40, 60)
     assert qsr_command("upscale", "a.png", "whole.png", "--model", model)[0] == 0
     args = ["upscale", "a.png", "strips.png", "--model", model, "--memory", 0.002]
@@ -413,9 +414,8 @@ def test_numbers_that_make_no_sense(refused, model):
     for flags, words in (
         (["--blocks", 0], "`--blocks` is 0"),
         (["--blocks", 3], "1 to 2"),
-        (["--memory", 0], "`memory` is 0"),
-        (["--memory", "nan"], "`memory` is nan"),
-        (["--memory", 1e-6], "needs 0.001 GB"),
+        (["--memory", 0.249], "`--memory` is 0.249 GB; it is 0.25 or more"),
+        (["--memory", "nan"], "`--memory` is nan"),
     ):
         assert words in refused("upscale", "a.png", "b.png", "--model", model, *flags)
 
@@ -428,7 +428,7 @@ def test_a_read_only_folder_gives_one_line(refused, model):
 def test_a_closed_folder_is_told_before_the_work(refused, models, monkeypatch):
     picture("a.png"), Path("out").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "out")
-    monkeypatch.setattr(cli_use, "upscale_picture", pytest.fail)
+    monkeypatch.setattr(cli_use, "upscaled_rows", pytest.fail)
     monkeypatch.setattr(cli_train, "fit", pytest.fail)
     model = models / "packed.qsr"
     for out in ("out", "out/b.png", "out/new/b.png"):
@@ -452,7 +452,7 @@ def test_running_out_of_memory_gives_one_line(refused, model, monkeypatch, error
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr(cli_use, "upscale_picture", fail)
+    monkeypatch.setattr(cli_use, "upscaled_rows", fail)
     assert "--memory" in refused("upscale", picture("a.png"), "b.png", "--model", model)
 
 
@@ -460,7 +460,7 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(qsr_command, here, model, monk
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_use, "upscale_picture", interrupt)
+    monkeypatch.setattr(cli_use, "upscaled_rows", interrupt)
     code, out, err = qsr_command("upscale", picture("a.png"), "new/b.png", "--model", model)
     assert (code, out, err) == (130, "", "qsr: interrupted\n") and files(here) == ["a.png"]
 

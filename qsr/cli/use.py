@@ -8,6 +8,7 @@ import platform
 import textwrap
 import warnings
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,8 +17,17 @@ from tqdm.auto import tqdm
 from ..course.viz import demo
 from ..export.onnx import FORMS, export_onnx
 from ..images.metadata import Metadata
-from ..images.picture import Picture, check_format, read, write
-from ..infer import DEFAULT_MEMORY, upscale_picture
+from ..images.picture import (
+    DECODER_BYTES,
+    ENCODER_BYTES,
+    Picture,
+    check_decoder,
+    check_format,
+    encoder_bytes,
+    read,
+    write_rows,
+)
+from ..infer import DEFAULT_MEMORY, upscaled_rows
 from ..integer import kernels
 from ..models import zoo
 from ..scores import evaluate
@@ -27,6 +37,8 @@ from ..system.version import __version__
 from .arguments import add_model, check_blocks, check_writable, load_network
 from .common import Failed, Lines, as_json, complain, let_run, printable, remark
 from .gather import plan
+
+LEAST_MEMORY = 0.25  # GB; with less, what Python and PyTorch do beside the plan would show
 
 # upscale ------------------------------------------------------------------------------------------
 
@@ -42,7 +54,9 @@ def add_upscale(sub: argparse.ArgumentParser) -> None:
         type=float,
         default=DEFAULT_MEMORY,
         metavar="GB",
-        help=f"working memory; larger pictures are done in strips ({DEFAULT_MEMORY:g})",
+        help=f"working memory, {LEAST_MEMORY:g} or more, beside the decoded picture; larger "
+        f"pictures are done in strips. What is held whole is taken from it: {_whole()} "
+        f"({DEFAULT_MEMORY:g})",
     )
     sub.add_argument(
         "--strip-metadata",
@@ -61,7 +75,21 @@ def add_upscale(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def _whole() -> str:
+    """What can't be done row by row, for --help."""
+    read, written = (
+        ", ".join(f"{kind} {size}" for kind, size in sizes.items() if size)
+        for sizes in (DECODER_BYTES, ENCODER_BYTES)
+    )
+    return f"for each pixel of IN by its decoder ({read} bytes), of OUT by its encoder ({written})"
+
+
 def _upscale(args: argparse.Namespace) -> Lines:
+    if not args.memory >= LEAST_MEMORY:
+        raise ValueError(
+            f"`--memory` is {args.memory:g} GB; it is {LEAST_MEMORY:g} or more. Leave it out for "
+            f"{DEFAULT_MEMORY:g}."
+        )
     todo = plan(args.inputs, Path(args.output), args.recursive)
     jobs = todo.jobs
     if args.skip_existing:
@@ -75,28 +103,36 @@ def _upscale(args: argparse.Namespace) -> Lines:
             )
     model = zoo.load(args.model)
     check_blocks(model, args.blocks)
+    scale = model.config.scale
     many = len(jobs) > 1
     failed = 0
     bar = tqdm(jobs, unit="picture", disable=not many)
     for source, target in bar:
         bar.set_postfix_str(printable(source.name))
         try:
+            check_decoder(source, args.memory)
             picture = _read(source)
             if args.strip_metadata:
                 picture = replace(picture, about=Metadata())
-            check_format(picture, target, model.config.scale)  # before the work, not after it
+            check_format(picture, target, scale)  # before the work, not after it
             check_writable(target.parent)
-            picture = upscale_picture(
-                picture, model, blocks=args.blocks, memory=args.memory, progress=True
+            rows = upscaled_rows(
+                picture,
+                model,
+                blocks=args.blocks,
+                memory=args.memory,
+                progress=True,
+                held=encoder_bytes(picture, target, scale),
             )
+            first = next(rows)  # what is refused is refused before a folder is made
             target.parent.mkdir(parents=True, exist_ok=True)
-            write(picture, target, overwrite=args.overwrite)
+            write_rows(chain([first], rows), target, picture, scale, overwrite=args.overwrite)
         except (ValueError, OSError) as error:  # one bad picture does not stop a folder
             failed += 1
             named = isinstance(error, OSError) or str(source) in str(error)
             complain(error if named else f"{source}: {error}")
         else:
-            height, width = picture.colour.shape[2:]
+            height, width = (scale * n for n in picture.size)
             yield f"{target}  {width} x {height}"
     if str(todo):
         remark(f"qsr: {todo}")

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..images.picture import Picture, from_array, to_pil
+from ..images.picture import from_array, to_pil, to_uint8
 from ..system.files import replacing
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ def _pil(image: Tensor | np.ndarray | Image.Image) -> Image.Image:
     """An 8-bit PIL image."""
     if isinstance(image, Tensor):
         pixels = image if image.ndim == 4 else image[None]
-        return to_pil(Picture(pixels.detach().float().clamp(0, 1)))
+        return to_pil(from_array(to_uint8(pixels.detach())[0].permute(1, 2, 0).cpu().numpy()))
     if isinstance(image, np.ndarray):
         return to_pil(from_array(image))
     if isinstance(image, Image.Image):

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..images.data import make_pair, photo
 from ..images.metrics import psnr_y
-from ..images.picture import Picture, to_uint8, write
+from ..images.picture import from_array, to_uint8, write
 from ..infer import enlarge
 from ..models import zoo
 from ..scores import bicubic
@@ -133,7 +133,8 @@ def _figure_row(scale: int, hr: Tensor, results: list[tuple[dict, Tensor]]) -> S
 
 
 def _write(picture: Tensor, path: Path) -> None:
-    write(Picture(picture.clamp(0, 1)), path, overwrite=True)
+    array = to_uint8(picture)[0].permute(1, 2, 0).numpy()
+    write(from_array(array), path, overwrite=True)
 
 
 # Crops side by side -------------------------------------------------------------------------------

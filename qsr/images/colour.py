@@ -3,7 +3,7 @@
 Every format that qsr writes can carry an ICC profile, so this is how a `Picture` says it: values
 stay as they are, and the profile goes with them. PNG has three other ways of saying it, which no
 other format knows (`png_profile` makes a profile of them). Where the numbers are no RGB, but inks
-or Lab, nothing but converting them helps (`to_srgb`).
+or Lab, nothing but converting them helps (`srgb_conversion`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import numpy as np
@@ -133,34 +133,33 @@ def profile(
     )  # fmt: skip
 
 
-def to_srgb(image: Image.Image) -> Image.Image:
-    """A CMYK or Lab image -> RGB. CMYK goes through its profile if it has one that can be used.
+def srgb_conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What makes RGB of an image, CMYK or Lab, or of a part of it.
 
-    Without, ink by ink, as browsers do; a profile that is damaged or not of inks is told by a
-    warning.
+    CMYK goes through its profile if it has one that can be used. Without, ink by ink, as browsers
+    do; a profile that is damaged or not of inks is told by a warning.
     """
     icc = image.info.get("icc_profile")
     if icc and image.mode == "CMYK":
         try:
             # Paper to white and full ink to black, as programs for pictures do. (Browsers are no
             # judges of it: Chromium loses the black ink.)
-            rgb = ImageCms.profileToProfile(
-                image,
+            transform = ImageCms.buildTransform(
                 ImageCms.ImageCmsProfile(io.BytesIO(icc)),
                 ImageCms.createProfile("sRGB"),
+                "CMYK",
+                "RGB",
                 renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-                outputMode="RGB",
                 flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
             )
-            assert rgb is not None  # it is None in place only
-            return rgb
+            return transform.apply
         except (ImageCms.PyCMSError, OSError, ValueError) as error:
             warnings.warn(
                 f"the profile of this CMYK picture can't be used ({first_line(error)}), so its "
                 "inks are taken as plain ones; convert it to RGB where the profile is known.",
                 stacklevel=2,
             )
-    return image.convert("RGB")
+    return lambda part: part.convert("RGB")
 
 
 def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:

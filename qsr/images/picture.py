@@ -4,6 +4,9 @@ Everywhere in qsr a picture is a float tensor of RGB values in [0, 1], shape [N,
 docstring says uint8. A file holds more than that: transparency, one channel instead of three,
 16 bits, a colour profile (`colour`), and what is said about it (`metadata`). `Picture` keeps these
 beside the values, so that what goes in as a transparent grey PNG of 300 dpi also comes out as one.
+
+A large picture is never a float tensor as a whole, which would be 12 bytes a pixel: a `Picture` has
+the integers of the file, makes floats of some rows when asked, and is written as its rows come.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
@@ -27,10 +30,10 @@ from torch.nn import functional
 
 from ..system.errors import first_line
 from ..system.files import replacing
-from . import metadata
-from .colour import png_profile, to_srgb
+from . import metadata, png
+from .colour import png_profile, srgb_conversion
 from .metadata import Metadata
-from .resize import imresize
+from .resize import imresize_rows
 
 FORMATS = {
     ".png": "PNG",
@@ -39,50 +42,78 @@ FORMATS = {
 }
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 MAX_PIXELS = 2**27  # 134 megapixels; a header that claims more is refused before decoding
+# Bytes for each pixel, beside a `Picture`, at the peak of decoding it and of encoding it whole, as
+# measured on noise of 9 megapixels (docs/log.md, 2026-11-28).
+DECODER_BYTES = {"PNG": 4, "JPEG": 9, "WEBP": 14, "TIFF": 8, "BMP": 5, "GIF": 4, "AVIF": 10}
+ENCODER_BYTES = {"PNG": 0, "JPEG": 8, "WEBP": 44}
+BAND = 2**18  # pixels that are converted at once
 LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}  # pixels, of the encoders
 
 # Files --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """A decoded picture.
 
-    colour: float [1, 3, H, W] in [0, 1], or [1, 1, H, W] for grey.
-    alpha: float [1, 1, H, W] in [0, 1], or None. levels: 255 or 65535, the largest stored value;
-    65535 (16 bits) only for grey without alpha, since Pillow stores nothing else in 16 bits.
+    array: uint8 [H, W, C] as stored, C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha); or
+    uint16 for grey without alpha, since Pillow stores nothing else in 16 bits.
     icc: the colour profile's bytes, or None. about: resolution, EXIF, XMP, texts.
-    Raises ValueError if a field breaks its rule, TypeError if the values are not floating point.
+    Raises ValueError or TypeError if the array is another one.
     """
 
-    colour: Tensor
-    alpha: Tensor | None = None
-    levels: int = 255
+    array: np.ndarray
     icc: bytes | None = None
     about: Metadata = Metadata()
 
     def __post_init__(self) -> None:
-        check_pictures(self.colour, "colour", channels=(1, 3))
-        if self.colour.shape[0] != 1:
-            raise ValueError(f"`colour` holds {self.colour.shape[0]} pictures; a Picture is one.")
-        if self.alpha is not None:
-            check_pictures(self.alpha, "alpha", channels=(1,))
-            if self.alpha.shape[-2:] != self.colour.shape[-2:]:
-                raise ValueError(
-                    f"`alpha` is {_size(self.alpha)} pixels and `colour` {_size(self.colour)}; "
-                    "make both of one size."
-                )
-        if self.levels not in (255, 65535):
-            raise ValueError(f"`levels` is {self.levels}; it is 255 (8 bits) or 65535 (16 bits).")
-        if self.levels == 65535 and not (self.grey and self.alpha is None):
+        shape, dtype = self.array.shape, self.array.dtype
+        if len(shape) != 3 or 0 in shape or shape[2] > 4:
             raise ValueError(
-                "`levels` is 65535 for a picture with colour or alpha; 16 bits are kept for plain "
-                "grey only. Use levels=255."
+                f"the array has shape {shape}; pictures are [H, W] or [H, W, C] with 1 to 4 "
+                "channels, none of them 0. Rearrange it."
+            )
+        if dtype not in (np.uint8, np.uint16):
+            raise TypeError(f"the array holds {dtype}; stored pictures are uint8 or uint16.")
+        if dtype == np.uint16 and shape[2] > 1:
+            raise ValueError(
+                "the array is uint16 with colour or alpha; 16 bits are kept for plain grey only. "
+                "Make it uint8."
             )
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.array.shape[0], self.array.shape[1]
+
+    @property
+    def levels(self) -> int:
+        """The largest value that can be stored, 255 or 65535."""
+        return int(np.iinfo(self.array.dtype).max)
+
+    @property
     def grey(self) -> bool:
-        return self.colour.shape[1] == 1
+        return self.array.shape[2] < 3
+
+    @property
+    def transparent(self) -> bool:
+        """Whether there is an alpha."""
+        return self.array.shape[2] % 2 == 0
+
+    @property
+    def opaque(self) -> bool:
+        """Whether nothing shines through: without alpha, or with alpha 1 throughout."""
+        return not self.transparent or bool(self.array[..., -1].min() == 255)
+
+    @property
+    def colour(self) -> Tensor:
+        """float [1, 3, H, W] in [0, 1], or [1, 1, H, W] for grey, as stored."""
+        return self._floats(0, self.size[0])[0]
+
+    @property
+    def alpha(self) -> Tensor | None:
+        """float [1, 1, H, W] in [0, 1], or None."""
+        return self._floats(0, self.size[0])[1]
 
     @property
     def rgb(self) -> Tensor:
@@ -91,48 +122,93 @@ class Picture:
 
     @property
     def visible_rgb(self) -> Tensor:
-        """float [1, 3, H, W]: what a network takes to enlarge the picture.
+        """float [1, 3, H, W]: all rows of `visible_rows`."""
+        return self.visible_rows()(0, self.size[0])
+
+    @property
+    def gap_bytes(self) -> int:
+        """Bytes that `visible_rows` needs while it is called: none without pixels of alpha 0."""
+        height, width, channels = self.array.shape
+        if not self.transparent or self.array[..., -1].min() > 0:
+            return 0
+        return (4 * channels + 2) * height * width
+
+    def visible_rows(self) -> Callable[[int, int], Tensor]:
+        """part(top, bottom) -> float [1, 3, bottom - top, W]: what a network takes of these rows.
 
         Pixels with alpha 0 have a colour in the file, often black, that nobody sees. A network
         would draw it into its neighbours, as a dark rim, so they get the colours around them.
         """
-        colour = self.colour if self.alpha is None else _spread(self.colour, self.alpha)
-        return colour.expand(-1, 3, -1, -1)
+        around = self._around()
 
-    @property
-    def opaque(self) -> bool:
-        """Whether nothing shines through, as stored: without alpha, or with alpha 1 throughout."""
-        return self.alpha is None or bool((to_uint8(self.alpha) == 255).all())
+        def part(top: int, bottom: int) -> Tensor:
+            colour, alpha = self._floats(top, bottom)
+            if around is not None and alpha is not None:
+                colour = torch.where(alpha > 0, colour, _doubled(around, top, bottom, colour))
+            return colour.expand(-1, 3, -1, -1)
+
+        return part
 
     def turned(self, orientation: int) -> Picture:
         """The picture as EXIF says to show it: 5 to 8 mirror it in its diagonal, as 1 does not;
-        then 2 and 6 swap left and right, 4 and 8 top and bottom, 3 and 7 both.
+        then 2 and 6 swap left and right, 4 and 8 top and bottom, 3 and 7 both. No pixel is copied.
 
         Source: EXIF 2.32, tag 274. Any other number means 1, as in every viewer.
         """
         if orientation not in range(2, 9):
             return self
-        flips = ((), (-1,), (-2, -1), (-2,))[(orientation - 1) % 4]
+        array = self.array.swapaxes(0, 1) if orientation > 4 else self.array
+        flips = ((), (1,), (0, 1), (0,))[(orientation - 1) % 4]
+        return replace(self, array=np.flip(array, flips))
 
-        def turn(x: Tensor) -> Tensor:
-            return (x.mT if orientation > 4 else x).flip(flips).contiguous()
+    def enlarged_rows(self, sr: Tensor, first: int, scale: int) -> np.ndarray:
+        """What is stored, [rows, scale W, C], of the rows from `first` on of the picture `scale`
+        times as large, if sr [1, 3, rows, scale W] are their colours.
 
-        alpha = None if self.alpha is None else turn(self.alpha)
-        return replace(self, colour=turn(self.colour), alpha=alpha)
-
-    def enlarged(self, sr: Tensor, scale: int) -> Picture:
-        """The picture of the same kind whose colours are sr [1, 3, scale H, scale W].
-
-        Grey becomes the luma of sr; transparency is enlarged by bicubic interpolation.
-        Raises ValueError if sr has another shape.
+        Grey becomes the luma of sr; transparency is enlarged by bicubic interpolation. Values are
+        rounded half to even. Raises ValueError if sr has another shape.
         """
-        expected = (1, 3, *(scale * n for n in self.colour.shape[-2:]))
-        if tuple(sr.shape) != expected:
-            raise ValueError(f"`sr` has shape {tuple(sr.shape)}; this picture needs {expected}.")
-        luma = torch.tensor([0.299, 0.587, 0.114], dtype=sr.dtype, device=sr.device)
-        colour = (sr * luma.view(1, 3, 1, 1)).sum(1, keepdim=True) if self.grey else sr
-        alpha = None if self.alpha is None else imresize(self.alpha, scale).clamp(0, 1)
-        return replace(self, colour=colour.clamp(0, 1).cpu(), alpha=alpha)
+        height, width = self.size
+        rows = sr.shape[2]
+        if sr.shape != (1, 3, rows, scale * width) or not 0 <= first <= scale * height - rows:
+            raise ValueError(
+                f"`sr` has shape {tuple(sr.shape)} from row {first} on; this picture becomes "
+                f"{(1, 3, scale * height, scale * width)}."
+            )
+        planes = sr.float().clamp(0, 1)
+        if self.grey:
+            luma = sr.new_tensor([0.299, 0.587, 0.114], dtype=torch.float32)
+            planes = (planes * luma.view(1, 3, 1, 1)).sum(1, keepdim=True).clamp(0, 1)
+        planes = planes.cpu()
+        if self.transparent:
+
+            def alpha(top: int, bottom: int) -> Tensor:
+                return _plane(self.array[top:bottom, :, -1:], 255)
+
+            wide = imresize_rows(alpha, height, scale, first, first + rows).clamp(0, 1)
+            planes = torch.cat([planes, wide], dim=1)
+        values = planes[0].mul_(self.levels).round_().permute(1, 2, 0).numpy()
+        return values.astype(self.array.dtype, order="C")
+
+    def _floats(self, top: int, bottom: int) -> tuple[Tensor, Tensor | None]:
+        """(colour, alpha) of some rows."""
+        values = _plane(self.array[top:bottom], self.levels)
+        return (values[:, :-1], values[:, -1:]) if self.transparent else (values, None)
+
+    def _around(self) -> Tensor | None:
+        """The picture at half the size, without gaps; None where the picture itself has none."""
+        if self.gap_bytes == 0 or self.array.shape[:2] == (1, 1):
+            return None
+        height, width, channels = self.array.shape
+        mean = torch.empty(1, channels - 1, -(-height // 2), -(-width // 2), dtype=torch.float32)
+        weight = torch.empty_like(mean[:, :1])
+        step = max(2, BAND // width // 2 * 2)
+        for top in range(0, height, step):
+            colour, alpha = self._floats(top, min(height, top + step))
+            assert alpha is not None
+            half = slice(top // 2, top // 2 + -(-colour.shape[2] // 2))
+            mean[:, :, half], weight[:, :, half] = _halved(colour, alpha)
+        return _spread(mean, weight)
 
 
 class PictureFile(Protocol):
@@ -163,6 +239,17 @@ def size(path: str | os.PathLike | PictureFile) -> tuple[int, int]:
     """(height, width) as stored, from the header: nothing is decoded. Errors as `read`."""
     with _opened(path) as image:
         return image.height, image.width
+
+
+def check_decoder(path: str | os.PathLike | PictureFile, memory: float) -> None:
+    """Raise ValueError if `memory` (GB) does not hold what the decoder needs beside the picture."""
+    with _opened(path) as image:
+        needed = DECODER_BYTES.get(image.format or "", 10) * image.height * image.width / 1e9
+        if needed > memory:
+            raise ValueError(
+                f"{path} is {image.width} x {image.height} pixels of {image.format}, which "
+                f"need {needed:.3g} GB to decode, and `memory` is {memory:g} GB. Allow more."
+            )
 
 
 @contextlib.contextmanager
@@ -210,6 +297,7 @@ def _opened(path: str | os.PathLike | PictureFile) -> Iterator[Image.Image]:
             )
         if said is not None:
             image.info["icc_profile"] = said
+        stack.callback(image.close)  # and what it has decoded is freed
         yield image
 
 
@@ -220,10 +308,26 @@ def write(picture: Picture, path: str | os.PathLike, *, overwrite: bool = False)
     existing file unless `overwrite`, transparency or 16 bits in a format that has neither (an alpha
     that is 1 throughout is left out), or a folder that can't be written to.
     """
+    write_rows([picture.array], path, picture, overwrite=overwrite)
+
+
+def write_rows(
+    rows: Iterable[np.ndarray],
+    path: str | os.PathLike,
+    picture: Picture,
+    scale: int = 1,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """`write` the picture that `picture` becomes when it is `scale` times as large, as it comes.
+
+    rows: [rows, scale W, C], from the top to the bottom, see `Picture.enlarged_rows`. PNG is
+    written row by row. JPEG and WebP are encoded whole, for which `encoder_bytes` are needed.
+    """
     path = Path(path)
-    kind = check_format(picture, path)
-    if kind == "JPEG":
-        picture = replace(picture, alpha=None)
+    kind = check_format(picture, path, scale)
+    if kind == "JPEG" and picture.transparent:
+        rows = (part[..., :-1] for part in rows)
     kinds: dict[str, dict[str, object]] = {
         "PNG": {},
         "JPEG": {"quality": 95, "subsampling": 0},
@@ -232,13 +336,33 @@ def write(picture: Picture, path: str | os.PathLike, *, overwrite: bool = False)
     options = kinds[kind]
     if picture.icc is not None:
         options["icc_profile"] = picture.icc
-    image = to_pil(picture)
-    options |= picture.about.of_size(*image.size).options(kind)
-    # Encoded in memory, so that an error while writing is the disk's and is told as such.
-    encoded = io.BytesIO()
-    image.save(encoded, format=kind, **options)
-    with replacing(path, overwrite=overwrite) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
+    height, width = (scale * n for n in picture.size)
+    options |= picture.about.of_size(width, height).options(kind)
+    with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
+        if kind == "PNG":
+            png.write(file, rows, height, width, options)
+        else:
+            # Encoded in memory, so that an error while writing is the disk's and is told as such.
+            encoded = io.BytesIO()
+            _collected(rows, height, width).save(encoded, format=kind, **options)
+            file.write(encoded.getbuffer())
+
+
+def encoder_bytes(picture: Picture, path: str | os.PathLike, scale: int = 1) -> int:
+    """Bytes that `write_rows` needs: those of formats that are encoded whole."""
+    height, width = picture.size
+    return ENCODER_BYTES[check_format(picture, path, scale)] * scale**2 * height * width
+
+
+def _collected(rows: Iterable[np.ndarray], height: int, width: int) -> Image.Image:
+    image, top = None, 0
+    for part in rows:
+        strip = _image(part)
+        image = Image.new(strip.mode, (width, height)) if image is None else image
+        image.paste(strip, (0, top))
+        top += strip.height
+    assert image is not None and top == height
+    return image
 
 
 def check_format(picture: Picture, path: str | os.PathLike, scale: int = 1) -> str:
@@ -281,27 +405,34 @@ def from_pil(image: Image.Image) -> Picture:
                 "the picture is 16-bit grey with a transparent value, which can't be kept; "
                 "convert it to 8 bits, or remove the transparency, first."
             )
-        return replace(from_array(np.asarray(image, dtype=np.uint16), icc), about=about)
+        return Picture(np.asarray(image, dtype=np.uint16)[..., None], icc, about)
     if image.mode in ("I", "F"):
         raise ValueError(
             f"the picture has mode {image.mode!r} (32 bits), whose range of values is not known; "
             "convert it to 8-bit or 16-bit grey."
         )
+    convert = None
     if image.mode in ("CMYK", "LAB"):
-        image = to_srgb(image)
+        convert = srgb_conversion(image)
         icc = None  # that profile speaks of inks or of Lab, not of RGB
     grey = image.mode in ("1", "L", "LA", "La")
     mode = ("LA" if grey else "RGBA") if transparent else ("L" if grey else "RGB")
-    return replace(from_array(np.array(image.convert(mode)), icc), about=about)
+    array = np.empty((image.height, image.width, len(mode)), np.uint8)
+    step = max(1, BAND // image.width)
+    for top in range(0, image.height, step):
+        part = image.crop((0, top, image.width, min(image.height, top + step)))
+        part = convert(part) if convert else part
+        array[top : top + step] = np.asarray(part.convert(mode)).reshape(-1, *array.shape[1:])
+    return Picture(array, icc, about)
 
 
 def to_pil(picture: Picture) -> Image.Image:
     """The PIL image of a picture: mode L, LA, RGB, RGBA, or I;16 for 16-bit grey.
 
-    Values are rounded half to even. Profile, resolution, EXIF and XMP are in its `info`, where
-    Pillow puts them when it opens a file.
+    Profile, resolution, EXIF and XMP are in its `info`, where Pillow puts them when it opens a
+    file.
     """
-    image = Image.fromarray(to_array(picture))
+    image = _image(picture.array)
     about = picture.about.of_size(*image.size)
     xmp = about.xmp and about.xmp.encode()
     info = {"icc_profile": picture.icc, "dpi": about.dpi, "exif": about.exif, "xmp": xmp}
@@ -312,58 +443,72 @@ def to_pil(picture: Picture) -> Image.Image:
 def from_array(array: np.ndarray, icc: bytes | None = None) -> Picture:
     """An array [H, W] (grey) or [H, W, C], C = 1, 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
 
-    uint8, or uint16 for plain grey, or floating point in [0, 1] (stored with 8 bits when written).
-    Raises ValueError for other shapes, TypeError for other types.
+    uint8, or uint16 for plain grey, or floating point in [0, 1], which becomes uint8, clipped and
+    rounded half to even. Raises ValueError for other shapes, and for values that are no finite
+    numbers; TypeError for other types.
     """
     planes = array[..., None] if array.ndim == 2 else array
-    if planes.ndim != 3 or planes.shape[2] not in (1, 2, 3, 4):
-        raise ValueError(
-            f"the array has shape {array.shape}; pictures are [H, W] or [H, W, C] with 1 to 4 "
-            "channels. Rearrange it."
-        )
     if not (array.dtype in (np.uint8, np.uint16) or np.issubdtype(array.dtype, np.floating)):
         raise TypeError(
             f"the array holds {array.dtype}; pictures are uint8, uint16 or floating point in "
             "[0, 1]. Convert it."
         )
-    levels = 65535 if array.dtype == np.uint16 else 255
-    values = torch.from_numpy(planes.astype(np.float32)).permute(2, 0, 1)[None].contiguous()
-    if not np.issubdtype(array.dtype, np.floating):
-        values.div_(levels)
-    if planes.shape[2] % 2 == 0:
-        return Picture(values[:, :-1], values[:, -1:], levels, icc)
-    return Picture(values, None, levels, icc)
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all():
+            raise ValueError(
+                "the array has values that are no finite numbers (NaN or infinity); check where it "
+                "comes from."
+            )
+        planes = to_uint8(torch.from_numpy(planes.astype(np.float32))).numpy()
+    return Picture(planes, icc)
 
 
 def to_array(picture: Picture) -> np.ndarray:
-    """uint8 or uint16 [H, W] for grey, [H, W, C] for the rest; rounded half to even."""
-    planes = picture.colour
-    if picture.alpha is not None:
-        planes = torch.cat([planes, picture.alpha.to(planes)], dim=1)
-    values = planes[0].mul(picture.levels).round().clamp(0, picture.levels)
-    array = values.permute(1, 2, 0).squeeze(-1).cpu().numpy()
-    return array.astype(np.uint16 if picture.levels > 255 else np.uint8)
+    """uint8 or uint16 [H, W] for grey, [H, W, C] for the rest."""
+    array = picture.array
+    return array[..., 0] if array.shape[2] == 1 else array
+
+
+def _image(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
+
+
+def _plane(array: np.ndarray, levels: int) -> Tensor:
+    """Stored [H, W, C] -> float32 [1, C, H, W] in [0, 1]."""
+    values = torch.from_numpy(array.astype(np.float32, order="C"))
+    return values.permute(2, 0, 1)[None].contiguous().div_(levels)
 
 
 def _spread(colour: Tensor, alpha: Tensor) -> Tensor:
     """colour [1, C, H, W] where alpha [1, 1, H, W] is above 0, and elsewhere the colours around.
 
-    These come from the picture at half the size, each of its pixels the mean of four weighted by
-    their alpha, whose own gaps are filled in the same way.
+    These come from the picture at half the size, whose own gaps are filled in the same way.
     """
     seen = alpha > 0
     if seen.all() or alpha.numel() == 1:
         return colour
+    around = _spread(*_halved(colour, alpha))
+    return torch.where(seen, colour, _doubled(around, 0, colour.shape[2], colour))
+
+
+def _halved(colour: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """(colour, alpha) at half the size: each pixel the mean of four, weighted by their alpha."""
     weight = functional.avg_pool2d(alpha, 2, ceil_mode=True)
-    mean = functional.avg_pool2d(colour * alpha, 2, ceil_mode=True) / weight.clamp(min=1e-30)
-    around = functional.interpolate(_spread(mean, weight), scale_factor=2, mode="bilinear")
-    height, width = colour.shape[-2:]
-    return torch.where(seen, colour, around[..., :height, :width])
+    mean = functional.avg_pool2d(colour * alpha, 2, ceil_mode=True)
+    return mean.div_(weight.clamp(min=1e-30)), weight
+
+
+def _doubled(half: Tensor, top: int, bottom: int, like: Tensor) -> Tensor:
+    """Rows [top, bottom) of the picture of `half` at twice the size, cut to the width of `like`."""
+    first = max(0, top // 2 - 1)  # a row more at either end, of which a row at the border is made
+    rows = half[:, :, first : (bottom + 1) // 2 + 1]
+    wide = functional.interpolate(rows, scale_factor=2, mode="bilinear")
+    return wide[:, :, top - 2 * first : bottom - 2 * first, : like.shape[3]]
 
 
 def _lost(picture: Picture, kind: str, scale: int) -> str | None:
     """Why a format can't hold a picture, or None."""
-    longest = scale * max(picture.colour.shape[-2:])
+    longest = scale * max(picture.size)
     if kind == "JPEG" and not picture.opaque:
         return "has no transparency and this picture has"
     if kind != "PNG" and picture.levels > 255:

@@ -8,6 +8,7 @@ weighted sum of a few input pixels (`_taps`), first down the columns, then along
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -54,9 +55,27 @@ def imresize(
     return out.to(x.dtype).contiguous()
 
 
+def imresize_rows(
+    part: Callable[[int, int], Tensor], height: int, scale: int, first: int, last: int
+) -> Tensor:
+    """Rows [first, last) of `imresize(x, scale)`, scale >= 1, of a float picture that is not there
+    as a whole: part(top, bottom) gives x[..., top:bottom, :] of its `height` rows.
+    """
+    source, weight = (t[first:last] for t in _taps(height, scale, scale * height))
+    top, bottom = int(source.min()), int(source.max()) + 1
+    x = part(top, bottom)
+    out = _resize(_weighted(x, source - top, weight, -2), scale, scale * x.shape[-1], dim=-1)
+    return out.to(x.dtype).contiguous()
+
+
 def _resize(x: Tensor, scale: float, size: int, dim: int) -> Tensor:
     """x resized along one dimension: float64, or uint8 if x is uint8."""
-    source, weight = (t.to(x.device) for t in _taps(x.shape[dim], scale, size))
+    return _weighted(x, *_taps(x.shape[dim], scale, size), dim)
+
+
+def _weighted(x: Tensor, source: Tensor, weight: Tensor, dim: int) -> Tensor:
+    """Sums of x along one dimension, by the indices and weights of `_taps`; types as `_resize`."""
+    source, weight = source.to(x.device), weight.to(x.device)
     rows = x.movedim(dim, 0)
     out = torch.zeros(len(source), *rows.shape[1:], dtype=torch.float64, device=x.device)
     # Tap by tap, not as a product with a matrix: the order of the sum, and with it the rounding of
