@@ -4,7 +4,7 @@ The promise: at most what a picture of one pixel takes, plus the decoded picture
 the limit. Each row is a child of its own, whose peak the kernel tells (VmHWM).
 
     python -m tests.memory_soak                   # 1, 16, 48 and 134 megapixels; about half an hour
-    python -m tests.memory_soak 4 --scale 4       # others
+    python -m tests.memory_soak 4 --scale 4       # others; --family, --suffix, --memory
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ import torch
 from PIL import Image
 
 import qsr
+from qsr.cli.use import LEAST_MEMORY
+from qsr.images.picture import DECODER_BYTES
 
+FAMILIES = {
+    "c": lambda scale: qsr.quantsr_c(scale, 4, blocks=1, features=16),
+    "t": lambda scale: qsr.quantsr_t(scale, 4, blocks=1, features=12, layers=2, heads=2),
+    "float": lambda scale: qsr.srresnet(scale, blocks=1, features=16),
+}
 CHILD = """
 import sys, torch
 from pathlib import Path
@@ -50,14 +57,18 @@ class Peak:
         return (self.whole - self.one_pixel - self.decoded) / (1e9 * self.limit)
 
 
-def small_model(folder: Path, scale: int) -> Path:
-    """A network of one block, so that the pictures may be large."""
+def small_model(folder: Path, scale: int, family: str = "c") -> Path:
+    """The file of a network of one block, so that the pictures may be large. family: a key of
+    FAMILIES.
+    """
     torch.manual_seed(0)
-    net = qsr.QuantSR(qsr.quantsr_c(scale, 4, blocks=1, features=16))
-    qsr.calibrate(net, torch.rand(1, 3, 16, 16))
-    path = folder / f"x{scale}.qsr"
-    if not path.exists():
+    net = qsr.QuantSR(FAMILIES[family](scale))
+    path = folder / f"{family}-x{scale}.qsr"
+    if net.config.bits is not None:
+        qsr.calibrate(net, torch.rand(1, 3, 16, 16))
         qsr.save(path, qsr.pack(net))
+    else:
+        qsr.save(path, net)
     return path
 
 
@@ -86,9 +97,16 @@ def peak_of(source: Path, target: Path, model: Path, limit: float) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
-def measure(folder: Path, megapixels: float, scale: int, limit: float, suffix: str = ".png"):
-    """The `Peak` of one picture."""
-    model = small_model(folder, scale)
+def measure(
+    folder: Path,
+    megapixels: float,
+    scale: int,
+    limit: float,
+    suffix: str = ".png",
+    family: str = "c",
+) -> Peak:
+    """The peaks of one picture, written in the format of `suffix`."""
+    model = small_model(folder, scale, family)
     source, target, pixel = folder / "lr.png", folder / f"sr{suffix}", folder / "pixel.png"
     Image.new("RGB", (1, 1)).save(pixel)
     decoded = photograph(source, megapixels)
@@ -101,26 +119,28 @@ def measure(folder: Path, megapixels: float, scale: int, limit: float, suffix: s
 
 
 def main() -> int:
+    """Print a line for each picture; 1 if one took more than is promised."""
     parser = argparse.ArgumentParser(description="Peaks of memory of `qsr upscale --memory`.")
     parser.add_argument("megapixels", nargs="*", type=float, default=[1, 16, 48, 134])
     parser.add_argument("--scale", type=int, default=2)
-    parser.add_argument("--memory", type=float, nargs="*", default=[0.6])
+    parser.add_argument("--memory", type=float, help="GB (the least for that picture)")
     parser.add_argument("--suffix", default=".png")
+    parser.add_argument("--family", choices=FAMILIES, default="c")
     args = parser.parse_args()
     worst = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        for limit in args.memory:
-            for megapixels in args.megapixels:
-                began = time.perf_counter()
-                peak = measure(Path(folder), megapixels, args.scale, limit, args.suffix)
-                print(
-                    f"{megapixels:g} megapixels x{args.scale}, --memory {limit:g}: peak "
-                    f"{peak.whole / 1e9:.2f} GB; one pixel {peak.one_pixel / 1e9:.2f}, decoded "
-                    f"{peak.decoded / 1e9:.2f}, so {peak.share:.2f} of the limit; "
-                    f"{time.perf_counter() - began:.0f} s",
-                    flush=True,
-                )
-                worst = max(worst, peak.share)
+    for megapixels in args.megapixels:
+        least = max(LEAST_MEMORY, math.ceil(DECODER_BYTES["PNG"] * megapixels / 10) / 100)
+        limit, began = args.memory or least, time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            peak = measure(Path(folder), megapixels, args.scale, limit, args.suffix, args.family)
+        print(
+            f"{megapixels:g} megapixels x{args.scale} {args.suffix}, {args.family}, --memory "
+            f"{limit:g}: peak {peak.whole / 1e9:.2f} GB; one pixel {peak.one_pixel / 1e9:.2f}, "
+            f"decoded {peak.decoded / 1e9:.2f}, so {peak.share:.2f} of the limit; "
+            f"{time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
+        worst = max(worst, peak.share)
     print(f"worst: {worst:.2f} of the limit; 1.25 is promised")
     return int(worst > 1.25)
 
