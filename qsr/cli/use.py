@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from ..backbone import QuantSR
 from ..course.viz import demo
 from ..export.onnx import FORMS, export_onnx
 from ..images.metadata import Metadata
@@ -22,13 +23,13 @@ from ..images.picture import (
     ENCODER_BYTES,
     Picture,
     check_decoder,
-    check_format,
     encoder_bytes,
     read,
     write_rows,
 )
 from ..infer import DEFAULT_MEMORY, upscaled_rows
 from ..integer import kernels
+from ..integer.packing import PackedModel
 from ..models import zoo
 from ..scores import evaluate
 from ..system import native
@@ -103,36 +104,18 @@ def _upscale(args: argparse.Namespace) -> Lines:
             )
     model = zoo.load(args.model)
     check_blocks(model, args.blocks)
-    scale = model.config.scale
     many = len(jobs) > 1
     failed = 0
     bar = tqdm(jobs, unit="picture", disable=not many)
     for source, target in bar:
         bar.set_postfix_str(printable(source.name))
         try:
-            check_decoder(source, args.memory)
-            picture = _read(source)
-            if args.strip_metadata:
-                picture = replace(picture, about=Metadata())
-            check_format(picture, target, scale)  # before the work, not after it
-            check_writable(target.parent)
-            rows = upscaled_rows(
-                picture,
-                model,
-                blocks=args.blocks,
-                memory=args.memory,
-                progress=True,
-                held=encoder_bytes(picture, target, scale),
-            )
-            first = next(rows)  # what is refused is refused before a folder is made
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_rows(chain([first], rows), target, picture, scale, overwrite=args.overwrite)
+            height, width = _upscale_one(source, target, model, args)
         except (ValueError, OSError) as error:  # one bad picture does not stop a folder
             failed += 1
             named = isinstance(error, OSError) or str(source) in str(error)
             complain(error if named else f"{source}: {error}")
         else:
-            height, width = (scale * n for n in picture.size)
             yield f"{target}  {width} x {height}"
     if str(todo):
         remark(f"qsr: {todo}")
@@ -141,6 +124,29 @@ def _upscale(args: argparse.Namespace) -> Lines:
         raise Failed(1)
     if failed:
         raise Failed
+
+
+def _upscale_one(
+    source: Path, target: Path, model: PackedModel | QuantSR, args: argparse.Namespace
+) -> tuple[int, int]:
+    """One picture -> (height, width) of the new one. What it needed is free when this returns."""
+    check_decoder(source, args.memory)
+    picture = _read(source)
+    if args.strip_metadata:
+        picture = replace(picture, about=Metadata())
+    scale = model.config.scale
+    held = encoder_bytes(picture, target, scale)  # what OUT can't hold is told before the work
+    check_writable(target.parent)
+    rows = upscaled_rows(
+        picture, model, blocks=args.blocks, memory=args.memory, progress=True, held=held
+    )
+    first = next(rows)  # and what is refused, before a folder is made
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(chain([first], rows), target, picture, scale, overwrite=args.overwrite)
+    if isinstance(model, PackedModel):
+        model.release()  # or the next picture is decoded beside it
+    height, width = picture.size
+    return scale * height, scale * width
 
 
 def _read(source: Path) -> Picture:

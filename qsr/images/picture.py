@@ -12,6 +12,7 @@ the integers of the file, makes floats of some rows when asked, and is written a
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import struct
@@ -127,7 +128,7 @@ class Picture:
 
     @property
     def gap_bytes(self) -> int:
-        """Bytes that `visible_rows` needs while it is called: none without pixels of alpha 0."""
+        """Bytes that the first of `visible_rows` take: none without pixels of alpha 0."""
         height, width, channels = self.array.shape
         if not self.transparent or self.array[..., -1].min() > 0:
             return 0
@@ -139,12 +140,12 @@ class Picture:
         Pixels with alpha 0 have a colour in the file, often black, that nobody sees. A network
         would draw it into its neighbours, as a dark rim, so they get the colours around them.
         """
-        around = self._around()
+        around = functools.cache(self._around)
 
         def part(top: int, bottom: int) -> Tensor:
             colour, alpha = self._floats(top, bottom)
-            if around is not None and alpha is not None:
-                colour = torch.where(alpha > 0, colour, _doubled(around, top, bottom, colour))
+            if alpha is not None and (half := around()) is not None:
+                colour = torch.where(alpha > 0, colour, _doubled(half, top, bottom, colour))
             return colour.expand(-1, 3, -1, -1)
 
         return part

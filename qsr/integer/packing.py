@@ -449,6 +449,11 @@ class PackedModel(nn.Module):
             scale = self.config.scale
             yield first, program(lr, plan)[:, :, scale * first : scale * last]
 
+    def release(self) -> None:
+        """Free the working memory that is kept for the next call."""
+        if self._program is not None:
+            self._program.release()
+
     @torch.no_grad()  # not inference_mode, which torch.compile does not take here
     def forward(self, lr: Tensor, blocks: int | None = None) -> Tensor:
         check_pictures(lr)

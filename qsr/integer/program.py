@@ -113,6 +113,10 @@ class Program:
         self._idle.give(size, buffers)
         return sr
 
+    def release(self) -> None:
+        """Free the buffers that wait for the next call."""
+        self._idle.clear()
+
     def _run(self, lr: Tensor, plan: DepthPlan, buffers: Buffers) -> Tensor:
         height, width = (self.config.scale * n for n in lr.shape[-2:])
         pictures = [
@@ -144,6 +148,9 @@ class Idle:
     def give(self, size: tuple[int, int], buffers: Buffers) -> None:
         """Beyond the limit those that wait longest are freed."""
         self._waiting.append((size, buffers))
+
+    def clear(self) -> None:
+        self._waiting.clear()
 
 
 # Laying out ---------------------------------------------------------------------------------------
