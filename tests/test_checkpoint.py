@@ -384,7 +384,7 @@ def test_a_checkpoint_that_fails_half_way_is_not_there(tmp_path, monkeypatch):
 def test_what_a_killed_process_leaves_behind_is_no_checkpoint(tmp_path):
     net, optimizer = trained_a_little(1)
     first = save_checkpoint(tmp_path, net, optimizer, 1, qsr.TrainConfig())
-    shutil.copytree(first, tmp_path / ".step-00000002.x7f")  # killed before the rename
+    shutil.copytree(first, tmp_path / ".qsr-00000000-7-x7f")  # killed before the rename
     (tmp_path / "step-00000003").mkdir()  # killed while removing it
     assert list_checkpoints(tmp_path) == [first]
 

@@ -67,11 +67,9 @@ def _remove(folders: Sequence[Path]) -> None:
         shutil.rmtree(folder)
 
 
-def clear_unfinished(folder: str | os.PathLike) -> None:
-    """Delete what a killed run left half-written or half deleted in its folder."""
+def clear_half_deleted(folder: str | os.PathLike) -> None:
+    """Delete what is left of checkpoints where a run was killed while it removed them."""
     for kind in ("step", "best"):
-        for path in Path(folder).glob(f".{kind}-*"):
-            shutil.rmtree(path, ignore_errors=True)
         for path in Path(folder).glob(f"{kind}-*"):
             if not (path / "state.json").exists():
                 shutil.rmtree(path, ignore_errors=True)

@@ -40,7 +40,7 @@ from ..system import distributed, graphs
 from ..train import Stage, make_optimizer, set_learning_rate, train_step
 from .checkpoints import (
     best_score,
-    clear_unfinished,
+    clear_half_deleted,
     list_checkpoints,
     load_average,
     load_checkpoint,
@@ -132,7 +132,7 @@ class Run:
         self.graph = graph
         chief = distributed.rank() == 0
         if chief:
-            clear_unfinished(folder)
+            clear_half_deleted(folder)
         self.log = RunLog(folder, self.start, tensorboard) if chief else None
         self.before, self.began = progress["seconds"], time.monotonic()
         if self.log is not None and self.log.last < self.start:

@@ -3,16 +3,26 @@
 A program can be killed, a disk can fill up, a power cord can be pulled. Whatever qsr writes, it
 writes beside its destination, flushes to the disk, and then renames: the rename is atomic, so a
 reader sees the old file or the new one, never half of one.
+
+What a killed process leaves beside a destination is named .qsr-PLACE-PID-RANDOM, where PLACE says
+on which machine PID counts. The next process that writes there removes it if no such process runs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import platform
+import re
 import shutil
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+DAY = 86400  # seconds; nobody writes that long without a byte, wherever the process is
 
 
 @contextlib.contextmanager
@@ -25,9 +35,8 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[Pa
     path = Path(path)
     with _told_plainly(path):
         _refuse_existing(path, overwrite)
-        # A name may have 255 bytes; 200 of it leave room for what makes it another one.
-        start = os.fsdecode(os.fsencode(path.name)[:200])
-        handle, name = tempfile.mkstemp(prefix=f".{start}.", dir=path.parent)
+        _clear_once(path.parent.resolve())
+        handle, name = tempfile.mkstemp(prefix=_prefix(), dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -50,7 +59,8 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     with _told_plainly(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        _clear_once(path.parent.resolve())
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
         try:
             yield temporary
             for file in temporary.iterdir():
@@ -67,6 +77,53 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_unfinished(folder: str | os.PathLike) -> None:
+    """Remove what processes that were killed left half-written in a folder.
+
+    Only what this module named: by a process of this machine that is dead, or by any other (before
+    a restart, in a container, on another machine with the same disk) and a day old.
+    """
+    for path in Path(folder).glob(".qsr-*"):
+        name = re.fullmatch(r"(\.qsr-[0-9a-f]{8}-)(\d+)-.*", path.name)
+        # Another process may have removed it a moment ago, or it may be another user's.
+        with contextlib.suppress(OSError):
+            if name and (
+                time.time() - path.stat().st_mtime > DAY
+                or (name[1] == _place() and not _runs(int(name[2])))
+            ):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@functools.lru_cache(maxsize=1000)
+def _clear_once(folder: Path) -> None:
+    """Once in a process: a folder of pictures is not listed again for each picture."""
+    clear_unfinished(folder)
+
+
+def _place() -> str:
+    """Where process numbers count: a start of a machine, and on Linux a container on it."""
+    where = platform.node()
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        where = boot + os.readlink("/proc/self/ns/pid")
+    return f".qsr-{zlib.crc32(where.encode()):08x}-"
+
+
+def _prefix() -> str:
+    """Of temporary names: short, since a destination's own name may be as long as names can be."""
+    return f"{_place()}{os.getpid()}-"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        pass
+    return True
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
