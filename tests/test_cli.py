@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from qsr.models import zoo
 from qsr.models.file import describe
 from qsr.paper import table2
 from qsr.runs.checkpoints import list_checkpoints
+from qsr.system import files as system_files
 
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 
@@ -456,13 +458,21 @@ def test_running_out_of_memory_gives_one_line(refused, model, monkeypatch, error
     assert "--memory" in refused("upscale", picture("a.png"), "b.png", "--model", model)
 
 
-def test_ctrl_c_exits_with_130_and_leaves_nothing(qsr_command, here, model, monkeypatch):
+@pytest.mark.parametrize(
+    "number, code, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_with_its_code_and_leaves_nothing(
+    qsr_command, here, model, monkeypatch, number, code, word
+):
     def interrupt(*args, **options):
-        raise KeyboardInterrupt
+        assert len(files(here)) == 2  # a temporary one is there
+        signal.raise_signal(number)
 
-    monkeypatch.setattr(cli_use, "upscaled_rows", interrupt)
-    code, out, err = qsr_command("upscale", picture("a.png"), "new/b.png", "--model", model)
-    assert (code, out, err) == (130, "", "qsr: interrupted\n") and files(here) == ["a.png"]
+    monkeypatch.setattr(system_files, "_flush", interrupt)
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    done = qsr_command("upscale", picture("a.png"), "b.png", "--model", model)
+    assert done == (code, "", f"qsr: {word}\n") and files(here) == ["a.png"]
+    assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
 
 def damaged(content):

@@ -1,8 +1,8 @@
 """The command line: `qsr upscale | train | evaluate | pack | export | bench | ...`.
 
-Bad input gives one line on stderr and exit code 2; Ctrl-C exits with 130. Numbers go to stdout, as
-text or with `--json`; progress and remarks go to stderr. A command's module, and torch with it, is
-imported when the command is asked for: `qsr --help` is there at once.
+Bad input gives one line on stderr and exit code 2; Ctrl-C exits with 130, SIGTERM with 143. Numbers
+go to stdout, as text or with `--json`; progress and remarks go to stderr. A command's module, and
+torch with it, is imported when the command is asked for: `qsr --help` is there at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from importlib import import_module
 
 from tqdm.auto import tqdm
 
+from ..system.signals import Stopped, answered_by, stop
 from ..system.version import __version__
 from .common import Failed, Json, add_commands, complain, printable
 
@@ -42,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv).parse_args(argv)
+    with answered_by(stop):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         if args.threads is not None:
             _set_threads(args.threads)
@@ -61,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_out_of_memory(error):
             raise
         complain(OUT_OF_MEMORY)
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return 130
+    except Stopped as signal:
+        complain(signal)
+        return signal.code
     return 2
 
 

@@ -2,6 +2,8 @@
 
 import sys
 
+from ..system.signals import answered_by, leave
 from . import main
 
-sys.exit(main())
+with answered_by(leave):
+    sys.exit(main())
