@@ -818,10 +818,26 @@ def test_a_run_refuses_another_configuration_and_keeps_its_checkpoints(qsr_comma
     args = ["train", "--out", "run", *TRAIN, "--data", photos]
     assert qsr_command(*args)[0] == 0
     before = files("run")
-    for changed, words in ((["--steps", 9], "`steps`"), (["--features", 8], "another network")):
+    picture("other/a.png", 48, 48), picture("other/b.png", 48, 48)
+    for changed, words in (
+        (["--steps", 9], "`steps`"),
+        (["--features", 8], "another network"),
+        (["--seed", 1], "`seed` is 0, not 1"),
+        (["--batch", 4], "`batch` is 2, not 4"),
+        (["--patch", 7], "`patch` is 8, not 7"),
+        (["--data", "other"], "`data` is"),
+    ):
         code, _, err = qsr_command(*args, *changed)
         assert code == 2 and words in err and one_line(err)
         assert files("run") == before
+    Path(photos).rename("moved")  # the same pictures
+    args[-1] = "moved"
+    assert qsr_command(*args)[0] == 0
+    state = list_checkpoints("run")[-1] / "state.json"
+    told = json.loads(state.read_text())
+    del told["data"]  # a run of an older version
+    state.write_text(json.dumps(told))
+    assert qsr_command(*args, "--seed", 1)[0] == 0
     (list_checkpoints("run")[-1] / "weights.safetensors").write_bytes(b"damaged")
     code, _, err = qsr_command(*args)
     assert code == 2 and one_line(err) and "step-00000004" in err

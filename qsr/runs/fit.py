@@ -21,7 +21,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,9 @@ def fit(
     GPU records the step as a CUDA graph. Returns the folder of the last checkpoint.
 
     With a process group (`distributed.started`) the ranks share each batch, without a graph.
-    Raises ValueError before the first step if `folder` holds a run of another network or training
-    configuration, the scales differ, or the batch cannot be shared; and if training diverges, with
-    the step and the layer where that began, at the next line of the log.
+    Raises ValueError before the first step if `folder` holds a run of another network, training
+    configuration or data, the scales differ, or the batch cannot be shared; and if training
+    diverges, with the step and the layer where that began, at the next line of the log.
     """
     run = Run(net, data, config, folder, validation, teacher, tensorboard, graph)
     with _stop_signals() as stop, contextlib.closing(run):
@@ -119,7 +119,8 @@ class Run:
         net.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         objective = Objective(net, config, teacher)
         self.optimizer = make_optimizer(net, config)
-        self.start, progress = _resume(net, self.optimizer, config, folder)
+        self.identity = data.identity
+        self.start, progress = _resume(net, self.optimizer, config, self.identity, folder)
         self.done, self.recent = self.start, progress["recent"]
         quantizers = (m for m in net.modules() if isinstance(m, Quantizer))
         if self.done == 0 and not all(m.calibrated for m in quantizers):
@@ -261,6 +262,7 @@ class Run:
     def save(self, line: dict[str, float]) -> Path:
         """Write a checkpoint; line: of the diary, in case that the run is killed before it."""
         progress = {"seconds": line["seconds"], "recent": self.recent, "line": line}
+        progress |= {"data": self.identity}
         return save_checkpoint(
             self.folder, self.net, self.optimizer, self.done, self.config, self.config.keep,
             self.average, progress,
@@ -312,7 +314,11 @@ def _average(net: QuantSR, config: TrainConfig, folder: str | os.PathLike) -> Qu
 
 
 def _resume(
-    net: QuantSR, optimizer: torch.optim.Optimizer, config: TrainConfig, folder: str | os.PathLike
+    net: QuantSR,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    identity: Mapping[str, object],
+    folder: str | os.PathLike,
 ) -> tuple[int, dict]:
     """Load the last checkpoint of `folder`, if any: (steps done, its progress: seconds spent,
     running means, line of the log)."""
@@ -332,11 +338,12 @@ def _resume(
         ) from error
     # How a batch is worked off, and what is written when, may change; what is computed may not.
     free = ("accumulate", "validate_every", "checkpoint_every", "log_every", "keep")
-    for option in dataclasses.fields(config):
-        old, new = getattr(earlier, option.name), getattr(config, option.name)
-        if old != new and option.name not in free:
+    before = {**dataclasses.asdict(earlier), **state.get("data", {})}
+    for option, new in {**dataclasses.asdict(config), **identity}.items():
+        old = before.get(option, new)  # a run of an older version does not tell its data
+        if old != new and option not in free:
             raise ValueError(
-                f"{folder} holds a run whose `{option.name}` is {old!r}, not {new!r}; a resumed "
+                f"{folder} holds a run whose `{option}` is {old!r}, not {new!r}; a resumed "
                 "run keeps its configuration. Choose another folder, or the old value."
             )
     net.load_state_dict(saved.state_dict())
