@@ -512,6 +512,38 @@ def test_a_model_that_is_none_gives_one_line(refused, models, tmp_path_factory):
         assert words in refused("pack", name, "b.qsr")
 
 
+def test_a_model_of_the_zoo_is_known_wherever_a_model_is_taken(qsr_command, models):
+    for name in ("srresnet-x2", "zoo:srresnet-x2"):
+        assert qsr_command("pack", name, "again.qsr", "--overwrite")[0] == 0
+        assert describe("again.qsr") == describe(zoo.path_of("srresnet-x2"))
+        args = ["upscale", picture("a.png"), "b.png", "--overwrite", "--model"]
+        assert qsr_command(*args, name)[0] == 0
+    Path("again.qsr").rename("again")  # a file needs no suffix
+    assert qsr_command(*args, "again")[0] == 0
+
+
+def test_a_model_where_there_is_none_to_take_is_refused_by_name(refused):
+    picture("in/a.png")
+    for name in ("srresnet-x2", "zoo:srresnet-x2"):
+        for command in (
+            ["upscale", name, "b.png"],
+            ["evaluate", name],
+            ["convert", name, "b.qsr"],
+            ["train", "--out", "run", "--data", name, *TRAIN],
+            ["data", "pack", "b.zip", name],
+        ):
+            assert f"{name} is a model that comes with qsr, and `" in refused(*command)
+    for command in (
+        ["upscale", "in/a.png", "b.png", "--model", "srresnet-x2.qsr"],
+        ["pack", "srresnet-x2.qsr", "b.qsr"],
+        ["export", "--onnx", "srresnet-x2.qsr", "b.onnx"],
+        ["train", "--out", "run", "--init", "srresnet-x2.qsr", *TRAIN],
+    ):
+        assert "'srresnet-x2', without .qsr" in refused(*command)
+    assert "is packed already" in refused("pack", DEFAULT_MODEL, "b.qsr")
+    assert "no preset is called" in refused("train", "--preset", "srresnet-x2.qsr", "--out", "run")
+
+
 def test_packing_what_cannot_be_packed_gives_one_line(refused, models, model):
     trained_file = models / "trained.qsr"
     assert "'.png'" in refused("pack", trained_file, "b.png")

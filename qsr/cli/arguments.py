@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -37,12 +38,19 @@ def load_network(name: str) -> QuantSR:
                 f"{name} holds no checkpoint; name the folder of a run, or a .qsr file."
             )
         return load_checkpoint(folder)[0]
-    model = zoo.load(name.removeprefix("zoo:"))
+    model = zoo.load(name)
     if isinstance(model, PackedModel):
         raise ValueError(
-            f"{name} is packed, and packed weights can't be trained; use a trained file."
+            f"{name} is packed already, and packed weights can't be trained; use a trained file."
         )
     return model
+
+
+def refuse_models(names: Sequence[str], wanted: str) -> None:
+    """Raise ValueError if one of the names is that of a model, where something else is wanted."""
+    for name in names:
+        if name.removeprefix("zoo:") in zoo.names() and not os.path.exists(name):
+            raise ValueError(f"{name} is a model that comes with qsr, and {wanted}.")
 
 
 def check_writable(folder: Path) -> None:

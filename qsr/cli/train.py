@@ -25,7 +25,7 @@ from ..runs.fit import fit
 from ..runs.linear_tail import fit_tail
 from ..scores import agreement, evaluate
 from ..system import distributed
-from .arguments import DEFAULT_MODEL, check_device, check_writable, load_network
+from .arguments import DEFAULT_MODEL, check_device, check_writable, load_network, refuse_models
 from .common import Failed, Lines, add_commands, as_json, complain, let_run
 
 AGREED = 20  # pictures of a set on which a packed network is compared with its training graph
@@ -176,6 +176,7 @@ def train_here(
     args: argparse.Namespace, config: NetworkConfig, train_config: TrainConfig, device: torch.device
 ) -> Lines:
     """One process's part of a run, which is all of it where there is one; yields what it wrote."""
+    refuse_models(args.data, "`--data` takes pictures; `--init` takes models")
     data = (args.data, config.scale)
     patches = Patches(*data, args.patch, args.batch, args.seed, device=device)
     torch.manual_seed(args.seed)
@@ -227,6 +228,7 @@ def add_convert(sub: argparse.ArgumentParser) -> None:
 
 
 def _convert(args: argparse.Namespace) -> Lines:
+    refuse_models([args.input], "`convert` takes weights of others; `--init` takes models")
     with warnings.catch_warnings(record=True) as missing:
         warnings.simplefilter("always")
         net = load_edsr(args.input, args.scale)
@@ -248,7 +250,9 @@ def _convert(args: argparse.Namespace) -> Lines:
 def add_pack(sub: argparse.ArgumentParser) -> None:
     """The options of `qsr pack`."""
     let_run(sub, _pack, json=False)
-    sub.add_argument("input", metavar="IN", help="a trained .qsr file, or the folder of a run")
+    sub.add_argument(
+        "input", metavar="IN", help="a trained .qsr file, the folder of a run, or zoo:NAME"
+    )
     sub.add_argument("output", metavar="OUT", help="the packed .qsr file")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
     sub.add_argument(
@@ -267,7 +271,7 @@ def _pack(args: argparse.Namespace) -> Lines:
     if output.suffix != ".qsr":
         raise ValueError(f"{output} has the suffix {output.suffix!r}; model files end in .qsr.")
     net = load_network(args.input).eval()
-    note = "" if Path(args.input).is_dir() else describe(args.input).get("note", "")
+    note = "" if Path(args.input).is_dir() else describe(zoo.find(args.input)).get("note", "")
     card = None
     if args.card is not None:  # what can't be written or scored is told before anything is
         card = _words(args.card)
@@ -343,6 +347,7 @@ def _data_list(args: argparse.Namespace) -> Lines:
 
 
 def _data_pack(args: argparse.Namespace) -> Lines:
+    refuse_models([args.output, *args.sets], "`data pack` takes pictures; `qsr pack` takes models")
     counts = pack_sets(args.output, args.sets, args.max_mb, args.split, args.overwrite)
     size = Path(args.output).stat().st_size
     sets = {name: {"pictures": n, "of": of} for name, (n, of) in counts.items()}

@@ -35,7 +35,7 @@ from ..scores import evaluate
 from ..system import native
 from ..system.errors import first_line
 from ..system.version import __version__
-from .arguments import add_model, check_blocks, check_writable, load_network
+from .arguments import add_model, check_blocks, check_writable, load_network, refuse_models
 from .common import Failed, Lines, as_json, complain, let_run, printable, remark
 from .gather import plan
 
@@ -91,6 +91,7 @@ def _upscale(args: argparse.Namespace) -> Lines:
             f"`--memory` is {args.memory:g} GB; it is {LEAST_MEMORY:g} or more. Leave it out for "
             f"{DEFAULT_MEMORY:g}."
         )
+    refuse_models(args.inputs, "`upscale` takes pictures; `--model` takes models")
     todo = plan(args.inputs, Path(args.output), args.recursive)
     jobs = todo.jobs
     if args.skip_existing:
@@ -194,6 +195,7 @@ def _evaluate(args: argparse.Namespace) -> Lines:
     if model != "bicubic":
         model = zoo.load(model)
         check_blocks(model, args.blocks)
+    refuse_models(args.sets, "`evaluate` takes sets of pictures; `--model` takes models")
     results = {}
     for name in args.sets:
         scores = evaluate(model, name, args.scale, args.blocks, progress=True)

@@ -89,16 +89,34 @@ def write_card(
     return card_path
 
 
+def find(name: str | os.PathLike) -> Path:
+    """The file of a model: NAME or zoo:NAME of one that comes with qsr, else a path.
+
+    Raises ValueError (one line) if it is neither a name nor looks like a file.
+    """
+    plain, path = str(name).removeprefix("zoo:"), Path(name)
+    if plain in names():
+        return path_of(plain)
+    if path.suffix == ".qsr" and path.stem in names() and not path.exists():
+        raise ValueError(
+            f"{path} does not exist; {path.stem!r}, without .qsr, is the model that comes with qsr."
+        )
+    if path.suffix == ".qsr" or os.sep in str(name) or path.exists():
+        return path
+    return path_of(plain)  # says which there are
+
+
 def load(name: str | os.PathLike) -> QuantSR | PackedModel:
     """A model by its name in the zoo, or from a .qsr file; in eval mode, on the CPU.
 
     Raises ValueError (one line) for an unknown name, or a file that is missing, damaged, foreign or
     of another format version.
     """
-    if Path(name).suffix == ".qsr" or os.sep in str(name):
-        return load_model(name)
-    path = path_of(str(name))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != card(str(name)).get("sha256"):
-        raise ValueError(f"{path} is damaged: its sha256 differs from its card. Install qsr again.")
+    path = find(name)
+    if path != Path(name):  # by its name, so what its card says is expected
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != card(path.stem).get("sha256"):
+            raise ValueError(
+                f"{path} is damaged: its sha256 differs from its card. Install qsr again."
+            )
     return load_model(path)
