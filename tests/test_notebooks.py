@@ -9,11 +9,14 @@ import json
 import re
 import symtable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+import qsr
 from qsr.course.student import source_of, tags, without_solutions
+from qsr.images.picture import read, to_pil
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
@@ -247,3 +250,17 @@ def test_the_readme_s_pictures_and_pages_exist():
     assert named
     for picture, page in named:
         assert (ROOT / (picture or page)).exists(), picture or page
+
+
+def test_a_portrait_of_a_phone_is_upright_in_notebook_00(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # Orientation: a quarter turn
+    Image.new("RGB", (12, 8)).save(tmp_path / "me.jpg", exif=turned)
+    cells = code_cells(json.loads((ROOT / "tutorials/00_enlarge_a_photo.ipynb").read_text()))
+    (cell,) = (c for c in cells if "read(MY_PICTURE)" in source_of(c))
+    shown = SimpleNamespace(Compare=lambda *pictures, **how: None)
+    names = {"qsr": qsr, "to_pil": to_pil, "read": read, "viz": shown, "X4": "quantsr-c-x4-w4a4"}
+    path = tmp_path / "me.jpg"
+    names |= {"MY_PICTURE": path, "picture": read(path)}
+    exec(source_of(cell), names)
+    assert names["mine"].size == (8, 12) and names["large"].size == (32, 48)
