@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-WANTED := $(shell cat pyproject.toml constraints.txt setup.py | cksum | cut -d' ' -f1)
+WANTED := $(shell cat pyproject.toml locks/*.txt setup.py | cksum | cut -d' ' -f1)
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NOTEBOOKS := $(wildcard tutorials/*.ipynb)
 
 # Jupyter refuses to run as root unless told, and has no browser to open without a display.
@@ -16,8 +17,8 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: help lab demo figures docs docs-serve test test-sanitize test-threads build lint notebooks \
-        student gpu gpu-rehearsal clean
+.PHONY: help lab demo figures docs docs-serve test test-sanitize test-threads soak build lint \
+        notebooks student gpu gpu-rehearsal lock audit clean
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
@@ -32,9 +33,12 @@ help:
 	@echo "make student    the tutorials without solutions, into build/student"
 	@echo "make gpu OUT=folder  a GPU for some minutes: build, test, train (docs/gpu.md)"
 	@echo "make gpu-rehearsal   the same on the CPU, with tiny networks, in half a minute"
+	@echo "make soak   what is too long for make test: kills, changed files, sanitizers (MINUTES=10)"
+	@echo "make audit  licences, and known faults, of what is installed     make lock  pin it again"
 	@echo "make clean  remove .venv and build outputs"
 
-# Environments: .venv/lab-1234 says that `pip install .[lab]` is done for these requirements.
+# Environments: .venv/lab-1234 says that all of `.[lab]` is installed for these requirements: what is
+# locked with hashes, torch (see locks/torch.txt), and qsr alone, by the setuptools of the lock.
 $(VENV)/%-$(WANTED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "qsr needs Python 3.11 or newer, and '$(PYTHON)' is not." \
@@ -43,7 +47,9 @@ $(VENV)/%-$(WANTED):
 	    echo "'$(PYTHON)' has no venv module. Debian: apt-get install python3-venv"; exit 1; }
 	@echo "installing qsr[$*] into $(VENV) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@$(PIP) --require-hashes -r locks/$*.txt
+	@$(PIP) -r locks/torch.txt
+	@QSR_NATIVE=jit $(PIP) --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/$*-*
 	@touch $@
 
@@ -129,6 +135,45 @@ test-sanitize: $(VENV)/test-$(WANTED)
 # torch does not start under ThreadSanitizer, so the kernels run there without it.
 test-threads: $(VENV)/test-$(WANTED)
 	QSR_ALL_ROWS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -k sanitizer tests/test_threads.py $(ARGS)
+
+# What is too long for `make test`, whose short forms are there. The record is kept: commit it.
+MINUTES ?= 10
+SOAK    := docs/results/soak/$(shell date +%F).txt
+soak: $(VENV)/test-$(WANTED)
+	@$(call build_core)
+	@mkdir -p $(dir $(SOAK)) && rm -f $(SOAK)
+	@for part in "python -m tests.kills $$(mktemp -d)" "python -m tests.fuzz --minutes $(MINUTES)"; do \
+	    { echo "$$part" && OMP_NUM_THREADS=1 $(BIN)/$$part || echo "FAILED"; } 2>&1 | tee -a $(SOAK); done
+	@{ $(MAKE) --no-print-directory test-sanitize || echo "FAILED"; } 2>&1 | tail -3 | tee -a $(SOAK)
+	@! grep -q FAILED $(SOAK)
+
+# Packages by version and hash, for every system at once. Versions stay unless ARGS=--upgrade. What
+# torch alone needs for CUDA is left out: torch brings what its build wants.
+OF_TORCH := torch cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 \
+            nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
+TOOLS := $(VENV)/tools
+LOCK  := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11.5 --generate-hashes \
+         --no-annotate --custom-compile-command 'make lock' $(ARGS)
+lock: $(TOOLS)
+	@echo $(OF_TORCH) | tr ' ' '\n' > $(TOOLS)/of_torch.txt
+	$(LOCK) --group tools -o locks/tools.txt
+	@for extra in test lab docs bench; do echo "locks/$$extra.txt"; \
+	    $(LOCK) --excludes $(TOOLS)/of_torch.txt --extra $$extra pyproject.toml \
+	        -o locks/$$extra.txt $$(test $$extra = test || echo -c locks/test.txt) || exit 1; done
+
+$(TOOLS): locks/tools.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@rm -rf $@ && $(PYTHON) -m venv $@
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+
+# Licences of what is installed, and known faults where a database of them can be reached.
+audit: $(TOOLS) $(VENV)/test-$(WANTED)
+	@$(TOOLS)/bin/pip-licenses --python=$(BIN)/python --order=license
+	@said=$$($(TOOLS)/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps \
+	    $(patsubst %,-r %,$(wildcard locks/*.txt)) 2>&1); code=$$?; \
+	case "$$said" in *"could not be audited"* | *onnect*) code=0; \
+	    said="no database of known faults can be reached from here: nothing was audited";; esac; \
+	echo "$$said"; exit $$code
 
 # Without .venv: where a GPU is lent for minutes, its own Python has torch and CUDA, and no index.
 OUT ?= gpu

@@ -1,7 +1,8 @@
 """Builds the native core ahead of time where torch can be imported; the rest: pyproject.toml.
 
     pip install -e .                        isolated: no torch here, so no build; first use builds
-    pip install --no-build-isolation -e .   with the torch of this environment: built now
+    pip install --no-build-isolation -e .   with the torch of this environment: built now, unless
+                                            QSR_NATIVE=jit asks for the build on first use
 
 Torch is never a build requirement: an isolated build would fetch a second torch, possibly another
 one than the one qsr runs with. Sources and flags are told once, in qsr/system/native.py, which also
@@ -9,6 +10,7 @@ builds on first use.
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -28,6 +30,8 @@ def load_build_facts():
 
 def native_extensions() -> dict:
     """Arguments for setup(): the libraries, or nothing where torch or pybind11 is missing."""
+    if os.environ.get("QSR_NATIVE") == "jit":
+        return {}
     try:
         import pybind11  # noqa: F401
         import torch  # noqa: F401
