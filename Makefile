@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-WANTED := $(shell cat pyproject.toml locks/*.txt setup.py | cksum | cut -d' ' -f1)
+WANTED := $(shell cat pyproject.toml .locks/*.txt setup.py | cksum | cut -d' ' -f1)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NOTEBOOKS := $(wildcard tutorials/*.ipynb)
 
@@ -33,12 +33,12 @@ help:
 	@echo "make student    the tutorials without solutions, into build/student"
 	@echo "make gpu OUT=folder  a GPU for some minutes: build, test, train (docs/gpu.md)"
 	@echo "make gpu-rehearsal   the same on the CPU, with tiny networks, in half a minute"
-	@echo "make soak   what is too long for make test: kills, changed files, sanitizers (MINUTES=10)"
+	@echo "make soak   what is too long for make test: kills, changed files, memory, sanitizers (MINUTES=10)"
 	@echo "make audit  licences, and known faults, of what is installed     make lock  pin it again"
 	@echo "make clean  remove .venv and build outputs"
 
 # Environments: .venv/lab-1234 says that all of `.[lab]` is installed for these requirements: what is
-# locked with hashes, torch (see locks/torch.txt), and qsr alone, by the setuptools of the lock.
+# locked with hashes, torch (see .locks/torch.txt), and qsr alone, by the setuptools of the lock.
 $(VENV)/%-$(WANTED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "qsr needs Python 3.11 or newer, and '$(PYTHON)' is not." \
@@ -47,8 +47,8 @@ $(VENV)/%-$(WANTED):
 	    echo "'$(PYTHON)' has no venv module. Debian: apt-get install python3-venv"; exit 1; }
 	@echo "installing qsr[$*] into $(VENV) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) --require-hashes -r locks/$*.txt
-	@$(PIP) -r locks/torch.txt
+	@$(PIP) --require-hashes -r .locks/$*.txt
+	@$(PIP) -r .locks/torch.txt
 	@QSR_NATIVE=jit $(PIP) --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/$*-*
 	@touch $@
@@ -142,9 +142,12 @@ SOAK    := docs/results/soak/$(shell date +%F).txt
 soak: $(VENV)/test-$(WANTED)
 	@$(call build_core)
 	@mkdir -p $(dir $(SOAK)) && rm -f $(SOAK)
-	@for part in "python -m tests.kills $$(mktemp -d)" "python -m tests.fuzz --minutes $(MINUTES)"; do \
+	@for part in "python -m tests.kills $$(mktemp -d)" "python -m tests.fuzz --minutes $(MINUTES)" \
+	    "python -m tests.memory_soak" "python -m tests.memory_soak 4 --scale 4" \
+	    "python -m tests.memory_soak 1 --family t" "python -m tests.memory_soak 1 --family float"; do \
 	    { echo "$$part" && OMP_NUM_THREADS=1 $(BIN)/$$part || echo "FAILED"; } 2>&1 | tee -a $(SOAK); done
-	@{ $(MAKE) --no-print-directory test-sanitize || echo "FAILED"; } 2>&1 | tail -3 | tee -a $(SOAK)
+	@for part in test-sanitize test-threads; do \
+	    { $(MAKE) --no-print-directory $$part || echo "FAILED"; } 2>&1 | tail -3 | tee -a $(SOAK); done
 	@! grep -q FAILED $(SOAK)
 
 # Packages by version and hash, for every system at once. Versions stay unless ARGS=--upgrade. What
@@ -156,12 +159,12 @@ LOCK  := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11.5
          --no-annotate --custom-compile-command 'make lock' $(ARGS)
 lock: $(TOOLS)
 	@echo $(OF_TORCH) | tr ' ' '\n' > $(TOOLS)/of_torch.txt
-	$(LOCK) --group tools -o locks/tools.txt
-	@for extra in test lab docs bench; do echo "locks/$$extra.txt"; \
+	$(LOCK) --group tools -o .locks/tools.txt
+	@for extra in test lab docs bench; do echo ".locks/$$extra.txt"; \
 	    $(LOCK) --excludes $(TOOLS)/of_torch.txt --extra $$extra pyproject.toml \
-	        -o locks/$$extra.txt $$(test $$extra = test || echo -c locks/test.txt) || exit 1; done
+	        -o .locks/$$extra.txt $$(test $$extra = test || echo -c .locks/test.txt) || exit 1; done
 
-$(TOOLS): locks/tools.txt
+$(TOOLS): .locks/tools.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@rm -rf $@ && $(PYTHON) -m venv $@
 	@$@/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
@@ -170,7 +173,7 @@ $(TOOLS): locks/tools.txt
 audit: $(TOOLS) $(VENV)/test-$(WANTED)
 	@$(TOOLS)/bin/pip-licenses --python=$(BIN)/python --order=license
 	@said=$$($(TOOLS)/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps \
-	    $(patsubst %,-r %,$(wildcard locks/*.txt)) 2>&1); code=$$?; \
+	    $(patsubst %,-r %,$(wildcard .locks/*.txt)) 2>&1); code=$$?; \
 	case "$$said" in *"could not be audited"* | *onnect*) code=0; \
 	    said="no database of known faults can be reached from here: nothing was audited";; esac; \
 	echo "$$said"; exit $$code

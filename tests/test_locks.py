@@ -33,13 +33,13 @@ def asked(extra: str) -> list[Requirement]:
 
 @pytest.mark.parametrize("extra", ["lab", "docs", "test", "bench", "tools"])
 def test_a_lock_holds_all_that_is_asked_for_by_hash_and_no_place(extra):
-    text = (ROOT / f"locks/{extra}.txt").read_text()
+    text = (ROOT / f".locks/{extra}.txt").read_text()
     pins = {canonicalize_name(name): version for name, version, _, _ in PIN.findall(text)}
     lines = [line for line in text.splitlines() if not line.startswith(("#", "    --hash="))]
     assert len(lines) == len(PIN.findall(text)) and "://" not in text
     for wanted in asked(extra):
-        if wanted.name == "torch":  # by its version alone, see locks/torch.txt
-            torch = (ROOT / "locks/torch.txt").read_text()
+        if wanted.name == "torch":  # by its version alone, see .locks/torch.txt
+            torch = (ROOT / ".locks/torch.txt").read_text()
             assert wanted.specifier.contains(re.search(r"^torch==(\S+)$", torch, re.M)[1])
             assert "torch" not in pins
         else:

@@ -8,8 +8,8 @@
 The paper's figures show its own networks on pictures of Manga109 and Urban100; ours show networks
 that are here on pictures that come with qsr: the models of the package, and for DoReFa, PAMS and
 CADyQ the runs that `qsr reproduce baselines --train` left in a folder (`networks_here`). What is
-not there keeps its place, empty and labelled "no model". Crops are chosen by a rule, where the
-methods differ most (`busiest_window`), not by eye.
+not there is named in the caption, and in Figure 4 keeps its place, labelled "no model". Crops are
+chosen by a rule, where the methods differ most (`busiest_window`), not by eye.
 
 Figure 3 needs weights that still learn, and the models of the package are packed; so it trains a
 small network, within a minute, and keeps it in a folder. `small_networks` gives Figure 4 such ones,
@@ -683,7 +683,8 @@ def comparison(
     by_networks = [sr for method, sr in enlarged.items() if method != "bicubic"]
     crop = busiest_window(by_networks if len(by_networks) > 1 else [*enlarged.values()], WINDOW)
     methods = (*PANELS, *(method for method in enlarged if method not in PANELS))
-    panels = {method: enlarged.get(method) for method in methods} | {"original": pair.hr}
+    panels = {method: enlarged[method] for method in methods if method in enlarged}
+    panels["original"] = pair.hr
     scores = {m: psnr_y(sr, pair.hr, crop=SCALE).item() for m, sr in enlarged.items()}
     figure = _crops(page, panels, scores, crop, zoom)
     top, left, height, width = crop
@@ -700,19 +701,19 @@ def comparison(
 
 def _crops(
     page: Page,
-    panels: Mapping[str, Tensor | None],
+    panels: Mapping[str, Tensor],
     scores: Mapping[str, float],
     crop: Crop,
     zoom: int,
-    columns: int = 4,
 ) -> Figure:
-    """Panels in rows of four, each a crop of zoom x zoom pixels a pixel; None: an empty panel.
+    """Panels in one row, or in two if they are more than four; zoom x zoom pixels a pixel.
 
     Everything is placed in whole pixels, or crops would be resampled.
     """
     top, left, height, width = crop
     gap, head = 14, 24
-    rows = -(-len(panels) // columns)
+    rows = 1 if len(panels) <= 4 else 2
+    columns = -(-len(panels) // rows)
     wide = columns * (zoom * width + gap) + gap
     high = rows * (head + zoom * height) + gap
     figure, _ = new_figure(page, (1, 1))
@@ -725,11 +726,8 @@ def _crops(
         x, y = gap + column * (zoom * width + gap), row * (head + zoom * height) + head
         box = x / wide, 1 - (y + zoom * height) / high, zoom * width / wide, zoom * height / high
         ax = figure.add_axes(box)
-        if picture is None:
-            empty(ax, (height, width), ink)
-        else:
-            seen = to_uint8(picture[0, :, top : top + height, left : left + width])
-            ax.imshow(seen.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
+        seen = to_uint8(picture[0, :, top : top + height, left : left + width])
+        ax.imshow(seen.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
         ax.set_axis_off()
         label = {"va": "bottom", "fontsize": 10, "color": ink}
         figure.text(x / wide, 1 - (y - 5) / high, method, **label)
