@@ -18,6 +18,7 @@ Sources: the BN-free residual block of EDSR; SwinIR (Liang et al., ICCVW 2021), 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -222,14 +223,21 @@ class SwinLayer(nn.Module):
         self.gelu = GELU()
         self.fc2 = linear(mlp_ratio * features, features)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x + self.attend(self.norm1(x), mask)
         return x + self.fc2(self.gelu(self.fc1(self.norm2(x))))
 
-    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Attention inside windows of a picture; mask: of shifted windows, as `shift_mask`."""
-        if isinstance(self.attention, WindowAttention) and self.attention.fuses(x):
-            return self.attention.of_picture(x, self.window, self.shift)
+    def fuses(self, x: Tensor) -> bool:
+        """Whether attention of x runs in one pass, which needs no mask."""
+        return isinstance(self.attention, WindowAttention) and self.attention.fuses(x)
+
+    def attend(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention inside windows of a picture; mask: of shifted windows (None: `shift_mask`)."""
+        if mask is None:
+            if self.fuses(x):
+                return self.attention.of_picture(x, self.window, self.shift)
+            height, width = x.shape[1:3]
+            mask = shift_mask(height, width, self.window, x.device).to(x.dtype)
         moved = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
         windows = self.attention(to_windows(moved, self.window), mask if self.shift else None)
         moved = from_windows(windows, x.shape)
@@ -265,10 +273,13 @@ class SwinBlock(nn.Module):
         self.conv = conv(features, features, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        mask = shift_mask(height, width, self.window, x.device).to(x.dtype)
         deep = x.permute(0, 2, 3, 1)  # channels last: tokens are rows
-        for layer in self.layers:
+        layers = cast("list[SwinLayer]", self.layers)
+        mask = None
+        if not layers[0].fuses(deep):  # one mask for all layers
+            height, width = x.shape[2:]
+            mask = shift_mask(height, width, self.window, x.device).to(x.dtype)
+        for layer in layers:
             deep = layer(deep, mask)
         return self.shortcut(x) + self.conv(deep.permute(0, 3, 1, 2))
 
