@@ -39,5 +39,6 @@ def test_a_signal_in_the_first_seconds_is_one_line(number, delay):
     job = start("info")
     time.sleep(delay)
     job.send_signal(number)
-    _, err = job.communicate()
-    assert (job.returncode, err) in (ENDS[number], (0, "")), err  # 0: it was done already
+    out, err = job.communicate()
+    done = [(0, ""), (-number, "")] if "cpu" in out.lower() else []  # it had printed all it had
+    assert (job.returncode, err) in (ENDS[number], *done), (err, out)

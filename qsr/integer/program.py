@@ -61,7 +61,7 @@ class Program:
             network.tail,
             config.scale,
             config.pixel_range,
-            network.mean.flatten(),
+            network.mean.float().flatten(),
             self.channels,
             device=self.device,
         )
