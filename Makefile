@@ -18,7 +18,7 @@ NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
 .PHONY: help lab demo figures docs docs-serve test test-sanitize test-threads soak build lint \
-        notebooks student gpu gpu-rehearsal lock audit clean
+        notebooks student gpu gpu-rehearsal lock audit clean fuzz
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
@@ -34,6 +34,7 @@ help:
 	@echo "make gpu OUT=folder  a GPU for some minutes: build, test, train (docs/gpu.md)"
 	@echo "make gpu-rehearsal   the same on the CPU, with tiny networks, in half a minute"
 	@echo "make soak   what is too long for make test: kills, changed files, memory, sanitizers (MINUTES=10)"
+	@echo "make fuzz   changed files and odd arguments of every kind (MINUTES=10)"
 	@echo "make audit  licences, and known faults, of what is installed     make lock  pin it again"
 	@echo "make clean  remove .venv and build outputs"
 
@@ -149,6 +150,10 @@ soak: $(VENV)/test-$(WANTED)
 	@for part in test-sanitize test-threads; do \
 	    { $(MAKE) --no-print-directory $$part || echo "FAILED"; } 2>&1 | tail -3 | tee -a $(SOAK); done
 	@! grep -q FAILED $(SOAK)
+
+fuzz: $(VENV)/test-$(WANTED)
+	@$(call build_core)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
 # Packages by version and hash, for every system at once. Versions stay unless ARGS=--upgrade. What
 # torch alone needs for CUDA is left out: torch brings what its build wants.
