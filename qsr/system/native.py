@@ -284,12 +284,14 @@ def _build_jit() -> Path:
     key = f"{source_hash()}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
     folder = _cache_folder() / key
     try:
-        if _why_not_to_trust(folder):  # asked without the lock: a cache may be there to read only
+        why = _why_not_to_trust(folder)  # asked without the lock: a cache may be there to read only
+        if why:
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with filelock.FileLock(folder.parent / f"{key}.lock"):
                 if _why_not_to_trust(folder):
                     _compile_into(folder)
-        if why := _why_not_to_trust(folder):
+                why = _why_not_to_trust(folder)
+        if why:
             raise _Unusable(f"{why}; set QSR_CACHE to a folder that is yours alone")
     except OSError as error:
         raise _Unusable(
