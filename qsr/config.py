@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from typing import ClassVar, Literal, cast
 
 from .layers import Bits, split_bits
 from .quantizer import QUANTIZERS
+from .system.errors import whole
 
 TAIL_REACH = 2  # lr rows that a tail sees beyond its own: its stages see 1, 1/2 and 1/4 of a row
 
@@ -270,10 +270,9 @@ class SwinConfig(NetworkConfig):
 
 
 def _whole(name: str, value: object) -> int:
-    """`value` as an int: from any kind of whole number, but not from True or 3.0."""
+    """`whole`, whose refusal is a ValueError here, as of every field."""
     try:
-        _require(not isinstance(value, bool), name, value, "is a whole number")
-        return operator.index(value)  # type: ignore[arg-type]  # raises for what is none
+        return whole(name, value)
     except TypeError:
         raise ValueError(
             f"`{name}` is {value!r}; it is a whole number. Change the configuration."
