@@ -18,7 +18,7 @@ NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
 .PHONY: help lab demo figures docs docs-serve test test-sanitize test-threads soak build lint \
-        notebooks student gpu gpu-rehearsal lock audit clean fuzz
+        notebooks student gpu gpu-rehearsal lock audit clean fuzz fuzz-sanitize
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
@@ -35,6 +35,7 @@ help:
 	@echo "make gpu-rehearsal   the same on the CPU, with tiny networks, in half a minute"
 	@echo "make soak   what is too long for make test: kills, changed files, memory, sanitizers (MINUTES=10)"
 	@echo "make fuzz   changed files and odd arguments of every kind (MINUTES=10)"
+	@echo "make fuzz-sanitize  the native operators' odd arguments under AddressSanitizer and UBSan"
 	@echo "make audit  licences, and known faults, of what is installed     make lock  pin it again"
 	@echo "make clean  remove .venv and build outputs"
 
@@ -125,13 +126,17 @@ test: lint
 SANITIZED := tests/test_kernels.py tests/test_pack.py tests/test_program_conv.py \
              tests/test_program_swin.py tests/test_attention.py tests/test_tail.py \
              tests/test_fused_swin.py
-test-sanitize: $(VENV)/test-$(WANTED)
-	@cxx=$${CXX:-c++}; \
+SANITIZE = cxx=$${CXX:-c++}; \
 	LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 QSR_NATIVE=jit \
-	QSR_CACHE=$(CURDIR)/$(VENV)/sanitize \
-	QSR_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1" \
-	$(BIN)/python -m pytest -q -p no:cacheprovider -k "not opcheck" $(SANITIZED) $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	QSR_NATIVE=jit QSR_CACHE=$(CURDIR)/$(VENV)/sanitize \
+	QSR_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1"
+test-sanitize: $(VENV)/test-$(WANTED)
+	@$(SANITIZE) $(BIN)/python -m pytest -q -p no:cacheprovider -k "not opcheck" $(SANITIZED) $(ARGS)
+
+# Odd arguments of the native operators, where a read beside a tensor ends the process.
+fuzz-sanitize: $(VENV)/test-$(WANTED)
+	@$(SANITIZE) OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz native --minutes $(MINUTES) $(ARGS)
 
 # torch does not start under ThreadSanitizer, so the kernels run there without it.
 test-threads: $(VENV)/test-$(WANTED)
@@ -147,8 +152,8 @@ soak: $(VENV)/test-$(WANTED)
 	    "python -m tests.memory_soak" "python -m tests.memory_soak 4 --scale 4" \
 	    "python -m tests.memory_soak 1 --family t" "python -m tests.memory_soak 1 --family float"; do \
 	    { echo "$$part" && OMP_NUM_THREADS=1 $(BIN)/$$part || echo "FAILED"; } 2>&1 | tee -a $(SOAK); done
-	@for part in test-sanitize test-threads; do \
-	    { $(MAKE) --no-print-directory $$part || echo "FAILED"; } 2>&1 | tail -3 | tee -a $(SOAK); done
+	@for part in test-sanitize fuzz-sanitize test-threads; do \
+	    { $(MAKE) --no-print-directory $$part || echo "FAILED"; } 2>&1 | tail -5 | tee -a $(SOAK); done
 	@! grep -q FAILED $(SOAK)
 
 fuzz: $(VENV)/test-$(WANTED)
