@@ -1,9 +1,10 @@
 """`python -m tests.kills`: kill whatever writes at random moments, and look at what it leaves.
 
 Each command runs once to its end. Then it is killed (SIGKILL) again and again, at moments drawn
-from its duration: what lies there then is whole or named as temporary, and the same call ends with
-the bytes of the run that was not killed. Processes are forked from one that has imported everything
-(`forkserver`), so that a kill hits the work and not the imports.
+from its duration, every second time not before it is writing a file: what lies there then is whole
+or named as temporary, and the same call ends with the bytes of the run that was not killed.
+Processes are forked from one that has imported everything (`forkserver`), so that a kill hits the
+work and not the imports.
 """
 
 import argparse
@@ -74,6 +75,11 @@ def written(folder: Path) -> dict[str, bytes]:
     return found
 
 
+def unfinished(folder: Path) -> list[Path]:
+    """What is being written, or was when its process died."""
+    return list((folder / "out").rglob(".qsr-*"))
+
+
 def _timeless(text: str) -> object:
     def without(values: dict) -> dict:
         return {key: value for key, value in values.items() if key not in TIMES}
@@ -91,10 +97,12 @@ def kill(name: str, folder: Path, kills: int, seed: int) -> str:
         place.mkdir(parents=True)
         prepare(place)
 
-    def start(place: Path, seconds: float | None = None) -> int | None:
+    def start(place: Path, seconds: float | None = None, writing: bool = False) -> int | None:
         job = context.Process(target=work, args=(name, place))
         job.start()
         job.join(seconds)
+        while writing and job.exitcode is None and not unfinished(place):
+            pass
         if job.exitcode is None:
             os.kill(job.pid, signal.SIGKILL)
             job.join()
@@ -110,9 +118,10 @@ def kill(name: str, folder: Path, kills: int, seed: int) -> str:
         for path in sorted((hurt / "out").rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         for _ in range(moments.randint(1, 3)):  # one call may be killed several times on its way
-            killed += start(hurt, moments.uniform(0.1, 1) * duration) == -signal.SIGKILL
+            moment, writing = moments.uniform(0.1, 1) * duration, moments.random() < 0.5
+            killed += start(hurt, moment, writing) == -signal.SIGKILL
             left = written(hurt)
-            partly += any("/.qsr-" in path for path in left)
+            partly += bool(unfinished(hurt))
             if name != "train":  # which holds earlier steps on its way
                 for path, content in left.items():
                     assert "/.qsr-" in path or content == expected[path], f"{path} is half-written"
