@@ -102,7 +102,7 @@ def kill(name: str, folder: Path, kills: int, seed: int) -> str:
         job.start()
         job.join(seconds)
         while writing and job.exitcode is None and not unfinished(place):
-            pass
+            time.sleep(1e-4)
         if job.exitcode is None:
             os.kill(job.pid, signal.SIGKILL)
             job.join()
