@@ -217,9 +217,11 @@ def _local_rows(named, limits, macs, threads: int, rounds: int, what: str) -> li
 
 
 def _with_times(
-    row: Timing, best: float, median: float, macs: int, ceiling: float | None
+    row: Timing, best: float, median: float, macs: int | None, ceiling: float | None
 ) -> Timing:
-    """The row with its times in ms, and the rates that follow from them."""
+    """The row with its times in ms, and the rates that follow from them if products are counted."""
+    if macs is None:
+        return replace(row, best_ms=best, median_ms=median)
     rate = 1e3 * macs / best
     share = None if ceiling is None else rate / (ceiling * row.threads)
     return replace(row, best_ms=best, median_ms=median, gmacs=rate / 1e9, share=share)
@@ -323,7 +325,7 @@ class Contender:
 def network_rows(
     contenders: Sequence[Contender],
     picture: np.ndarray,
-    macs: int,
+    macs: int | None,
     threads: int,
     rounds: int,
     rates: dict[str, float],

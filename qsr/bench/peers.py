@@ -324,7 +324,13 @@ def _openvino_model(task: Task):
 
 
 def _open_openvino(task: Task, threads: int, name: str, precision: str | None = None) -> Runner:
-    """precision: of what is not 8 bits; None leaves it to OpenVINO."""
+    return compile_openvino(str(task.file(name)), threads, precision)
+
+
+def compile_openvino(model, threads: int, precision: str | None = None) -> Runner:
+    """model: a file, or OpenVINO's own object. precision: of what is not 8 bits; None leaves it to
+    OpenVINO.
+    """
     import openvino
 
     core = openvino.Core()
@@ -333,9 +339,9 @@ def _open_openvino(task: Task, threads: int, name: str, precision: str | None = 
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     if precision is not None:
         options["INFERENCE_PRECISION_HINT"] = precision
-    model = core.compile_model(str(task.file(name)), "CPU", options)
-    request = model.create_infer_request()
-    return lambda picture: request.infer({0: picture}, share_inputs=True)[model.output(0)]
+    compiled = core.compile_model(model, "CPU", options)
+    request = compiled.create_infer_request()
+    return lambda picture: request.infer({0: picture}, share_inputs=True)[compiled.output(0)]
 
 
 def _write_ncnn_float(task: Task) -> None:

@@ -8,9 +8,10 @@ it comes twice, for light and for dark pages.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 def markdown(report: Report) -> str:
     """The tables of a report, one for each number of threads."""
-    parts = [_machine(report)]
+    parts = [heading(report.machine, report.ceilings)]
     for threads in dict.fromkeys(row.threads for row in report.rows):
         rows = [row for row in report.rows if row.threads == threads]
         write = _network_table if report.what == "network" else _local_table
@@ -44,15 +45,16 @@ def markdown(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _machine(report: Report) -> str:
-    versions = {k: v for k, v in report.machine.items() if k not in ("cpu", "cores", "features")}
+def heading(machine: Mapping[str, str], ceilings: Mapping[str, float] | None = None) -> str:
+    """The machine, what is installed, and the rates of its instructions if they were measured."""
+    versions = {k: v for k, v in machine.items() if k not in ("cpu", "cores", "features")}
     lines = [
-        f"{report.machine['cpu']}, {report.machine['cores']} cores; {report.machine['features']}",
+        f"{machine['cpu']}, {machine['cores']} cores; {machine['features']}",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
-    if report.ceilings:
-        rates = {name: rate for name, rate in report.ceilings.items() if name != "clock"}
-        ghz = report.ceilings["clock"] / 1e9
+    if ceilings:
+        rates = {name: rate for name, rate in ceilings.items() if name != "clock"}
+        ghz = ceilings["clock"] / 1e9
         lines.append(
             f"one core at {ghz:.2f} GHz, GMAC/s (MAC/cycle): "
             + ", ".join(f"{n} {r / 1e9:.0f} ({r / 1e9 / ghz:.0f})" for n, r in rates.items())
@@ -155,12 +157,17 @@ OWN, ORDINARY, COLLAPSED, SECOND = "#D55E00", "#0072B2", "#56B4E9", "#009E73"
 
 
 def write_figure(report: Report, path: str | os.PathLike) -> tuple[Path, Path]:
-    """Draw a report of networks as PNG for light pages, and NAME_dark.png beside it for dark ones.
+    """Draw a report of networks. Raises ValueError as `write_twins`, and as `figure`."""
+    return write_twins(functools.partial(figure, report), path)
 
-    Raises ValueError for another suffix, a report of something else, or nothing that was timed.
+
+def write_twins(draw: Callable[..., Figure], path: str | os.PathLike) -> tuple[Path, Path]:
+    """`draw(dark=False)` as a PNG for light pages, and NAME_dark.png beside it for dark ones.
+
+    Raises ValueError for another suffix.
     """
     path = Path(path)
-    light, dark = figure(report), figure(report, dark=True)
+    light, dark = draw(dark=False), draw(dark=True)
     twin = path.with_stem(f"{path.stem}_dark")
     return viewers.write_figure(light, path), viewers.write_figure(dark, twin)
 
@@ -188,15 +195,20 @@ def figure(report: Report, dark: bool = False) -> Figure:
     if points:
         _speed_and_psnr(axes[0, 1], points, ink)
     for ax in axes.flat:
-        ax.set_facecolor(paper)
-        ax.tick_params(colors=ink, labelsize=9)
-        ax.xaxis.label.set_color(ink)
-        ax.yaxis.label.set_color(ink)
-        for side, spine in ax.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(ink)
+        dress(ax, paper, ink)
     drawn.tight_layout()
     return drawn
+
+
+def dress(ax, paper: str, ink: str) -> None:
+    """Axes in the colours of a page."""
+    ax.set_facecolor(paper)
+    ax.tick_params(which="both", colors=ink, labelsize=9)
+    ax.xaxis.label.set_color(ink)
+    ax.yaxis.label.set_color(ink)
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(ink)
 
 
 def _bars(ax, rows: Sequence[Timing], ink: str) -> None:

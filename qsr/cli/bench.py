@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from ..backbone import QuantSR
-from ..bench import cuda, engine, training
-from ..bench.report import markdown, write_figure, write_json
+from ..bench import cuda, curve, engine, training
+from ..bench.report import markdown, write_figure, write_json, write_twins
 from ..config import preset
 from ..integer.packing import PackedModel
 from ..models import zoo
@@ -70,6 +72,15 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--plot", metavar="FILE.png", help="also draw networks, the zoo's depths among them"
     )
+    sub.add_argument(
+        "--peer-onnx",
+        nargs="+",
+        metavar="FILE.onnx",
+        help="other networks in OpenVINO, float and int8: quality and time of all beside ours",
+    )
+    sub.add_argument(
+        "--data", default="Set5", metavar="SET", help="with --peer-onnx: what is scored (Set5)"
+    )
 
 
 def _bench(args: argparse.Namespace) -> Lines:
@@ -90,6 +101,9 @@ def _bench(args: argparse.Namespace) -> Lines:
             check_writable(Path(path).parent)
     if args.plot is not None and (args.what != "network" or Path(args.plot).suffix != ".png"):
         raise ValueError(f"`--plot` is {args.plot}; it draws networks, into a .png file.")
+    if args.peer_onnx is not None:
+        yield from _bench_curve(args, size, rounds)
+        return
     if on_gpu:
         yield from _bench_cuda(args, size, rounds)
         return
@@ -117,6 +131,24 @@ def _bench(args: argparse.Namespace) -> Lines:
     if args.plot is not None:
         remark(" ".join(map(str, write_figure(report, args.plot))))
     yield markdown(report)
+
+
+def _bench_curve(args: argparse.Namespace, size: int, rounds: int) -> Lines:
+    if args.what != "network" or args.device != "cpu" or len(args.counts) > 1:
+        raise ValueError("`--peer-onnx` times networks on the CPU, at one number of threads.")
+    found = {Path(n).stem: zoo.load(n) for n in args.model or zoo.names()}
+    packed = {name: net for name, net in found.items() if isinstance(net, PackedModel)}
+    if args.model is None:
+        scale = curve.OnnxFile.read(args.peer_onnx[0]).scale
+        packed = {name: net for name, net in packed.items() if net.config.scale == scale}
+    report = curve.bench_curve(packed, args.peer_onnx, args.data, size, args.counts[0], rounds)
+    if args.file is not None:
+        with replacing(args.file) as temporary:
+            temporary.write_text(json.dumps(asdict(report), indent=1) + "\n")
+    if args.plot is not None:
+        drawn = write_twins(functools.partial(curve.figure, report), args.plot)
+        remark(" ".join(map(str, drawn)))
+    yield curve.markdown(report)
 
 
 def _bench_cuda(args: argparse.Namespace, size: int, rounds: int) -> Lines:
