@@ -14,19 +14,16 @@ Nothing in it is executed on load: no pickle, no code. It appears on disk whole 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import overload
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from .. import baselines as baselines  # whose quantizers a file may name
@@ -102,25 +99,24 @@ def save(
         "note": note,
     }
     metadata["sha256"] = digest(metadata, tensors)
-    with replacing(path, overwrite=overwrite) as temporary, disk_errors():
-        save_file(tensors, temporary, metadata)
-        _sort_header(temporary)
+    # Not save_file, whose own temporary file would stay when the process is killed.
+    content = _with_sorted_header(as_bytes(tensors, metadata))
+    with replacing(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(content)
 
 
-def _sort_header(path: Path) -> None:
+def _with_sorted_header(content: bytes) -> bytes:
     """Order the metadata of a safetensors file by name, so that equal models are equal files.
 
     safetensors writes it in an order that differs from call to call. The header is a length in 8
     bytes and JSON of that length; blanks at its end are allowed.
     """
-    with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(text) <= length  # by the rules of JSON: only the order is another one
-        file.seek(8)
-        file.write(text.ljust(length))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    assert len(text) <= end - 8  # by the rules of JSON: only the order is another one
+    return content[:8] + text.ljust(end - 8) + content[end:]
 
 
 def _halved(tensors: dict[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
@@ -232,15 +228,6 @@ def _read_safetensors(path: str | os.PathLike) -> tuple[dict[str, str], dict[str
             return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
-
-
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """Make an OSError of the error that safetensors has of its own when the disk is full."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error)) from error
 
 
 def _unreadable(path: str | os.PathLike, error: Exception) -> ValueError:

@@ -8,12 +8,14 @@ held-out pictures.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from ..backbone import QuantSR
 from ..config import TrainConfig
-from ..models.file import config_from_json, config_to_json, disk_errors, network_of, reason
+from ..models.file import config_from_json, config_to_json, network_of, reason
 from ..system.files import replacing_folder
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam remembers of a parameter
@@ -49,7 +51,7 @@ def save_checkpoint(
     path = Path(folder) / f"step-{step:08d}"
     moments = _moments(net, optimizer)
     state = {**_described(net, step, train_config), **progress}
-    with replacing_folder(path) as temporary, disk_errors():
+    with replacing_folder(path) as temporary, _disk_errors():
         save_file(_values(net), temporary / "weights.safetensors")
         if average is not None:
             save_file(_values(average), temporary / "average.safetensors")
@@ -84,6 +86,15 @@ def _described(net: QuantSR, step: int, train_config: TrainConfig) -> dict:
     }
 
 
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Make an OSError of the error that safetensors has of its own when the disk is full."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from error
+
+
 def _values(net: QuantSR) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
 
@@ -102,7 +113,7 @@ def save_best(
     depths: how many it is trained at; score: dB, the mean of `scores`. The one before is removed.
     """
     state = {**_described(net, step, train_config), "depths": depths, "score": score, **scores}
-    with replacing_folder(Path(folder) / f"best-{step:08d}") as temporary, disk_errors():
+    with replacing_folder(Path(folder) / f"best-{step:08d}") as temporary, _disk_errors():
         save_file(_values(net), temporary / "weights.safetensors")
         (temporary / "state.json").write_text(json.dumps(state, indent=1) + "\n")
     _remove([path for path in _finished(folder, "best") if not path.name.endswith(f"{step:08d}")])
