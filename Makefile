@@ -18,7 +18,7 @@ NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
 .PHONY: help lab demo figures docs docs-serve test test-sanitize test-threads soak build lint \
-        notebooks student gpu gpu-rehearsal lock audit clean fuzz fuzz-sanitize
+        notebooks student gpu gpu-rehearsal lock audit clean fuzz fuzz-sanitize wheel
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
@@ -36,6 +36,7 @@ help:
 	@echo "make soak   what is too long for make test: kills, changed files, memory, sanitizers (MINUTES=10)"
 	@echo "make fuzz   changed files and odd arguments of every kind (MINUTES=10)"
 	@echo "make fuzz-sanitize  the native operators' odd arguments under AddressSanitizer and UBSan"
+	@echo "make wheel  a wheel with the compiled core, and an sdist, into dist/"
 	@echo "make audit  licences, and known faults, of what is installed     make lock  pin it again"
 	@echo "make clean  remove .venv and build outputs"
 
@@ -148,7 +149,8 @@ SOAK    := docs/results/soak/$(shell date +%F).txt
 soak: $(VENV)/test-$(WANTED)
 	@$(call build_core)
 	@mkdir -p $(dir $(SOAK)) && rm -f $(SOAK)
-	@for part in "python -m tests.kills $$(mktemp -d)" "python -m tests.fuzz --minutes $(MINUTES)" \
+	@for part in "python -m tests.kills $$(mktemp -d)" "python -m tests.installs" \
+	    "python -m tests.fuzz --minutes $(MINUTES)" \
 	    "python -m tests.memory_soak" "python -m tests.memory_soak 4 --scale 4" \
 	    "python -m tests.memory_soak 1 --family t" "python -m tests.memory_soak 1 --family float"; do \
 	    { echo "$$part" && OMP_NUM_THREADS=1 $(BIN)/$$part || echo "FAILED"; } 2>&1 | tee -a $(SOAK); done
@@ -179,6 +181,20 @@ $(TOOLS): .locks/tools.txt
 	@rm -rf $@ && $(PYTHON) -m venv $@
 	@$@/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 
+# What pip installs without a compiler, into dist/. auditwheel names it by the oldest Linux that it runs
+# on and holds it to that; libraries of torch come with torch. PYTHONS='python3.12 ...': more CPythons
+# whose headers are here, to be told facts about the processor by `qsr info`.
+PYTHONS ?=
+wheel: $(TOOLS) $(VENV)/test-$(WANTED)
+	@$(call build_core)
+	@rm -rf build/wheel dist/quantsr-* && mkdir -p dist
+	@QSR_NATIVE=aot QSR_PYTHONS='$(PYTHONS)' $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/wheel .
+	@PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" $(TOOLS)/bin/auditwheel repair --exclude 'libtorch*' \
+	    --exclude 'libc10*' --wheel-dir dist build/wheel/quantsr-*.whl
+	@$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' > build/sdist.log
+	@$(BIN)/python -c 'from pathlib import Path; [print(f"{p}  {p.stat().st_size / 1e6:.2f} MB") \
+	    for p in sorted(Path("dist").iterdir())]'
+
 # Licences of what is installed, and known faults where a database of them can be reached.
 audit: $(TOOLS) $(VENV)/test-$(WANTED)
 	@$(TOOLS)/bin/pip-licenses --python=$(BIN)/python --order=license
@@ -199,4 +215,4 @@ gpu-rehearsal: $(VENV)/test-$(WANTED)
 	$(BIN)/python -m qsr.bench.gpu build/gpu-rehearsal --rehearse $(ARGS)
 
 clean:
-	rm -rf $(VENV) build site *.egg-info qsr/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info qsr/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis

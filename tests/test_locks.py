@@ -20,13 +20,13 @@ PIN = re.compile(
 def asked(extra: str) -> list[Requirement]:
     """What an environment needs directly, and the extras that this extra names."""
     found = [Requirement(line) for line in PROJECT["project"]["dependencies"] if extra != "tools"]
-    waiting = [Requirement(f"qsr[{extra}]")]
+    waiting = [Requirement(f"quantsr[{extra}]")]
     while waiting:
         one = waiting.pop()
-        if one.name != "qsr":
+        if one.name != "quantsr":
             found.append(one)
         groups = EXTRAS if extra != "tools" else PROJECT["dependency-groups"]
-        waiting += [Requirement(line) for name in one.extras if one.name == "qsr"
+        waiting += [Requirement(line) for name in one.extras if one.name == "quantsr"
                     for line in groups[name]]  # fmt: skip
     return found
 

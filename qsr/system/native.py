@@ -38,7 +38,9 @@ from pathlib import Path
 from typing import Protocol
 
 PACKAGE = Path(__file__).resolve().parents[1]  # qsr/
-CSRC = PACKAGE.parent / "csrc"
+# Where a wheel has the C++ sources, or else a clone.
+CSRC = PACKAGE / "csrc" if (PACKAGE / "csrc").is_dir() else PACKAGE.parent / "csrc"
+OLDEST_GLIBC = "torch/oldest_glibc.cpp"  # part of both libraries
 OPS_SOURCES = (
     "conv2d/winograd.cpp",
     "network/conv3x3_vnni.cpp",
@@ -71,8 +73,9 @@ OPS_SOURCES = (
     "network/swin_portable.cpp",
     "network/swin_conv.cpp",
     "torch/ops_swin.cpp",
+    OLDEST_GLIBC,
 )
-BIND_SOURCES = ("torch/bind.cpp",)
+BIND_SOURCES = ("torch/bind.cpp", OLDEST_GLIBC)
 CUDA_SOURCES = (
     "cuda/conv2d.cu",
     "cuda/linear.cu",
@@ -167,11 +170,11 @@ def _load() -> Status:
     if mode == "off":
         return Status("reference", reason="QSR_NATIVE is off", advice="unset QSR_NATIVE")
     reasons = []
-    for how, find in (("aot", _find_aot), ("jit", _build_jit)):
+    for how, find in (("aot", _find_aot), ("jit", cached_library)):
         if mode in (how, "auto", "require"):
             try:
                 return _open(how, find())
-            except _Unusable as error:
+            except Unusable as error:
                 reasons.append(f"{how}: {error}")
     reason = "; ".join(reasons)
     advice = "install a C++ compiler (Debian: apt-get install g++), then run `qsr info`"
@@ -222,8 +225,8 @@ def _facts() -> Processor | None:
     return module.processor()
 
 
-class _Unusable(Exception):
-    """Why one way of loading does not work, in one line."""
+class Unusable(Exception):
+    """Why one way to the libraries does not work, in one line."""
 
 
 def _open(how: str, path: Path) -> Status:
@@ -232,7 +235,7 @@ def _open(how: str, path: Path) -> Status:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        raise _Unusable(f"{path} does not load ({str(error).splitlines()[0]})") from error
+        raise Unusable(f"{path} does not load ({str(error).splitlines()[0]})") from error
     if hasattr(os, "register_at_fork"):
         # GNU's OpenMP waits for ever in a child for the threads that only its parent had; PyTorch's
         # own forked workers compute in one thread for that reason too.
@@ -244,7 +247,7 @@ def _open(how: str, path: Path) -> Status:
         try:
             torch.ops.load_library(cuda)
         except OSError as error:
-            raise _Unusable(f"{cuda} does not load ({str(error).splitlines()[0]})") from error
+            raise Unusable(f"{cuda} does not load ({str(error).splitlines()[0]})") from error
         return Status(how, str(path), cuda=str(cuda))
     return Status(how, str(path))
 
@@ -253,10 +256,10 @@ def _find_aot() -> Path:
     """The library compiled at installation, if it was made from the sources that are here."""
     path = next(iter(sorted(PACKAGE.glob("_ops*.so"))), None)
     if path is None:
-        raise _Unusable("not compiled at installation")
+        raise Unusable("not compiled at installation")
     expected = source_hash()
     if expected and f"qsr-source-hash:{expected}".encode() not in path.read_bytes():
-        raise _Unusable(f"{path.name} was compiled from other sources; install again")
+        raise Unusable(f"{path.name} was compiled from other sources; install again")
     return path
 
 
@@ -268,16 +271,19 @@ def _cache_folder() -> Path:
     try:
         return (Path(base) if base else Path.home() / ".cache") / "qsr"
     except RuntimeError as error:  # HOME is not set, and the system does not know the user
-        raise _Unusable("there is no home folder for the cache; set QSR_CACHE") from error
+        raise Unusable("there is no home folder for the cache; set QSR_CACHE") from error
 
 
-def _build_jit() -> Path:
-    """Compile into the cache unless that was done before; returns the library's path."""
+def cached_library() -> Path:
+    """The operators' library in the user's cache, others beside it; compiled unless it is there.
+
+    Raises Unusable where that cannot be done.
+    """
     import filelock
     import torch
 
     if not CSRC.is_dir():
-        raise _Unusable("the C++ sources are not installed; install from a clone with pip -e")
+        raise Unusable("the C++ sources are not there; install again")
     more = shlex.join(_more_flags())
     described = f"{torch.__version__} {sys.implementation.cache_tag} {shlex.join(_compiler())} "
     described += more + cuda_toolkit()
@@ -292,9 +298,9 @@ def _build_jit() -> Path:
                     _compile_into(folder)
                 why = _why_not_to_trust(folder)
         if why:
-            raise _Unusable(f"{why}; set QSR_CACHE to a folder that is yours alone")
+            raise Unusable(f"{why}; set QSR_CACHE to a folder that is yours alone")
     except OSError as error:
-        raise _Unusable(
+        raise Unusable(
             f"the cache {folder.parent} cannot be used ({error.strerror}); set QSR_CACHE"
         ) from error
     return folder / "_ops.so"
@@ -324,9 +330,8 @@ def _why_not_to_trust(folder: Path) -> str:
 
 def _compile_into(folder: Path) -> None:
     """Build all libraries in a folder beside `folder`, then give it that name."""
-    compiler = _compiler()
-    if shutil.which(compiler[0]) is None:
-        raise _Unusable(f"no C++ compiler ({shlex.join(compiler)!r} not found)")
+    if missing_compiler():
+        raise Unusable(missing_compiler())
     print("qsr: building the native core once, about 20 seconds ...", file=sys.stderr, flush=True)
     for left in folder.parent.glob("tmp*"):  # of builds that were killed
         if time.time() - left.stat().st_mtime > 3600:
@@ -354,7 +359,7 @@ def _compile_into(folder: Path) -> None:
         shutil.rmtree(work / "before", ignore_errors=True)
         work.rename(folder)
     except BuildError as error:
-        raise _Unusable(f"the build failed ({error})") from error
+        raise Unusable(f"the build failed ({error})") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -407,6 +412,12 @@ def compile_library(library: Path, sources: Sequence[str | Path], options: Seque
         libraries = [f"-l{name}" for name in names]
         linker = [*_compiler(), "-shared", *undefined, *_more_flags()]
         _run([*linker, *made, *folders, *libraries, "-o", os.fspath(library)])
+
+
+def missing_compiler() -> str:
+    """In a few words that there is no C++ compiler; "" if there is one."""
+    there = shutil.which(_compiler()[0])
+    return "" if there else f"no C++ compiler ({shlex.join(_compiler())!r} not found)"
 
 
 def _compiler() -> list[str]:
