@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from .backbone import DepthPlan
 from .config import NetworkConfig
+from .images.formats import DEFAULT_MEMORY
 from .images.picture import (
     BAND,
     Picture,
@@ -38,7 +39,6 @@ from .images.picture import (
 )
 from .images.resize import mirrored
 
-DEFAULT_MEMORY = 2.0  # GB of planned working memory
 SHORTEST = 8  # lr pixels; pictures with a shorter side are enlarged with a frame around them
 SLACK = 1.0  # how far values may lie outside [0, 1]: noise and overshoot do, 0..255 does not
 TAIL_TILE = 4  # kTailRows of csrc/network/tail.h: lr rows

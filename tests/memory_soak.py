@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 
 import qsr
-from qsr.cli.use import LEAST_MEMORY
-from qsr.images.picture import DECODER_BYTES
+from qsr.cli.upscale import LEAST_MEMORY
+from qsr.images.formats import DECODER_BYTES
 
 FAMILIES = {
     "c": lambda scale: qsr.quantsr_c(scale, 4, blocks=1, features=16),

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -18,7 +19,10 @@ from safetensors.torch import save_file
 
 import qsr
 from qsr import cli
+from qsr.cli import enlarge as cli_enlarge
+from qsr.cli import pipe as cli_pipe
 from qsr.cli import train as cli_train
+from qsr.cli import upscale as cli_upscale
 from qsr.cli import use as cli_use
 from qsr.cli.arguments import DEFAULT_MODEL
 from qsr.images.colour import SRGB, SRGB_CURVE, profile
@@ -269,7 +273,7 @@ def test_what_could_not_be_used_of_a_picture_is_told_in_one_line(qsr_command, mo
 
 
 def test_upscale_in_little_memory_writes_the_same_bytes(qsr_command, model, monkeypatch):
-    monkeypatch.setattr(cli_use, "LEAST_MEMORY", 0)
+    monkeypatch.setattr(cli_upscale, "LEAST_MEMORY", 0)
     picture("a.png", 40, 60)
     assert qsr_command("upscale", "a.png", "whole.png", "--model", model)[0] == 0
     args = ["upscale", "a.png", "strips.png", "--model", model, "--memory", 0.002]
@@ -323,7 +327,7 @@ def test_a_bad_picture_in_a_folder_does_not_stop_the_others(qsr_command, model):
     code, out, err = qsr_command("upscale", "in", "out", "--model", model)
     assert code == 1 and out.count("14 x 10") == 2 and files("out") == ["a.png", "c.png"]
     said = [line for line in err.splitlines() if line.startswith("qsr: ")]
-    assert len(said) == 2 and "in/b.png" in said[0] and "1 of 3 pictures failed" in said[1]
+    assert len(said) == 2 and "in/b.png" in said[0] and "2 done, 0 skipped, 1 failed" in said[1]
     assert "Traceback" not in err
 
 
@@ -337,13 +341,13 @@ def test_a_folder_goes_to_its_end_whatever_its_files_are_called(qsr_command, mod
     for name in ("._b.jfif", ".DS_Store", "notes.txt", "film.mov", "more.mov", "README"):
         Path("in", name).write_bytes(b"no picture")
     picture("in/gone.png"), picture("in/below/g.png")
-    read_before = cli_use.read
+    read_before = cli_enlarge.read
 
     def read(path):
         Path("in/gone.png").unlink(missing_ok=True)  # after the list of files was made
         return read_before(path)
 
-    monkeypatch.setattr(cli_use, "read", read)
+    monkeypatch.setattr(cli_enlarge, "read", read)
     code, out, err = qsr_command("upscale", "in", "out", "--model", model)
     done = [strange, long, "b.jfif", "c.jpe", "d.png", "e.png", "f.png"]
     assert code == 1 and files("out") == sorted(done)
@@ -351,7 +355,8 @@ def test_a_folder_goes_to_its_end_whatever_its_files_are_called(qsr_command, mod
     said = [line for line in err.splitlines() if line.startswith("qsr: ")]
     assert len(said) == 3 and "in/gone.png does not exist" in said[0]
     assert "2 .mov" in said[1] and "1 .txt" in said[1] and "1 without suffix" in said[1]
-    assert "1 folder(s), see --recursive" in said[1] and "1 of 8 pictures failed" in said[2]
+    assert "1 folder(s), see --recursive" in said[1]
+    assert "7 done, 0 skipped, 1 failed" in said[2]
 
 
 def test_folders_below_a_folder_are_done_as_a_tree_when_asked(qsr_command, model):
@@ -361,6 +366,134 @@ def test_folders_below_a_folder_are_done_as_a_tree_when_asked(qsr_command, model
     assert files("in/out") == ["a.png", "b/a.png", "b/c/a.png"]
     assert qsr_command(*args, "--skip-existing")[0] == 0  # what lies in OUT is no input
     assert files("in/out") == ["a.png", "b/a.png", "b/c/a.png"]
+
+
+def test_several_pictures_end_with_a_line_that_counts_them(qsr_command, model):
+    picture("in/a.png", 100, 50), picture("in/b.png", 100, 50)
+    picture("out/b.png")
+    args = ["upscale", "in", "out", "--skip-existing", "--model", model]
+    assert re.fullmatch(
+        r"qsr: 1 done, 1 skipped, 0 failed; [\d.e+-]+ megapixels written a second\n",
+        qsr_command(*args)[2],
+    )
+    assert qsr_command(*args)[2] == "qsr: 0 done, 2 skipped, 0 failed\n"
+
+
+# Names, pipes, shares, seconds --------------------------------------------------------------------
+
+
+def test_suffix_and_format_name_the_pictures_of_a_folder(qsr_command, model):
+    picture("in/a.jpg"), picture("in/b.tif"), picture("c.webp")
+    args = ["--model", model, "--suffix", "_x2"]
+    assert qsr_command("upscale", "in", "c.webp", "same", *args)[0] == 0
+    assert files("same") == ["a_x2.jpg", "b_x2.png", "c_x2.webp"]
+    assert qsr_command("upscale", "in", "c.webp", "other", "--format", "webp", *args)[0] == 0
+    assert files("other") == ["a_x2.webp", "b_x2.webp", "c_x2.webp"]
+    with Image.open("other/a_x2.webp") as image:
+        assert image.format == "WEBP"
+
+
+def test_with_a_suffix_results_lie_beside_their_pictures_and_are_no_pictures_again(
+    qsr_command, model
+):
+    picture("in/a.png"), picture("in/below/b.png")
+    args = ["upscale", "in", "in", "--recursive", "--suffix", "_x2", "--model", model]
+    for _ in range(2):
+        assert qsr_command(*args, "--overwrite")[0] == 0
+        assert files("in") == ["a.png", "a_x2.png", "below/b.png", "below/b_x2.png"]
+
+
+def test_names_are_given_once_and_stay_in_their_folder(refused, model):
+    picture("in/a.png"), picture("b.png")
+    for flags in (["--suffix", "_x2"], ["--format", "png"]):
+        assert "leave out" in refused("upscale", "b.png", "c.png", "--model", model, *flags)
+    for suffix in ("/x", "/../x", "\0"):
+        assert "`--suffix` is" in refused("upscale", "in", "out", "--suffix", suffix)
+    picture("in/a.webp")
+    err = refused("upscale", "in", "out", "--format", "png", "--model", model)
+    assert "two inputs are called a.png" in err
+
+
+def test_a_picture_comes_from_standard_input_and_goes_to_standard_output(model):
+    picture("a.png"), picture("in/b.png")
+    whole = [sys.executable, "-m", "qsr", "upscale", "--model", model]
+    content = Path("a.png").read_bytes()
+
+    def piped(*args):
+        return subprocess.run([*whole, *args], input=content, capture_output=True, timeout=100)
+
+    assert subprocess.run([*whole, "a.png", "b.png"], timeout=100).returncode == 0
+    done = piped("-", "-")
+    assert done.returncode == 0 and done.stderr == b""
+    assert done.stdout == Path("b.png").read_bytes()
+    done = piped("-", "-", "--format", "jpg")
+    assert Image.open(io.BytesIO(done.stdout)).format == "JPEG"
+
+
+def test_standard_input_is_named_like_a_file(qsr_command, refused, model, monkeypatch):
+    picture("clear.png", mode="RGBA"), picture("in/a.png")
+
+    def give(content):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    give(Path("clear.png").read_bytes())
+    assert qsr_command("upscale", "-", "out.png", "--model", model)[0] == 0
+    assert size("out.png") == (14, 10)
+    give(b"hello, this is no picture")
+    assert "standard input is not a readable" in refused("upscale", "-", "b.png", "--model", model)
+    give(Path("clear.png").read_bytes())
+    err = refused("upscale", "-", "-", "--format", "jpg", "--model", model)
+    assert "standard output.jpg: JPEG has no transparency" in err
+    assert "name a file" in refused("upscale", "-", "in", "--model", model)
+    assert "name it alone" in refused("upscale", "-", "in/a.png", "new", "--model", model)
+    assert "one picture" in refused("upscale", "in", "-", "--model", model)
+
+
+def test_bytes_do_not_go_to_a_screen(refused, model, monkeypatch):
+    monkeypatch.setattr(cli_pipe.sys.stdout, "isatty", lambda: True, raising=False)
+    assert "a terminal" in refused("upscale", picture("a.png"), "-", "--model", model)
+
+
+def test_the_shares_of_a_folder_are_all_of_it_once(qsr_command, refused, model):
+    for name in "abcde":
+        picture(f"in/{name}.png")
+    args = ["upscale", "in", "out", "--model", model]
+    seen = []
+    for share in ("1/3", "2/3", "3/3"):
+        assert qsr_command(*args, "--shard", share)[0] == 0  # what others wrote is in nobody's way
+        seen.append(len(files("out")))
+    assert seen == [2, 4, 5]
+    for wrong in ("0/3", "4/3", "3", "a/b", "1/0"):
+        assert f"`--shard` is {wrong}" in refused(*args, "--shard", wrong)
+
+
+def test_in_so_many_seconds_the_deepest_network_that_is_done(
+    qsr_command, refused, model, monkeypatch
+):
+    picture("a.png", 300, 200)
+    clock = iter(range(1000))  # each measurement takes a second, for 128 x 128 pixels
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
+    expected = 300 * 200 / 128**2
+    args = ["upscale", "a.png", "--model", model]
+    code, _, err = qsr_command(*args, "b.png", "--seconds", expected + 0.01)
+    assert code == 0 and err == "qsr: a.png: 2 blocks, about 3.7 s\n"
+    assert np.array_equal(np.asarray(Image.open("b.png")), qsr.upscale("a.png", qsr.load(model)))
+    err = refused(*args, "c.png", "--seconds", expected - 0.01)
+    assert "1 blocks, the fewest, take about 3.7 for 300 x 200 pixels" in err
+    for wrong in (0, -1, "nan"):
+        assert "`--seconds` is" in refused(*args, "c.png", "--seconds", wrong)
+    assert qsr_command(*args, "c.png", "--seconds", 1, "--blocks", 1)[0] == 2
+
+
+def test_a_depth_is_taken_when_a_deeper_one_is_too_slow(qsr_command, model, monkeypatch):
+    ticks = iter((0, 100, 200, 201))  # 100 s with 2 blocks, then 1 s with 1 block
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+    picture("a.png", 128, 128)
+    code, _, err = qsr_command("upscale", "a.png", "b.png", "--model", model, "--seconds", 5)
+    assert code == 0 and "1 blocks, about 1 s" in err
+    assert np.array_equal(
+        np.asarray(Image.open("b.png")), np.asarray(qsr.upscale("a.png", qsr.load(model), blocks=1))
+    )
 
 
 # Hostile input ------------------------------------------------------------------------------------
@@ -430,7 +563,7 @@ def test_a_read_only_folder_gives_one_line(refused, model):
 def test_a_closed_folder_is_told_before_the_work(refused, models, monkeypatch):
     picture("a.png"), Path("out").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "out")
-    monkeypatch.setattr(cli_use, "upscaled_rows", pytest.fail)
+    monkeypatch.setattr(cli_enlarge, "upscaled_rows", pytest.fail)
     monkeypatch.setattr(cli_train, "fit", pytest.fail)
     model = models / "packed.qsr"
     for out in ("out", "out/b.png", "out/new/b.png"):
@@ -454,7 +587,7 @@ def test_running_out_of_memory_gives_one_line(refused, model, monkeypatch, error
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr(cli_use, "upscaled_rows", fail)
+    monkeypatch.setattr(cli_enlarge, "upscaled_rows", fail)
     assert "--memory" in refused("upscale", picture("a.png"), "b.png", "--model", model)
 
 

@@ -20,7 +20,7 @@ from ..system.version import __version__
 from .common import Failed, Json, add_commands, complain, printable
 
 COMMANDS = {  # name: the module with its add_NAME, and what it does
-    "upscale": ("use", "Enlarge pictures, or all pictures of folders."),
+    "upscale": ("upscale", "Enlarge pictures, or all pictures of folders."),
     "demo": ("use", "Enlarge the bundled photograph with every model and depth."),
     "evaluate": ("use", "Score a model on test sets."),
     "train": ("train", "Train a network; the same call resumes a stopped run."),
@@ -97,7 +97,6 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     subs = add_commands(parser, {name: help for name, (_, help) in COMMANDS.items()})
     asked = next((arg for arg in argv if arg in COMMANDS), None)
     if asked is not None:
-        import_module("qsr.baselines")  # whose quantizers configurations name
         module = import_module(f"qsr.cli.{COMMANDS[asked][0]}")
         getattr(module, f"add_{asked}")(subs[asked])
     return parser

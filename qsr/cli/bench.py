@@ -16,8 +16,9 @@ from ..integer.packing import PackedModel
 from ..models import zoo
 from ..system.files import replacing
 from ..system.machine import check_threads
-from .arguments import check_blocks, check_device, check_writable
+from .arguments import check_blocks, check_writable
 from .common import Lines, complain, let_run, remark
+from .networks import check_device
 
 BENCH_PRESETS = ["quantsr-c-x4-w4a4", "quantsr-c-x4-w2a2"]
 

@@ -21,8 +21,9 @@ from ..paper import (
 )
 from ..runs.checkpoints import list_checkpoints, load_checkpoint
 from ..system import distributed
-from .arguments import check_device, check_writable, load_network
+from .arguments import check_writable
 from .common import Json, Lines, add_commands, as_json, let_run, remark
+from .networks import check_device, load_network
 from .train import add_training, parse_network, parse_training, train_here
 
 FIGURES = {

@@ -25,8 +25,9 @@ from ..runs.fit import fit
 from ..runs.linear_tail import fit_tail
 from ..scores import agreement, evaluate
 from ..system import distributed
-from .arguments import DEFAULT_MODEL, check_device, check_writable, load_network, refuse_models
+from .arguments import DEFAULT_MODEL, check_writable
 from .common import Failed, Lines, add_commands, as_json, complain, let_run
+from .networks import check_device, load_network, refuse_models
 
 AGREED = 20  # pictures of a set on which a packed network is compared with its training graph
 

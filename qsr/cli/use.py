@@ -1,4 +1,4 @@
-"""Commands that use models: `qsr upscale | demo | evaluate | export | models | info`."""
+"""Commands that use models: `qsr demo | evaluate | export | models | info`."""
 
 from __future__ import annotations
 
@@ -6,159 +6,21 @@ import argparse
 import os
 import platform
 import textwrap
-import warnings
-from dataclasses import asdict, replace
-from itertools import chain
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
-from ..backbone import QuantSR
 from ..course.viz import demo
 from ..export.onnx import FORMS, export_onnx
-from ..images.metadata import Metadata
-from ..images.picture import (
-    DECODER_BYTES,
-    ENCODER_BYTES,
-    Picture,
-    check_decoder,
-    encoder_bytes,
-    read,
-    write_rows,
-)
-from ..infer import DEFAULT_MEMORY, upscaled_rows
 from ..integer import kernels
-from ..integer.packing import PackedModel
 from ..models import zoo
 from ..scores import evaluate
 from ..system import native
-from ..system.errors import first_line
 from ..system.version import __version__
-from .arguments import add_model, check_blocks, check_writable, load_network, refuse_models
-from .common import Failed, Lines, as_json, complain, let_run, printable, remark
-from .gather import plan
-
-LEAST_MEMORY = 0.25  # GB; with less, what Python and PyTorch do beside the plan would show
-
-# upscale ------------------------------------------------------------------------------------------
-
-
-def add_upscale(sub: argparse.ArgumentParser) -> None:
-    """The options of `qsr upscale`."""
-    let_run(sub, _upscale, json=False)
-    sub.add_argument("inputs", nargs="+", metavar="IN", help="pictures or folders of pictures")
-    sub.add_argument("output", metavar="OUT", help="a picture for one IN, else a folder")
-    add_model(sub)
-    sub.add_argument(
-        "--memory",
-        type=float,
-        default=DEFAULT_MEMORY,
-        metavar="GB",
-        help=f"working memory, {LEAST_MEMORY:g} or more, beside the decoded picture; larger "
-        f"pictures are done in strips. What is held whole is taken from it: {_whole()} "
-        f"({DEFAULT_MEMORY:g})",
-    )
-    sub.add_argument(
-        "--strip-metadata",
-        action="store_true",
-        help="leave out resolution (dpi), EXIF, XMP, IPTC and texts, copyright among them; without "
-        "this they are kept where the format of OUT holds them (EXIF upright, without thumbnail). "
-        "The colour profile is always kept",
-    )
-    sub.add_argument(
-        "--recursive", action="store_true", help="folders below a folder too, kept as a tree in OUT"
-    )
-    existing = sub.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace existing files")
-    existing.add_argument(
-        "--skip-existing", action="store_true", help="leave out what is there (resume a folder)"
-    )
-
-
-def _whole() -> str:
-    """What can't be done row by row, for --help."""
-    read, written = (
-        ", ".join(f"{kind} {size}" for kind, size in sizes.items() if size)
-        for sizes in (DECODER_BYTES, ENCODER_BYTES)
-    )
-    return f"for each pixel of IN by its decoder ({read} bytes), of OUT by its encoder ({written})"
-
-
-def _upscale(args: argparse.Namespace) -> Lines:
-    if not args.memory >= LEAST_MEMORY:
-        raise ValueError(
-            f"`--memory` is {args.memory:g} GB; it is {LEAST_MEMORY:g} or more. Leave it out for "
-            f"{DEFAULT_MEMORY:g}."
-        )
-    refuse_models(args.inputs, "`upscale` takes pictures; `--model` takes models")
-    todo = plan(args.inputs, Path(args.output), args.recursive)
-    jobs = todo.jobs
-    if args.skip_existing:
-        jobs = [(source, target) for source, target in jobs if not target.exists()]
-    elif not args.overwrite:
-        there = [target for _, target in jobs if target.exists()]
-        if there:
-            raise ValueError(
-                f"{there[0]} exists{f' (and {len(there) - 1} more)' if there[1:] else ''}; nothing "
-                "was done. Pass --overwrite or --skip-existing, or name another output."
-            )
-    model = zoo.load(args.model)
-    check_blocks(model, args.blocks)
-    many = len(jobs) > 1
-    failed = 0
-    bar = tqdm(jobs, unit="picture", disable=not many)
-    for source, target in bar:
-        bar.set_postfix_str(printable(source.name))
-        try:
-            height, width = _upscale_one(source, target, model, args)
-        except (ValueError, OSError) as error:  # one bad picture does not stop a folder
-            failed += 1
-            named = isinstance(error, OSError) or str(source) in str(error)
-            complain(error if named else f"{source}: {error}")
-        else:
-            yield f"{target}  {width} x {height}"
-    if str(todo):
-        remark(f"qsr: {todo}")
-    if many and failed:
-        complain(f"{failed} of {len(jobs)} pictures failed.")
-        raise Failed(1)
-    if failed:
-        raise Failed
-
-
-def _upscale_one(
-    source: Path, target: Path, model: PackedModel | QuantSR, args: argparse.Namespace
-) -> tuple[int, int]:
-    """One picture -> (height, width) of the new one. What it needed is free when this returns."""
-    check_decoder(source, args.memory)
-    picture = _read(source)
-    if args.strip_metadata:
-        picture = replace(picture, about=Metadata())
-    scale = model.config.scale
-    held = encoder_bytes(picture, target, scale)  # what OUT can't hold is told before the work
-    check_writable(target.parent)
-    rows = upscaled_rows(
-        picture, model, blocks=args.blocks, memory=args.memory, progress=True, held=held
-    )
-    first = next(rows)  # and what is refused, before a folder is made
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(chain([first], rows), target, picture, scale, overwrite=args.overwrite)
-    if isinstance(model, PackedModel):
-        model.release()  # or the next picture is decoded beside it
-    height, width = picture.size
-    return scale * height, scale * width
-
-
-def _read(source: Path) -> Picture:
-    """`read`, which warns of what it could not use: here in one line."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        picture = read(source)
-    for warning in told:
-        remark(f"qsr: {source}: {first_line(warning.message)}")
-    return picture
-
+from .arguments import add_model, check_blocks
+from .common import Lines, as_json, let_run, remark
+from .networks import load_network, refuse_models
 
 # demo, evaluate -----------------------------------------------------------------------------------
 

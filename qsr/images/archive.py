@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from ..system.errors import first_line
 from ..system.files import replacing
-from .picture import FORMATS
+from .formats import FORMATS
 
 FORMAT, VERSION, INDEX = "qsr pictures", 1, "index.json"
 

@@ -36,7 +36,8 @@ from tqdm.auto import tqdm
 
 from . import archive
 from .archive import Member, Source
-from .picture import FORMATS, Picture, read, size, to_uint8
+from .formats import FORMATS
+from .picture import Picture, read, size, to_uint8
 from .resize import imresize
 
 EMBEDDED = "embedded"

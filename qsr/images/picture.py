@@ -33,20 +33,12 @@ from ..system.errors import first_line
 from ..system.files import replacing
 from . import metadata, png
 from .colour import png_profile, srgb_conversion
+from .formats import DECODER_BYTES, ENCODER_BYTES, FORMATS
 from .metadata import Metadata
 from .resize import imresize_rows
 
-FORMATS = {
-    ".png": "PNG",
-    ".webp": "WEBP",
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
-}
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 MAX_PIXELS = 2**27  # 134 megapixels; a header that claims more is refused before decoding
-# Bytes for each pixel, beside a `Picture`, at the peak of decoding it and of encoding it whole, as
-# measured on noise of 9 megapixels (docs/log.md, 2026-11-28).
-DECODER_BYTES = {"PNG": 4, "JPEG": 9, "WEBP": 14, "TIFF": 8, "BMP": 5, "GIF": 4, "AVIF": 10}
-ENCODER_BYTES = {"PNG": 0, "JPEG": 8, "WEBP": 44}
 BAND = 2**18  # pixels that are converted at once
 LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}  # pixels, of the encoders
 

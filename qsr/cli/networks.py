@@ -1,0 +1,52 @@
+"""Networks and devices that commands are given by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .. import baselines  # noqa: F401  whose quantizers configurations name
+from ..backbone import QuantSR
+from ..integer.packing import PackedModel
+from ..models import zoo
+from ..runs.checkpoints import find_best, list_checkpoints, load_checkpoint
+
+
+def load_network(name: str) -> QuantSR:
+    """A trained network by its file, zoo:NAME, checkpoint, or run: its best network on held-out
+    pictures, else its last."""
+    if Path(name).is_dir():
+        folder = find_best(name) or (list_checkpoints(name) or [Path(name)])[-1]
+        if not (folder / "state.json").exists():
+            raise ValueError(
+                f"{name} holds no checkpoint; name the folder of a run, or a .qsr file."
+            )
+        return load_checkpoint(folder)[0]
+    model = zoo.load(name)
+    if isinstance(model, PackedModel):
+        raise ValueError(
+            f"{name} is packed already, and packed weights can't be trained; use a trained file."
+        )
+    return model
+
+
+def refuse_models(names: Sequence[str], wanted: str) -> None:
+    """Raise ValueError if one of the names is that of a model, where something else is wanted."""
+    for name in names:
+        if name.removeprefix("zoo:") in zoo.names() and not os.path.exists(name):
+            raise ValueError(f"{name} is a model that comes with qsr, and {wanted}.")
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError if torch does not know the device, or it is not here."""
+    try:
+        there = torch.device(name).type == "cpu" or torch.cuda.is_available()
+    except RuntimeError:
+        there = False
+    if not there:
+        raise ValueError(
+            f"`--device` is {name!r}, which this machine or this build of torch lacks. Use cpu."
+        )
