@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -36,7 +37,7 @@ from qsr.system import files as system_files
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 
 COMMANDS = ["upscale", "demo", "evaluate", "train", "convert", "pack", "export", "data", "bench"]
-COMMANDS += ["reproduce", "models", "info"]
+COMMANDS += ["reproduce", "models", "info", "completion", "man"]
 NESTED = [["data", "list"], ["data", "pack"], ["reproduce", "table1"], ["reproduce", "ablation"]]
 NESTED += [["reproduce", name] for name in ("table2", "figure1", "figure4", "figure5")]
 TINY = ["--network-blocks", 2, "--features", 4, "--patch", 8, "--batch", 2]
@@ -222,6 +223,59 @@ def test_demo_prints_its_rows_and_where_the_pictures_are(qsr_command, monkeypatc
     code, out, _ = qsr_command("demo", "--out", "there")
     assert code == 0 and "31.25 dB" in out and "there/before_after.png" in out
     assert json.loads(qsr_command("demo", "--json")[1])["rows"] == rows
+
+
+# Shells -------------------------------------------------------------------------------------------
+
+COMPLETE = {  # the command that prints what each shell offers after these words
+    "bash": 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; '
+    'COMP_POINT=${#COMP_LINE}; _shtab_qsr; printf "%s\\n" "${COMPREPLY[@]}"',
+    "fish": 'source $argv[1]; complete -C "$argv[2..]"',
+}
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_a_shell_completes_commands_and_their_options(qsr_command, shell):
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    Path("script").write_text(qsr_command("completion", shell)[1])
+    start = [shell, "-c", COMPLETE[shell], *(["bash"] if shell == "bash" else [])]
+    for words, offered in (
+        (["ups"], "upscale"),
+        (["upscale", "--sec"], "--seconds"),
+        (["data", "pack", "--max"], "--max-mb"),
+        (["completion", "fi"], "fish"),
+    ):
+        done = subprocess.run(
+            [*start, "./script", "qsr", *words], capture_output=True, text=True, timeout=60
+        )
+        assert offered in [line.split("\t")[0].strip() for line in done.stdout.splitlines()], done
+
+
+def test_zsh_reads_what_is_made_for_it(qsr_command):
+    if shutil.which("zsh") is None:
+        pytest.skip("needs zsh")
+    Path("_qsr").write_text(qsr_command("completion", "zsh")[1])
+    assert Path("_qsr").read_text().startswith("#compdef qsr\n")
+    done = subprocess.run(["zsh", "-n", "_qsr"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_the_manual_has_every_command_and_every_option_of_upscale(qsr_command):
+    code, page, err = qsr_command("man")
+    assert code == 0 and err == "" and page.startswith(".TH QSR")
+    plain = page.replace("\\-", "-")
+    assert all(f"COMMAND 'qsr {name}'" in plain.replace("\\fI\\,", "") for name in COMMANDS)
+    for option in re.findall(r"^  (--[a-z-]+)", qsr_command("upscale", "--help")[1], re.MULTILINE):
+        assert f"\\fB{option}\\fR" in plain
+    if shutil.which("man"):
+        Path("qsr.1").write_text(page)
+        done = subprocess.run(
+            ["man", "--warnings", "-l", "qsr.1"], capture_output=True, text=True, timeout=60
+        )
+        assert (
+            done.returncode == 0 and done.stderr == "" and "low-bit super-resolution" in done.stdout
+        )
 
 
 # upscale ------------------------------------------------------------------------------------------

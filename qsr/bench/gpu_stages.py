@@ -36,7 +36,7 @@ from ..train import Stage, make_optimizer
 TESTS = Path(__file__).parents[2] / "tests"
 WAYS = ("eager plain", "eager fused", "graph plain", "graph fused")
 NET = "quantsr-c-x4-w4a4, joint"  # whose times choose among them
-MODULES = ("triton", "numpy", "PIL", "safetensors", "tqdm", "filelock", "ninja", "pybind11")
+MODULES = ("triton", "numpy", "PIL", "safetensors", "tqdm", "filelock", "pybind11")
 
 Lines = Iterator[dict[str, Any]]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 
 from tqdm.auto import tqdm
@@ -35,6 +35,8 @@ COMMANDS = {  # name: the module with its add_NAME, and what it does
     "reproduce": ("reproduce", "Compute a table or a figure of the paper."),
     "models": ("use", "List the models that come with qsr."),
     "info": ("use", "Say how qsr runs on this machine."),
+    "completion": ("shell", "Print what completes these commands in bash, zsh or fish."),
+    "man": ("shell", "Print the manual page."),
 }
 OUT_OF_MEMORY = "out of memory; lower --memory (upscale), or --patch or --batch (train)."
 
@@ -42,7 +44,8 @@ OUT_OF_MEMORY = "out of memory; lower --memory (upscale), or --patch or --batch 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser(argv).parse_args(argv)
+    asked = [arg for arg in argv if arg in COMMANDS][:1]
+    args = parser(asked).parse_args(argv)
     with answered_by(stop):
         return _run(args)
 
@@ -89,14 +92,13 @@ def _set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of all commands, with the options of the one that argv asks for."""
-    parser = argparse.ArgumentParser(prog="qsr", description="Low-bit super-resolution (QuantSR).")
-    parser.add_argument("--version", action="version", version=f"qsr {__version__}")
-    parser.set_defaults(threads=None, json=False)  # for commands that have no such option
-    subs = add_commands(parser, {name: help for name, (_, help) in COMMANDS.items()})
-    asked = next((arg for arg in argv if arg in COMMANDS), None)
-    if asked is not None:
-        module = import_module(f"qsr.cli.{COMMANDS[asked][0]}")
-        getattr(module, f"add_{asked}")(subs[asked])
-    return parser
+def parser(commands: Iterable[str]) -> argparse.ArgumentParser:
+    """The parser of all commands, with the options of those that are named."""
+    whole = argparse.ArgumentParser(prog="qsr", description="Low-bit super-resolution (QuantSR).")
+    whole.add_argument("--version", action="version", version=f"qsr {__version__}")
+    whole.set_defaults(threads=None, json=False)  # for commands that have no such option
+    subs = add_commands(whole, {name: help for name, (_, help) in COMMANDS.items()})
+    for name in commands:
+        module = import_module(f"qsr.cli.{COMMANDS[name][0]}")
+        getattr(module, f"add_{name}")(subs[name])
+    return whole
