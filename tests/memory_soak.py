@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import qsr
-from qsr.cli.upscale import LEAST_MEMORY
+from qsr.cli.options import LEAST_MEMORY
 from qsr.images.formats import DECODER_BYTES
 
 FAMILIES = {

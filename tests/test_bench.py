@@ -13,7 +13,7 @@ import torch
 
 import qsr
 from qsr import cli
-from qsr.bench import engine, peers, report
+from qsr.bench import engine, peers, report, start
 from qsr.integer import kernels
 from qsr.models import zoo
 from qsr.system import native
@@ -250,3 +250,10 @@ def test_a_random_network_and_a_zoo_model_of_one_name_keep_files_of_their_own(tm
     ours = engine.packed_contender("same", one, 1, lr, tmp_path)
     engine.packed_contender("same", two, 1, lr, tmp_path, "depth")
     assert rows_of(ours)["same"].best_ms is not None
+
+
+def test_the_wait_for_help_is_measured_and_torch_is_seen():
+    seconds, processor, torch = start.wait(["-c", "pass"], rounds=1)
+    assert 0 < processor < seconds < 60 and not torch
+    assert start.wait(["-c", "import qsr; qsr.QuantSpec"], rounds=1)[2]
+    assert not start.wait(start.WAITS["qsr upscale --help"], rounds=1)[2]

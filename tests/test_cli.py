@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 import qsr
 from qsr import cli
 from qsr.cli import enlarge as cli_enlarge
+from qsr.cli import options as cli_options
 from qsr.cli import pipe as cli_pipe
 from qsr.cli import train as cli_train
-from qsr.cli import upscale as cli_upscale
 from qsr.cli import use as cli_use
 from qsr.cli.arguments import DEFAULT_MODEL
 from qsr.images.colour import SRGB, SRGB_CURVE, profile
@@ -139,6 +139,16 @@ def test_every_command_has_help_that_fits_a_terminal(qsr_command, monkeypatch, c
         assert all(f"    {name}" in out for name in COMMANDS)
 
 
+FROM_TORCH = {"train", "convert", "pack", "data", "reproduce"}  # whose options are its types
+
+
+@pytest.mark.parametrize("command", [[], *([n] for n in COMMANDS if n not in FROM_TORCH)])
+def test_help_is_there_before_torch(command):
+    code = f"import sys\nfrom qsr import cli\ntry:\n    cli.main({[*command, '--help']!r})\n"
+    code += "except SystemExit:\n    sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
 def test_the_version_is_that_of_the_package(qsr_command):
     assert qsr_command("--version") == (0, f"qsr {qsr.__version__}\n", "")
 
@@ -186,6 +196,18 @@ def test_info_says_which_kernels_run(qsr_command):
     report = json.loads(qsr_command("info", "--json")[1])
     assert report["kernels"]["conv2d"] == list(qsr.kernels.available("conv2d"))
     assert report["qsr"] == qsr.__version__ and report["native"]
+
+
+def test_info_empties_the_cache_when_asked(qsr_command, here, monkeypatch):
+    monkeypatch.setenv("QSR_CACHE", str(here / "cache"))
+    build = here / "cache" / f"{'0' * 16}-{'1' * 16}"
+    build.mkdir(parents=True)
+    (build / "_ops.so").write_bytes(b"12345")
+    code, out, err = qsr_command("info", "--clean", "--json")
+    assert code == 0 and err == ""
+    assert json.loads(out) == {"cache": str(here / "cache"), "builds": 1, "bytes": 5}
+    assert not (here / "cache").exists()
+    assert "cache  0 builds removed, 0.0 MB" in qsr_command("info", "--clean")[1]
 
 
 def test_models_are_listed_with_their_scores(qsr_command, here, monkeypatch):
@@ -327,7 +349,7 @@ def test_what_could_not_be_used_of_a_picture_is_told_in_one_line(qsr_command, mo
 
 
 def test_upscale_in_little_memory_writes_the_same_bytes(qsr_command, model, monkeypatch):
-    monkeypatch.setattr(cli_upscale, "LEAST_MEMORY", 0)
+    monkeypatch.setattr(cli_options, "LEAST_MEMORY", 0)
     picture("a.png", 40, 60)
     assert qsr_command("upscale", "a.png", "whole.png", "--model", model)[0] == 0
     args = ["upscale", "a.png", "strips.png", "--model", model, "--memory", 0.002]

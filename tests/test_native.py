@@ -306,6 +306,27 @@ def test_a_cache_that_everybody_can_write_is_refused(small_core):
     assert "can be written by everybody; set QSR_CACHE" in err.splitlines()[-1]
 
 
+CLEAN = """
+from qsr.system import native
+print(*native.clean_cache())
+"""
+
+
+def test_a_cache_is_emptied_of_what_was_compiled_and_of_nothing_else(small_core):
+    _, library, _ = loaded(small_core())
+    size = sum(p.stat().st_size for p in library.parent.iterdir())
+    (small_core.cache / "tmpabcd1234").mkdir()  # what a killed build leaves
+    (small_core.cache / "mine.txt").write_text("keep me")
+    out, err = small_core(CLEAN).communicate(timeout=100)
+    assert out == f"{small_core.cache} 1 {size}\n" and err == ""
+    assert [p.name for p in small_core.cache.iterdir()] == ["mine.txt"]
+    (small_core.cache / "mine.txt").unlink()
+    for _ in range(2):  # a cache that is not there is clean
+        assert small_core(CLEAN).communicate(timeout=100)[0] == f"{small_core.cache} 0 0\n"
+        small_core.cache.exists() and small_core.cache.rmdir()
+    assert loaded(small_core())[2]
+
+
 def test_a_compiler_that_refuses_is_quoted(small_core, package_copy):
     (package_copy / "csrc" / "small.cpp").write_text("#error the moon is full\n")
     _, err = small_core().communicate(timeout=100)

@@ -1,8 +1,8 @@
 """The command line: `qsr upscale | train | evaluate | pack | export | bench | ...`.
 
 Bad input gives one line on stderr and exit code 2; Ctrl-C exits with 130, SIGTERM with 143. Numbers
-go to stdout, as text or with `--json`; progress and remarks go to stderr. A command's module, and
-torch with it, is imported when the command is asked for: `qsr --help` is there at once.
+go to stdout, as text or with `--json`; progress and remarks go to stderr. A command's module is
+imported when the command is asked for, and torch by most when it runs: help is there at once.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from ..system.version import __version__
 from .common import Failed, Json, add_commands, complain, printable
 
 COMMANDS = {  # name: the module with its add_NAME, and what it does
-    "upscale": ("upscale", "Enlarge pictures, or all pictures of folders."),
-    "demo": ("use", "Enlarge the bundled photograph with every model and depth."),
-    "evaluate": ("use", "Score a model on test sets."),
+    "upscale": ("options", "Enlarge pictures, or all pictures of folders."),
+    "demo": ("options", "Enlarge the bundled photograph with every model and depth."),
+    "evaluate": ("options", "Score a model on test sets."),
     "train": ("train", "Train a network; the same call resumes a stopped run."),
     "convert": ("train", "Make a full-precision network of published EDSR-baseline weights."),
     "pack": (
         "train",
         "Pack a trained network into a small .qsr file; full precision as float16.",
     ),
-    "export": ("use", "Write a model as ONNX, for pictures of any size."),
+    "export": ("options", "Write a model as ONNX, for pictures of any size."),
     "data": ("train", "List sets of pictures, or pack some into one file."),
-    "bench": ("bench", "Time kernels, a layer, or networks beside other engines."),
+    "bench": ("options", "Time kernels, a layer, or networks beside other engines."),
     "reproduce": ("reproduce", "Compute a table or a figure of the paper."),
-    "models": ("use", "List the models that come with qsr."),
-    "info": ("use", "Say how qsr runs on this machine."),
+    "models": ("options", "List the models that come with qsr."),
+    "info": ("options", "Say how qsr runs on this machine."),
     "completion": ("shell", "Print what completes these commands in bash, zsh or fish."),
     "man": ("shell", "Print the manual page."),
 }

@@ -1,4 +1,4 @@
-"""The command `qsr bench`."""
+"""What `qsr bench` does; its options are in `options`."""
 
 from __future__ import annotations
 
@@ -17,74 +17,12 @@ from ..models import zoo
 from ..system.files import replacing
 from ..system.machine import check_threads
 from .arguments import check_blocks, check_writable
-from .common import Lines, complain, let_run, remark
+from .common import Lines, complain, remark
 from .networks import check_device
-
-BENCH_PRESETS = ["quantsr-c-x4-w4a4", "quantsr-c-x4-w2a2"]
-
-
-def add_bench(sub: argparse.ArgumentParser) -> None:
-    """The options of `qsr bench`, whose --threads and --json are its own."""
-    let_run(sub, _bench, threads=False, json=False)
-    sub.add_argument(
-        "what", nargs="?", choices=["kernel", "layer", "network", "train"], default="network"
-    )
-    models = sub.add_mutually_exclusive_group()
-    models.add_argument("--model", nargs="+", metavar="NAME", help="zoo models, or .qsr files")
-    models.add_argument(
-        "--preset",
-        nargs="+",
-        default=BENCH_PRESETS,
-        metavar="NAME",
-        help=f"networks with random weights ({', '.join(BENCH_PRESETS)})",
-    )
-    sub.add_argument(
-        "--blocks", type=int, metavar="N", help="depth (all; of presets 16, of QuantSR-T 4)"
-    )
-    sub.add_argument(
-        "--device", default="cpu", help="cpu, or cuda: network and kernel beside cuDNN (cpu)"
-    )
-    sub.add_argument(
-        "--size", type=int, metavar="N", help="side of the input (128; train 24; cuda 256)"
-    )
-    sub.add_argument("--batch", type=int, default=8, metavar="N", help="patches a step (train: 8)")
-    sub.add_argument(
-        "--precision",
-        choices=["float32", "bfloat16"],
-        default="float32",
-        help="of training (quantised)",
-    )
-    sub.add_argument(
-        "--rounds", type=int, metavar="N", help="turns of each (network and train 5, else 20)"
-    )
-    sub.add_argument(
-        "--threads",
-        dest="counts",
-        nargs="+",
-        type=int,
-        default=[1],
-        metavar="N",
-        help="one or several numbers of CPU threads (1)",
-    )
-    sub.add_argument(
-        "--peers", nargs="+", default=["all"], metavar="NAME", help="all, none or names (all)"
-    )
-    sub.add_argument("--json", dest="file", metavar="FILE", help="also write all numbers there")
-    sub.add_argument(
-        "--plot", metavar="FILE.png", help="also draw networks, the zoo's depths among them"
-    )
-    sub.add_argument(
-        "--peer-onnx",
-        nargs="+",
-        metavar="FILE.onnx",
-        help="other networks in OpenVINO, float and int8: quality and time of all beside ours",
-    )
-    sub.add_argument(
-        "--data", default="Set5", metavar="SET", help="with --peer-onnx: what is scored (Set5)"
-    )
+from .options import BENCH_PRESETS
 
 
-def _bench(args: argparse.Namespace) -> Lines:
+def run_bench(args: argparse.Namespace) -> Lines:
     slow = args.what in ("network", "train")
     rounds = (5 if slow else 20) if args.rounds is None else args.rounds
     check_device(args.device)

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 
 from tqdm.auto import tqdm
 
@@ -67,6 +68,16 @@ def add_commands(
     return {
         name: commands.add_parser(name, help=help, description=help) for name, help in helps.items()
     }
+
+
+def later(place: str) -> Callable[[argparse.Namespace], Lines]:
+    """The function "module.name" of this room, imported when it is called, and torch with it."""
+
+    def command(args: argparse.Namespace) -> Lines:
+        module, name = place.split(".")
+        return getattr(import_module(f"{__package__}.{module}"), name)(args)
+
+    return command
 
 
 def let_run(

@@ -28,7 +28,7 @@ from ..infer import upscaled_rows
 from ..integer.packing import PackedModel
 from ..models import zoo
 from ..system.errors import first_line
-from . import upscale
+from . import options
 from .arguments import check_blocks, check_writable
 from .common import Failed, Lines, complain, printable, remark
 from .gather import Job, Naming, Source, plan, share
@@ -37,11 +37,11 @@ from .pace import Pace
 from .pipe import check_standard_output, to_standard_output
 
 
-def run(args: argparse.Namespace) -> Lines:
+def run_upscale(args: argparse.Namespace) -> Lines:
     """`qsr upscale`: a line for each picture that was written."""
-    if not args.memory >= upscale.LEAST_MEMORY:
+    if not args.memory >= options.LEAST_MEMORY:
         raise ValueError(
-            f"`--memory` is {args.memory:g} GB; it is {upscale.LEAST_MEMORY:g} or more. Leave it "
+            f"`--memory` is {args.memory:g} GB; it is {options.LEAST_MEMORY:g} or more. Leave it "
             f"out for {DEFAULT_MEMORY:g}."
         )
     if args.seconds is not None and not args.seconds > 0:

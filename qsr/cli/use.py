@@ -1,4 +1,4 @@
-"""Commands that use models: `qsr demo | evaluate | export | models | info`."""
+"""What `qsr demo | evaluate | export | models | info` do; their options are in `options`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,18 @@ from pathlib import Path
 import torch
 
 from ..course.viz import demo
-from ..export.onnx import FORMS, export_onnx
+from ..export.onnx import export_onnx
 from ..integer import kernels
 from ..models import zoo
 from ..scores import evaluate
 from ..system import native
 from ..system.version import __version__
-from .arguments import add_model, check_blocks
-from .common import Lines, as_json, let_run, remark
+from .arguments import check_blocks
+from .common import Lines, as_json, remark
 from .networks import load_network, refuse_models
 
-# demo, evaluate -----------------------------------------------------------------------------------
 
-
-def add_demo(sub: argparse.ArgumentParser) -> None:
-    """The options of `qsr demo`."""
-    let_run(sub, _demo)
-    sub.add_argument("--out", default="demo", metavar="FOLDER", help="where pictures go (demo)")
-
-
-def _demo(args: argparse.Namespace) -> Lines:
+def run_demo(args: argparse.Namespace) -> Lines:
     rows, figure = demo(args.out)
     yield as_json({"rows": rows, "figure": str(figure)})
     yield (f"{'scale':5} {'model':22} {'blocks':>6} {'PSNR-Y':>9} {'bytes':>10} {'ms':>8}")
@@ -43,16 +35,7 @@ def _demo(args: argparse.Namespace) -> Lines:
     yield f"before and after: {figure}"
 
 
-def add_evaluate(sub: argparse.ArgumentParser) -> None:
-    """The options of `qsr evaluate`."""
-    let_run(sub, _evaluate)
-    sub.add_argument("sets", nargs="+", metavar="SET", help="Set5, a folder, or 'embedded'")
-    add_model(sub)
-    sub.add_argument("--scale", type=int, metavar="S", help="for --model bicubic")
-    sub.add_argument("--each", action="store_true", help="print every picture")
-
-
-def _evaluate(args: argparse.Namespace) -> Lines:
+def run_evaluate(args: argparse.Namespace) -> Lines:
     model = args.model
     if model != "bicubic":
         model = zoo.load(model)
@@ -69,34 +52,7 @@ def _evaluate(args: argparse.Namespace) -> Lines:
     yield as_json({"model": args.model, "blocks": args.blocks, "sets": results})
 
 
-# export -------------------------------------------------------------------------------------------
-
-
-def add_export(sub: argparse.ArgumentParser) -> None:
-    """The options of `qsr export`."""
-    let_run(sub, _export)
-    sub.add_argument("--onnx", action="store_true", required=True, help="the format of OUT")
-    sub.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a name from `qsr models`, a .qsr file, or the folder of a run",
-    )
-    sub.add_argument("output", metavar="OUT", help="the .onnx file")
-    sub.add_argument("--blocks", type=int, metavar="N", help="depth: how many blocks (all)")
-    sub.add_argument(
-        "--form",
-        choices=FORMS,
-        default="plain",
-        help="of quantised layers: plain, right in every engine; qdq, for integer layers in "
-        "onnxruntime (8-bit weights, attention), wrong in OpenVINO (plain)",
-    )
-    sub.add_argument(
-        "--no-check", action="store_true", help="do not compare the file in the installed engines"
-    )
-    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
-
-
-def _export(args: argparse.Namespace) -> Lines:
+def run_export(args: argparse.Namespace) -> Lines:
     output = Path(args.output)
     if output.suffix != ".onnx":
         raise ValueError(f"{output} has the suffix {output.suffix!r}; ONNX files end in .onnx.")
@@ -118,15 +74,7 @@ def _export(args: argparse.Namespace) -> Lines:
         remark(f"qsr: {line} Use --form plain there.")
 
 
-# models, info -------------------------------------------------------------------------------------
-
-
-def add_models(sub: argparse.ArgumentParser) -> None:
-    """The options of `qsr models`."""
-    let_run(sub, _models)
-
-
-def _models(args: argparse.Namespace) -> Lines:
+def run_models(args: argparse.Namespace) -> Lines:
     cards = [zoo.card(name) for name in zoo.names()]
     yield as_json(cards)
     for card in cards:
@@ -140,12 +88,12 @@ def _models(args: argparse.Namespace) -> Lines:
         yield f"  sha256 {card['sha256']}"
 
 
-def add_info(sub: argparse.ArgumentParser) -> None:
-    """The options of `qsr info`."""
-    let_run(sub, _info)
-
-
-def _info(args: argparse.Namespace) -> Lines:
+def run_info(args: argparse.Namespace) -> Lines:
+    if args.clean:
+        folder, builds, size = native.clean_cache()
+        yield as_json({"cache": str(folder), "builds": builds, "bytes": size})
+        yield f"{folder}  {builds} builds removed, {size / 1e6:.1f} MB"
+        return
     status = native.load()
     facts = native.facts()
     report = {

@@ -1,1 +1,3 @@
 """Networks for other engines."""
+
+FORMS = ("plain", "qdq")  # of quantised layers

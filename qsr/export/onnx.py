@@ -48,13 +48,13 @@ from ..integer.packing import PackedConv2d, PackedLinear, PackedMatmul, PackedMo
 from ..quantizer import QuantSpec
 from ..system.files import replacing
 from ..system.version import __version__
+from . import FORMS
 from .engines import Comparison, compare, require
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET, IR_VERSION = 21, 10  # int4; casts of it run in onnxruntime from 1.23 on
-FORMS = ("plain", "qdq")  # of quantised layers
 WAY_OUT = " Update that engine, or leave out the check (check=False, --no-check)."
 
 # A network, step by step --------------------------------------------------------------------------

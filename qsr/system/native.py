@@ -23,6 +23,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -304,6 +305,33 @@ def cached_library() -> Path:
             f"the cache {folder.parent} cannot be used ({error.strerror}); set QSR_CACHE"
         ) from error
     return folder / "_ops.so"
+
+
+def clean_cache() -> tuple[Path, int, int]:
+    """Remove what was compiled into the cache -> (the folder, how many builds, how many bytes).
+
+    Nothing else that lies there, and the folder itself if it is empty then. A build that goes on is
+    waited for. Raises OSError for a cache that cannot be written to.
+    """
+    import filelock
+
+    folder, builds, size = _cache_folder(), 0, 0
+    for path in sorted(folder.glob("*")) if folder.is_dir() else ():
+        key = re.fullmatch(r"([0-9a-f]{16}-[0-9a-f]{16})(\.lock)?", path.name)
+        if key is None or path.is_symlink():
+            continue
+        lock = folder / f"{key[1]}.lock"
+        with filelock.FileLock(lock):
+            if (build := folder / key[1]).is_dir():
+                builds += 1
+                size += sum(p.stat().st_size for p in build.rglob("*"))
+                shutil.rmtree(build)
+        lock.unlink(missing_ok=True)
+    for left in folder.glob("tmp????????"):  # of builds that were killed
+        shutil.rmtree(left)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    return folder, builds, size
 
 
 def _why_not_to_trust(folder: Path) -> str:
