@@ -17,8 +17,8 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: help lab demo figures docs docs-serve test test-sanitize test-threads soak build lint \
-        notebooks student gpu gpu-rehearsal lock audit clean fuzz fuzz-sanitize wheel
+.PHONY: help lab classroom demo figures docs docs-serve test test-sanitize test-threads soak build \
+        lint notebooks student gpu gpu-rehearsal wheel wheelhouse lock audit clean fuzz fuzz-sanitize
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
@@ -37,6 +37,7 @@ help:
 	@echo "make fuzz   changed files and odd arguments of every kind (MINUTES=10)"
 	@echo "make fuzz-sanitize  the native operators' odd arguments under AddressSanitizer and UBSan"
 	@echo "make wheel  a wheel with the compiled core, and an sdist, into dist/"
+	@echo "make wheelhouse  what machines without a network install qsr from, into wheelhouse/"
 	@echo "make audit  licences, and known faults, of what is installed     make lock  pin it again"
 	@echo "make clean  remove .venv and build outputs"
 
@@ -68,11 +69,14 @@ define build_core
 	    'from qsr.system import native; status = native.load(); print("native core:", status.how, status.path)'
 endef
 
-lab: $(VENV)/lab-$(WANTED)
+lab: classroom
+	$(BIN)/jupyter lab --ServerApp.root_dir=tutorials $(LAB_FLAGS) $(ARGS)
+
+# All that `make lab` needs before somebody is there: what images of classrooms are made with.
+classroom: $(VENV)/lab-$(WANTED)
 	@$(call build_core)
 	@$(if $(NOTEBOOKS),$(BIN)/jupyter trust $(NOTEBOOKS))
 	@mkdir -p $(LAB_SETTINGS) && echo '$(NO_NEWS)' > $(LAB_SETTINGS)/overrides.json
-	$(BIN)/jupyter lab --ServerApp.root_dir=tutorials $(LAB_FLAGS) $(ARGS)
 
 # From fresh kernels, in place. Times of day would change every file on every run. Widgets lose
 # their outputs: without a kernel JupyterLab shows "model not found" in their place.
@@ -150,6 +154,7 @@ soak: $(VENV)/test-$(WANTED)
 	@$(call build_core)
 	@mkdir -p $(dir $(SOAK)) && rm -f $(SOAK)
 	@for part in "python -m tests.kills $$(mktemp -d)" "python -m tests.installs" \
+	    "python -m tests.classrooms" \
 	    "python -m tests.fuzz --minutes $(MINUTES)" \
 	    "python -m tests.memory_soak" "python -m tests.memory_soak 4 --scale 4" \
 	    "python -m tests.memory_soak 1 --family t" "python -m tests.memory_soak 1 --family float"; do \
@@ -195,6 +200,14 @@ wheel: $(TOOLS) $(VENV)/test-$(WANTED)
 	@$(BIN)/python -c 'from pathlib import Path; [print(f"{p}  {p.stat().st_size / 1e6:.2f} MB") \
 	    for p in sorted(Path("dist").iterdir())]'
 
+# For machines like this one that have no network: docs/install.md, "Twenty laptops".
+wheelhouse: wheel
+	@rm -rf $@ && mkdir $@
+	@$(BIN)/python -m pip wheel --quiet --no-deps --require-hashes --wheel-dir $@ -r .locks/lab.txt
+	@$(BIN)/python -m pip wheel --quiet --find-links $@ --wheel-dir $@ -r .locks/torch.txt
+	@cp dist/quantsr-*.whl $@ && cp -r tutorials $@
+	@du -sh $@
+
 # Licences of what is installed, and known faults where a database of them can be reached.
 audit: $(TOOLS) $(VENV)/test-$(WANTED)
 	@$(TOOLS)/bin/pip-licenses --python=$(BIN)/python --order=license
@@ -215,4 +228,4 @@ gpu-rehearsal: $(VENV)/test-$(WANTED)
 	$(BIN)/python -m qsr.bench.gpu build/gpu-rehearsal --rehearse $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info qsr/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist wheelhouse site *.egg-info qsr/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
