@@ -30,7 +30,7 @@ def main() -> None:
         size = sum(p.stat().st_size for p in home.rglob("*") if p.is_file() and not p.is_symlink())
         print(f"made: {time.monotonic() - start:.0f} s, {size / 1e9:.2f} GB", flush=True)
 
-        (kernel,) = home.rglob("kernels/python3/kernel.json")
+        kernel = home / ".local/share/jupyter/kernels/python3/kernel.json"
         assert json.loads(kernel.read_text())["argv"][0] == str(clone / ".venv/bin/python")
         start = time.monotonic()
         execute = ["nbconvert", "--to", "notebook", "--execute", "--stdout"]
