@@ -42,7 +42,7 @@ def told(yours, solution=double, test=test_double, mistake=square, error=Asserti
 def test_a_right_answer_is_called_correct(capsys):
     assert qsr.check(lambda x: 2 * x, double, test_double, mistake=square) is None
     qsr.check(double, None, test_double, mistake=square)
-    assert capsys.readouterr().out == "<lambda>: correct\ndouble: correct\n"
+    assert capsys.readouterr().out == "your answer: correct\ndouble: correct\n"
 
 
 def test_a_wrong_answer_is_refused_with_the_words_of_the_test():
@@ -58,7 +58,7 @@ def test_an_untouched_stub_is_not_attempted_and_the_solution_is_tested(capsys):
     qsr.check(stub, double, test_double, mistake=square)
     assert capsys.readouterr().out == ("stub: not attempted yet; the solution passes the test\n")
     assert told(stub, solution=lambda x: 3 * x) == (
-        "the solution <lambda> fails its own test: twice 3 is 6."
+        "the solution your answer fails its own test: twice 3 is 6."
     )
     assert "is not written yet" in told(stub, solution=stub)
 
@@ -84,6 +84,7 @@ def test_a_mistake_must_be_refused_by_an_assert_and_not_by_an_accident():
     message = told(double, mistake=lambda x: x / 0, error=ValueError)
     assert "ZeroDivisionError: division by zero, raised by: message = told" in message
     assert "`mistake` ends in an error" in told(double, mistake=stub, error=ValueError)
+    assert "names no `mistake`" in told(double, mistake=None, error=ValueError)
 
 
 def test_an_answer_that_raises_is_told_in_one_line_with_its_code():
@@ -141,4 +142,4 @@ def test_a_notebook_shows_one_line_and_no_traceback():
         "qsr.check(lambda x: 7, None, test_it, mistake=lambda x: x)\n"
     )
     assert len(shown) == 1
-    assert shown[0].startswith("Not yet: <lambda>: twice 3 is 6.")
+    assert shown[0].startswith("Not yet: your answer: twice 3 is 6.")

@@ -1,7 +1,7 @@
 """Every tutorial is committed as it runs: whole, with outputs, and free of traces of one machine.
 
 That its cells still run is nbval's part (`make test`); a notebook without outputs would pass there.
-Cells are told by their tags: install, live, exercise, solution, check.
+Cells are told by their tags: install, live, exercise, hint, solution, check.
 The Python of README.md is run here.
 """
 
@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import qsr
+from qsr.course import exercises
 from qsr.course.student import source_of, tags, without_solutions
 from qsr.images.picture import read, to_pil
 
@@ -125,14 +126,17 @@ def test_an_exercise_is_a_task_a_stub_a_hidden_solution_and_a_check(notebook):
     cells = notebook["cells"]
     exercises = cells_tagged(notebook, "exercise")
     assert 2 <= len(exercises) <= 4
-    assert cells_tagged(notebook, "solution") == [i + 1 for i in exercises]
-    assert cells_tagged(notebook, "check") == [i + 2 for i in exercises]
+    assert len(exercises) == len(cells_tagged(notebook, "solution"))
+    assert len(exercises) == len(cells_tagged(notebook, "check"))
     for i in exercises:
-        task, stub, solution, check = cells[i - 1 : i + 3]
+        task, stub, *hint, solution, check = cells[i - 1 : i + 3 + ("hint" in tags(cells[i + 1]))]
+        assert "solution" in tags(solution) and "check" in tags(check)
+        for folded in hint:
+            assert source_of(folded).startswith("<details><summary>A hint</summary>\n")
         assert task["cell_type"] == "markdown"
         assert re.search(r"^ +raise NotImplementedError  # .*line", source_of(stub), re.M)
         assert solution["metadata"]["jupyter"] == {"source_hidden": True}
-        assert "qsr.check(" in source_of(check) and "mistake=" in source_of(check)
+        assert re.search(r"qsr\.check\([^=]*(exercises\.\w+|mistake=)", source_of(check), re.S)
 
 
 def test_the_exercises_of_a_tutorial_are_open_and_their_solutions_right(notebook):
@@ -140,6 +144,18 @@ def test_the_exercises_of_a_tutorial_are_open_and_their_solutions_right(notebook
         (output,) = notebook["cells"][i]["outputs"]
         (line,) = "".join(output["text"]).splitlines()
         assert line.endswith(": not attempted yet; the solution passes the test")
+
+
+def test_the_exercises_of_the_library_are_those_of_the_notebooks_in_their_order():
+    for path in TUTORIALS:
+        cells = json.loads(path.read_text())["cells"]
+        checks = "".join(source_of(cell) for cell in cells if "check" in tags(cell))
+        stubs = "".join(source_of(cell) for cell in cells if "exercise" in tags(cell))
+        for one in exercises.every():
+            if one.notebook == path.stem:
+                assert f"def {one.answer}(" in stubs
+        named = re.findall(r"exercises\.(\w+)", checks)
+        assert named == [one.name for one in exercises.every() if one.notebook == path.stem]
 
 
 def test_students_can_have_a_tutorial_without_its_solutions(notebook):
