@@ -71,3 +71,20 @@ def test_transformed_codes_fit_a_byte_with_one_offset(name, bits, signed):
     if not signed:
         offset[len(b) + 1] = 0
     assert (low + offset).min() >= 0 and (high + offset).max() <= 255
+
+
+def test_the_usual_points_give_inputs_that_no_byte_holds():
+    """The numbers of decision 0009 and of notebook 05: points 0, 1, -1, 2, -2 and infinity."""
+    b = np.array(
+        [
+            [4, 0, -5, 0, 1, 0],
+            [0, -4, -4, 1, 1, 0],
+            [0, 4, -4, -1, 1, 0],
+            [0, -2, -1, 2, 1, 0],
+            [0, 2, -1, -2, 1, 0],
+            [0, 4, 0, -5, 0, 1],
+        ]
+    )
+    for (smallest, largest), extremes in (((0, 15), (-750, 1020)), ((-8, 7), (-768, 750))):
+        low, high = reach(np.kron(b, b), smallest, largest)
+        assert (low.min(), high.max(), (high - low).max()) == (*extremes, 1500)
