@@ -21,7 +21,7 @@ NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
         lint notebooks student gpu gpu-rehearsal wheel wheelhouse lock audit clean fuzz fuzz-sanitize
 
 help:
-	@echo "make lab    open the tutorials in JupyterLab (ARGS='--port 9999' passes flags)"
+	@echo "make lab    open the tutorials in JupyterLab (DIR=build/student another folder; ARGS='--port 9999')"
 	@echo "make demo   enlarge the bundled photograph with every model, without a browser"
 	@echo "make figures  draw the paper's figures again, into docs/images"
 	@echo "make docs   build the site into site/     make docs-serve  serve it while you write"
@@ -30,7 +30,7 @@ help:
 	@echo "make test-threads   the networks in several threads under ThreadSanitizer, every kernel"
 	@echo "make build  compile the native core     make lint   check style and types"
 	@echo "make notebooks  run all tutorials afresh and keep their outputs"
-	@echo "make student    the tutorials without solutions, into build/student"
+	@echo "make student    the tutorials without solutions: build/student, and build/qsr-course.zip to hand out"
 	@echo "make gpu OUT=folder  a GPU for some minutes: build, test, train (docs/gpu.md)"
 	@echo "make gpu-rehearsal   the same on the CPU, with tiny networks, in half a minute"
 	@echo "make soak   what is too long for make test: kills, changed files, memory, sanitizers (MINUTES=10)"
@@ -69,8 +69,9 @@ define build_core
 	    'from qsr.system import native; status = native.load(); print("native core:", status.how, status.path)'
 endef
 
+DIR ?= tutorials
 lab: classroom
-	$(BIN)/jupyter lab --ServerApp.root_dir=tutorials $(LAB_FLAGS) $(ARGS)
+	$(BIN)/jupyter lab --ServerApp.root_dir=$(DIR) $(LAB_FLAGS) $(ARGS)
 
 # All that `make lab` needs before somebody is there: what images of classrooms are made with.
 classroom: $(VENV)/lab-$(WANTED)
@@ -88,8 +89,11 @@ notebooks: $(VENV)/lab-$(WANTED)
 	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=live \
 	    $(NOTEBOOKS)
 
+# Copies to look at (make lab DIR=build/student), and a file that needs no checkout, to hand out.
 student: $(VENV)/lab-$(WANTED)
 	$(BIN)/python -m qsr.course.student build/student $(NOTEBOOKS)
+	@$(BIN)/jupyter trust $(patsubst tutorials/%,build/student/%,$(NOTEBOOKS))
+	$(BIN)/python -m qsr.course.package build/qsr-course.zip $(NOTEBOOKS)
 
 demo: $(VENV)/lab-$(WANTED)
 	@$(call build_core)

@@ -3,8 +3,9 @@
     python -m qsr.course.student build/student tutorials/*.ipynb        (make student)
 
 Cells are told by their tags. `solution` cells are left out. In `check` cells the solution becomes
-None: `qsr.check(mine, None, test, mistake=wrong)`. `exercise` and `check` cells lose their outputs.
-All else stays as it is, and the notebook runs from top to bottom before an exercise is attempted.
+None: `qsr.check(mine, None, exercises.it)`. `exercise` and `check` cells lose their outputs, and so
+do those that a kernel has to draw (`live`). All else stays as it is, and the notebook runs from top
+to bottom before an exercise is attempted.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def without_solutions(notebook: dict) -> dict:
         if "check" in tags(cell):
             source = without_solution(source_of(cell), where)
             cell["source"] = source.splitlines(keepends=True)
-        if tags(cell) & {"check", "exercise"}:
+        if tags(cell) & {"check", "exercise", "live"}:
             cell["outputs"], cell["execution_count"] = [], None
         used = defined & _names_in(source_of(cell))
         if used:
@@ -82,6 +83,14 @@ def without_solution(source: str, where: str = "the source") -> str:
     return code.decode()
 
 
+def read_without_solutions(path: str | os.PathLike) -> dict:
+    """The notebook of a file without its solutions. Raises ValueError (one line) with its name."""
+    try:
+        return without_solutions(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def write(folder: str | os.PathLike, notebooks: Sequence[str | os.PathLike]) -> list[Path]:
     """Write the notebooks without solutions into the folder, made if need be; their new paths.
 
@@ -95,11 +104,11 @@ def write(folder: str | os.PathLike, notebooks: Sequence[str | os.PathLike]) -> 
             raise ValueError(
                 f"{path} would be replaced by itself without solutions; name a folder."
             )
+        stripped = read_without_solutions(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stripped = without_solutions(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        except OSError as error:
+            raise ValueError(f"{folder}: {error}") from error
         with replacing(folder / path.name) as temporary:
             text = json.dumps(stripped, indent=1, ensure_ascii=False) + "\n"
             temporary.write_text(text, encoding="utf-8")
