@@ -3,7 +3,8 @@
 - `*` in the navigation, and a tutorial's number before its title;
 - what is made while building, so that it cannot be out of date: the slider of the home page, the
   table of notebooks, the scores of the models, Tables 1 and 2;
-- tutorials: no cells that need a kernel, solutions folded, links to open or keep the notebook;
+- tutorials: no cells that need a kernel, links to open or keep the notebook; no solutions, neither
+  in pages nor in the files to keep, but with QSR_SOLUTIONS=1 folded ones, for instructors;
 - the versions in each page's footer.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -23,6 +25,7 @@ from bs4 import BeautifulSoup, Tag
 from mkdocs.structure.toc import get_toc
 
 import qsr
+from qsr.course.student import read_without_solutions
 from qsr.course.viewers import Compare
 from qsr.images.data import make_pair, photo
 from qsr.images.picture import to_uint8
@@ -60,7 +63,23 @@ def on_page_content(html, page, config, **_):
     if not page.file.src_uri.endswith(".ipynb"):
         return html
     page.toc = get_toc(headings(html))
-    return tutorial(html, Path(page.file.src_uri).name, config.extra["repository"])
+    name, repository = Path(page.file.src_uri).name, config.extra["repository"]
+    return tutorial(html, name, repository, _with_solutions())
+
+
+def on_post_build(config):
+    """The notebooks that a page lets its reader keep, and the questions with their keys."""
+    if _with_solutions():
+        return
+    site = Path(config.site_dir)
+    (site / "questions.gift").unlink(missing_ok=True)
+    for path in site.rglob("*.ipynb"):
+        notebook = read_without_solutions(TUTORIALS / path.name)
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _with_solutions() -> bool:
+    return os.environ.get("QSR_SOLUTIONS") == "1"
 
 
 # Navigation and footer ----------------------------------------------------------------------------
@@ -251,16 +270,18 @@ MADE = {
 # Tutorials ----------------------------------------------------------------------------------------
 
 
-def tutorial(html: str, name: str, repository: str) -> str:
+def tutorial(html: str, name: str, repository: str, solutions: bool) -> str:
     """The page of a notebook as it goes into the site.
 
     html: the cells as mkdocs-jupyter renders them. name: the notebook's file, which lies beside the
-    page. repository: "owner/name" on GitHub, or "".
+    page. repository: "owner/name" on GitHub, or "". solutions: whether they are shown, folded.
     """
     page = BeautifulSoup(html, "html.parser")
     # What is for those who run it: the word on installing, and cells that need a kernel, whose
     # twin for the site follows them.
     for cell in _cells(page, "install") + _cells(page, "live"):
+        cell.decompose()
+    for cell in () if solutions else _cells(page, "solution"):
         cell.decompose()
     for cell in _cells(page, "solution"):
         details = page.new_tag("details", attrs={"class": "solution"})

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 import qsr
+from qsr.course.student import read_without_solutions
 from qsr.system import native
 from qsr.train import make_optimizer
 
@@ -209,8 +210,15 @@ CELLS = (
 )
 
 
-def test_a_tutorial_shows_no_cells_that_need_a_kernel_and_folds_solutions(hooks):
-    page = hooks.tutorial(CELLS, "01_x.ipynb", "")
+def test_a_tutorial_shows_no_cells_that_need_a_kernel_and_no_solutions(hooks):
+    page = hooks.tutorial(CELLS, "01_x.ipynb", "", solutions=False)
+    for gone in ("pip install", "IntSlider", "a = 1", "Both.", "<details"):
+        assert gone not in page
+    assert "b = 2" in page
+
+
+def test_a_site_for_instructors_folds_solutions(hooks):
+    page = hooks.tutorial(CELLS, "01_x.ipynb", "", solutions=True)
     for gone in ("pip install", "IntSlider", "mathjax", "celltoolbar"):
         assert gone not in page
     folded = re.findall(r"<details.*?>(.*?)</details>", page, re.S)
@@ -220,9 +228,9 @@ def test_a_tutorial_shows_no_cells_that_need_a_kernel_and_folds_solutions(hooks)
 
 
 def test_a_tutorial_links_to_colab_only_where_there_is_a_public_repository(hooks):
-    assert "colab" not in hooks.tutorial(CELLS, "01_x.ipynb", "")
+    assert "colab" not in hooks.tutorial(CELLS, "01_x.ipynb", "", False)
     address = "https://colab.research.google.com/github/me/qsr/blob/main/tutorials/01_x.ipynb"
-    assert f'href="{address}"' in hooks.tutorial(CELLS, "01_x.ipynb", "me/qsr")
+    assert f'href="{address}"' in hooks.tutorial(CELLS, "01_x.ipynb", "me/qsr", False)
 
 
 def test_the_contents_of_a_tutorial_keep_words_set_as_code(hooks):
@@ -240,7 +248,8 @@ def test_each_tutorial_is_on_the_site_with_its_outputs(site):
     course = (site / "course" / "index.html").read_text()
     for path in notebooks:
         page = (site / "tutorials" / path.stem / "index.html").read_text()
-        assert (site / "tutorials" / path.stem / path.name).read_bytes() == path.read_bytes()
+        kept = json.loads((site / "tutorials" / path.stem / path.name).read_text())
+        assert kept == read_without_solutions(path)
         assert f'href="../tutorials/{path.stem}/"' in course
         cells = json.loads(path.read_text())["cells"]
         last = "".join(cells[-1]["outputs"][0]["text"]).strip()
