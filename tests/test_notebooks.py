@@ -8,6 +8,7 @@ The Python of README.md is run here.
 import json
 import re
 import symtable
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -280,3 +281,16 @@ def test_a_portrait_of_a_phone_is_upright_in_notebook_00(tmp_path):
     names |= {"MY_PICTURE": path, "picture": read(path)}
     exec(source_of(cell), names)
     assert names["mine"].size == (8, 12) and names["large"].size == (32, 48)
+
+
+def test_a_constant_changed_in_notebook_03_is_told_with_the_cell_to_run(tmp_path):
+    def fit(net, data, config, folder):
+        raise ValueError(f"{folder} holds a run of another network; choose another folder.")
+
+    cells = code_cells(json.loads((ROOT / "tutorials/03_depth_dynamic_training.ipynb").read_text()))
+    (cell,) = (c for c in cells if "def train(name" in source_of(c))
+    assert any(source_of(c).startswith("folder =") and "\nruns = " in source_of(c) for c in cells)
+    names = {"time": time, "qsr": SimpleNamespace(fit=fit), "runs": tmp_path}
+    exec(source_of(cell).split("\n\n\n")[0], names)
+    with pytest.raises(ValueError, match="run the cell with `runs = ` again"):
+        names["train"]("stage1", None, None, None)
