@@ -161,7 +161,8 @@ soak: $(VENV)/test-$(WANTED)
 	    "python -m tests.classrooms" \
 	    "python -m tests.fuzz --minutes $(MINUTES)" \
 	    "python -m tests.memory_soak" "python -m tests.memory_soak 4 --scale 4" \
-	    "python -m tests.memory_soak 1 --family t" "python -m tests.memory_soak 1 --family float"; do \
+	    "python -m tests.memory_soak 1 --family t" "python -m tests.memory_soak 1 --family float" \
+	    "python -m tests.graders"; do \
 	    { echo "$$part" && OMP_NUM_THREADS=1 $(BIN)/$$part || echo "FAILED"; } 2>&1 | tee -a $(SOAK); done
 	@for part in test-sanitize fuzz-sanitize test-threads; do \
 	    { $(MAKE) --no-print-directory $$part || echo "FAILED"; } 2>&1 | tail -5 | tee -a $(SOAK); done

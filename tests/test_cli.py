@@ -37,7 +37,7 @@ from qsr.system import files as system_files
 torch.set_num_threads(1)  # on small tensors threads only wait for each other
 
 COMMANDS = ["upscale", "demo", "evaluate", "train", "convert", "pack", "export", "data", "bench"]
-COMMANDS += ["reproduce", "models", "info", "completion", "man"]
+COMMANDS += ["reproduce", "grade", "models", "info", "completion", "man"]
 NESTED = [["data", "list"], ["data", "pack"], ["reproduce", "table1"], ["reproduce", "ablation"]]
 NESTED += [["reproduce", name] for name in ("table2", "figure1", "figure4", "figure5")]
 TINY = ["--network-blocks", 2, "--features", 4, "--patch", 8, "--batch", 2]

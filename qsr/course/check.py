@@ -88,6 +88,13 @@ def check(
     print(f"{name}: correct")
 
 
+def require(answer: Callable, exercise: Exercise, seed: int = SEED) -> None:
+    """Raise AssertionError (one line) unless an answer is right; a stub is not. For graders."""
+    wrong = "it is not written yet." if is_stub(answer) else fault(answer, exercise, seed)
+    if wrong:
+        raise WrongAnswer(f"{_name(answer)}: {wrong}")
+
+
 def fault(
     answer: Callable, test: Exercise | Callable[[Callable], None], seed: int = SEED
 ) -> str | None:
