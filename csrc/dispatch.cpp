@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "network/conv3x3.h"
+#include "network/conv.h"
 #include "cpu.h"
 #include "kernels.h"
 #include "network/tail.h"
@@ -33,6 +34,7 @@ constexpr Kernel<QuantizePack> kQuantizePack[] = {
 
 // Rows of whole layers stand beside their kernels, as constants.
 const Conv3x3Kernel kConv3x3[] = {kConv3x3Vnni, kConv3x3Avx2, kConv3x3Portable};
+const ConvKernel kConv[] = {kConvPortable};
 const SwinKernel kSwin[] = {kSwinVnni, kSwinAvx2, kSwinPortable};
 const TailKernel kTail[] = {kTailAvx512, kTailAvx2, kTailPortable};
 const SwinStepKernel kSwinStep[] = {kSwinStepBf16, kSwinStepAvx2, kSwinStepPortable};
@@ -40,7 +42,7 @@ const SwinStepKernel kSwinStep[] = {kSwinStepBf16, kSwinStepAvx2, kSwinStepPorta
 // Which rows to look at: those that take a job, those that multiply so many bits, or all.
 template <class Job>
 auto taking(const Job& job) {
-  return [&job](const Kernel<Job>& row) { return row.takes(job); };
+  return [&job](const auto& row) { return row.takes(job); };
 }
 auto multiplying(int bits) {
   return [bits](const auto& row) { return bits <= row.max_bits; };
@@ -76,6 +78,10 @@ const Conv3x3Kernel* find_conv3x3(const char* name, int bits) {
   return find(kConv3x3, name, multiplying(bits));
 }
 std::string conv3x3_names(int bits) { return names(kConv3x3, multiplying(bits)); }
+const ConvKernel* find_conv(const char* name, const ConvShape& shape) {
+  return find(kConv, name, taking(shape));
+}
+std::string conv_names(const ConvShape& shape) { return names(kConv, taking(shape)); }
 const SwinKernel* find_swin(const char* name, int bits) {
   return find(kSwin, name, multiplying(bits));
 }
@@ -88,6 +94,7 @@ std::string available(const char* op, int bits) {
   if (std::strcmp(op, "conv2d") == 0) return names(kConv2d, kAll);
   if (std::strcmp(op, "quantize_pack") == 0) return names(kQuantizePack, kAll);
   if (std::strcmp(op, "conv2d_float") == 0) return "native";
+  if (std::strcmp(op, "conv") == 0) return names(kConv, kAll);
   if (std::strcmp(op, "conv3x3") == 0) return conv3x3_names(bits);
   if (std::strcmp(op, "attention") == 0) return swin_names(bits);
   if (std::strcmp(op, "tail") == 0) return names(kTail, kAll);

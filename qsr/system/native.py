@@ -44,6 +44,7 @@ CSRC = PACKAGE / "csrc" if (PACKAGE / "csrc").is_dir() else PACKAGE.parent / "cs
 OLDEST_GLIBC = "torch/oldest_glibc.cpp"  # part of both libraries
 OPS_SOURCES = (
     "conv2d/winograd.cpp",
+    "network/conv_portable.cpp",
     "network/conv3x3_vnni.cpp",
     "network/conv3x3_avx2.cpp",
     "network/conv3x3_portable.cpp",
