@@ -112,9 +112,9 @@ struct ConvShape {
   int64_t taps() const { return kernel_h * kernel_w; }
 };
 
-// The input channels that any `block` outputs (counted from a multiple of it) take together, as one
-// range of equal length for all blocks: with several groups the products of a block with channels of
-// other groups are with weights 0.
+// The input channels that `block` outputs together take, counted from a multiple of it: a range of
+// one length for all blocks, in fours. Where it reaches over a group, the weights of the others'
+// channels are 0: so any number of groups, up to one channel each, is no special case.
 struct Span {
   int64_t block, length, group_in, group_out, all;
   Span(const ConvShape& s, int64_t block)
@@ -122,22 +122,20 @@ struct Span {
         length(0),
         group_in(s.in / s.groups),
         group_out(s.out / s.groups),
-        all(filled(s.in, kMapLanes)) {
-    if (s.groups == 1) {
-      length = all;
-      return;
-    }
-    for (int64_t o = 0; o < s.out; o += block) {
+        all(filled(s.in, 4)) {
+    if (s.groups == 1) length = all;
+    for (int64_t o = 0; o < s.out && s.groups > 1; o += block) {
       const int64_t last = (o + block < s.out ? o + block : s.out) - 1;
-      const int64_t end = (last / group_out + 1) * group_in;
-      const int64_t wide = filled(end - o / group_out * group_in / 4 * 4, 4);
+      const int64_t wide = filled((last / group_out + 1) * group_in, 4) - first(o);
       length = wide > length ? wide : length;
     }
   }
+  int64_t first(int64_t o) const { return o / block * block / group_out * group_in / 4 * 4; }
   int64_t begin(int64_t o) const {  // of the block in which output o is
-    const int64_t first = o / block * block / group_out * group_in / 4 * 4;
-    return first + length > all ? all - length : first;
+    return first(o) + length > all ? all - length : first(o);
   }
+  // Where the channels of its own group begin within the span of output o.
+  int64_t within(int64_t o) const { return o / group_out * group_in - begin(o); }
 };
 
 struct Conv {
@@ -161,8 +159,8 @@ struct ConvKernel : Row {
   void (*run)(const Conv&, int64_t first, int64_t last, void* scratch);
 };
 
-// conv_portable.cpp
-extern const ConvKernel kConvPortable;
+// conv_direct_vnni.cpp and conv_direct_avx2.cpp, by conv_direct.h; conv_portable.cpp
+extern const ConvKernel kConvDirectVnni, kConvDirectAvx2, kConvPortable;
 
 // dispatch.cpp: the first supported row of that name ("auto": any) that takes it; null if none.
 const ConvKernel* find_conv(const char* name, const ConvShape& shape);

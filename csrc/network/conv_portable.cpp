@@ -53,10 +53,9 @@ void lay_out(const int8_t* weights, const ConvShape& s, void* to) {
   int16_t* laid = static_cast<int16_t*>(to);
   const Span span(s, kLanes);
   for (int64_t o = 0; o < s.out; ++o) {
-    const int64_t begin = o / span.group_out * span.group_in - span.begin(o);
     for (int64_t tap = 0; tap < s.taps(); ++tap)
       for (int64_t c = 0; c < span.group_in; ++c) {
-        const int64_t at = (o / kLanes * s.taps() + tap) * span.length + begin + c;
+        const int64_t at = (o / kLanes * s.taps() + tap) * span.length + span.within(o) + c;
         laid[at * kLanes + o % kLanes] = weights[(o * s.taps() + tap) * span.group_in + c];
       }
   }
