@@ -1,8 +1,8 @@
 // THE tables: which kernels there are, best first, and what each needs of the processor.
 #include <cstring>
 
-#include "network/conv3x3.h"
 #include "network/conv.h"
+#include "network/maps.h"
 #include "cpu.h"
 #include "kernels.h"
 #include "network/tail.h"
@@ -33,8 +33,9 @@ constexpr Kernel<QuantizePack> kQuantizePack[] = {
 };
 
 // Rows of whole layers stand beside their kernels, as constants.
-const Conv3x3Kernel kConv3x3[] = {kConv3x3Vnni, kConv3x3Avx2, kConv3x3Portable};
-const ConvKernel kConv[] = {kConvPortable};
+const ConvKernel kConv[] = {kConvWinogradVnni, kConvDirectVnni, kConvWinogradAvx2, kConvDirectAvx2,
+                            kConvPortable};
+const MapsKernel kMaps[] = {kMapsAvx512, kMapsAvx2, kMapsPortable};
 const SwinKernel kSwin[] = {kSwinVnni, kSwinAvx2, kSwinPortable};
 const TailKernel kTail[] = {kTailAvx512, kTailAvx2, kTailPortable};
 const SwinStepKernel kSwinStep[] = {kSwinStepBf16, kSwinStepAvx2, kSwinStepPortable};
@@ -74,14 +75,11 @@ std::string conv2d_names(const Conv2d& job) { return names(kConv2d, taking(job))
 const Kernel<QuantizePack>* find_quantize_pack(const char* name, const QuantizePack& job) {
   return find(kQuantizePack, name, taking(job));
 }
-const Conv3x3Kernel* find_conv3x3(const char* name, int bits) {
-  return find(kConv3x3, name, multiplying(bits));
-}
-std::string conv3x3_names(int bits) { return names(kConv3x3, multiplying(bits)); }
 const ConvKernel* find_conv(const char* name, const ConvShape& shape) {
   return find(kConv, name, taking(shape));
 }
 std::string conv_names(const ConvShape& shape) { return names(kConv, taking(shape)); }
+const MapsKernel& maps_kernel() { return *find(kMaps, "auto", kAll); }
 const SwinKernel* find_swin(const char* name, int bits) {
   return find(kSwin, name, multiplying(bits));
 }
@@ -95,7 +93,7 @@ std::string available(const char* op, int bits) {
   if (std::strcmp(op, "quantize_pack") == 0) return names(kQuantizePack, kAll);
   if (std::strcmp(op, "conv2d_float") == 0) return "native";
   if (std::strcmp(op, "conv") == 0) return names(kConv, kAll);
-  if (std::strcmp(op, "conv3x3") == 0) return conv3x3_names(bits);
+  if (std::strcmp(op, "conv3x3") == 0) return conv_names(shape_3x3(kMapLanes, bits, false));
   if (std::strcmp(op, "attention") == 0) return swin_names(bits);
   if (std::strcmp(op, "tail") == 0) return names(kTail, kAll);
   if (std::strcmp(op, "swin_step") == 0) return swin_step_names();

@@ -52,7 +52,7 @@ struct Kernel : Row {
   void (*run)(const Job&, int64_t first, int64_t last);
 };
 
-// conv2d/: winograd.cpp, direct_vnni.cpp, direct_avx2.cpp, table.cpp, vpopcnt.cpp
+// conv2d/: bytes.cpp (of network/conv.h), table.cpp, vpopcnt.cpp
 void conv2d_winograd_vnni(const Conv2d&, int64_t first, int64_t last);
 bool takes_winograd_vnni(const Conv2d&);
 void conv2d_winograd_avx2(const Conv2d&, int64_t first, int64_t last);

@@ -31,16 +31,14 @@ def takes(name, a, w, stride=(1, 1), padding=(0, 0)):
     _, kernel_h, kernel_w, _, _, words = w.words.shape
     if name.startswith("winograd"):
         same_size_3x3 = (kernel_h, kernel_w, *stride, *padding) == (3, 3, 1, 1, 1, 1)
-        return same_size_3x3 and a.groups == 1 and w.signed and max(a.bits, w.bits) <= 4
+        return same_size_3x3 and a.groups == 1 and max(a.bits, w.bits + (not w.signed)) <= 4
     if name == "vpopcnt":
         whole = a.groups == 1 or len(w.words) // a.groups % 8 == 0
         return whole and w.signed and a.bits == w.bits and a.bits in (2, 3)
     if name == "table":
         largest_sum = kernel_h * kernel_w * words * 64 * largest_a * largest_w
         return max(a.bits, w.bits) <= 2 and stride[1] == 1 and largest_sum <= 32767
-    if name == "direct-avx2":
-        return largest_w <= 128 and 2 * (2**a.bits - 1) * largest_w <= 32767
-    return name != "direct-vnni" or w.signed or w.bits < 8
+    return not name.startswith("direct") or w.signed or w.bits < 8
 
 
 def check(name, a, w, stride, padding, expected):

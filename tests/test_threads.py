@@ -324,15 +324,19 @@ with ThreadPoolExecutor(8) as pool:
 
 PORTABLE = (
     "network/residual_network.cpp",
-    "network/conv3x3_portable.cpp",
+    "network/conv_portable.cpp",
+    "network/maps_portable.cpp",
     "network/tail_portable.cpp",
     "network/swin_portable.cpp",
-    "network/swin_conv.cpp",
     "conv2d/float.cpp",
 )
 FASTER = (
-    "network/conv3x3_vnni.cpp",
-    "network/conv3x3_avx2.cpp",
+    "network/conv_winograd_vnni.cpp",
+    "network/conv_direct_vnni.cpp",
+    "network/conv_winograd_avx2.cpp",
+    "network/conv_direct_avx2.cpp",
+    "network/maps_avx512.cpp",
+    "network/maps_avx2.cpp",
     "network/tail_avx512.cpp",
     "network/tail_avx2.cpp",
     "network/swin_vnni.cpp",

@@ -1,6 +1,6 @@
-"""The integer Winograd transforms of csrc/network/conv3x3_*.cpp are the 3x3 convolution, multiplied
-out. The matrices are those that the kernels are compiled from: weights and constants are laid out
-by them, and what is done with vectors is held to them when it is compiled (`computes`).
+"""The integer Winograd transforms of csrc/network/conv_winograd_*.cpp are the 3x3 convolution,
+multiplied out. The matrices are those that the kernels are compiled from: weights and constants are
+laid out by them, and what is done with vectors is held to them when it is compiled (`computes`).
 """
 
 import ast
@@ -11,7 +11,7 @@ import pytest
 
 from qsr.system import native
 
-ROWS = {"winograd-vnni": "conv3x3_vnni.cpp", "winograd-avx2": "conv3x3_avx2.cpp"}
+ROWS = {"winograd-vnni": "conv_winograd_vnni.cpp", "winograd-avx2": "conv_winograd_avx2.cpp"}
 
 
 def constant(name, key):

@@ -16,9 +16,9 @@
 #include <thread>
 #include <vector>
 
+#include "network/maps.h"
 #include "network/residual_network.h"
 #include "network/swin.h"
-#include "network/swin_conv.h"
 #include "network/tail.h"
 
 namespace {
@@ -75,19 +75,19 @@ struct Maps {
 // Head and body of QuantSR-C, and the tail.
 struct Convolutional {
   const Weights& weights;
-  const qsr::Conv3x3Kernel& row;
+  const qsr::ConvKernel& row;
   const qsr::TailKernel& tail;
   std::vector<uint8_t> laid_out;
   std::vector<qsr::PackedLayer> layers;
 
-  Convolutional(const Weights& w, const qsr::Conv3x3Kernel& r, const qsr::TailKernel& t)
+  Convolutional(const Weights& w, const qsr::ConvKernel& r, const qsr::TailKernel& t)
       : weights(w), row(r), tail(t) {
-    const int64_t bytes = row.laid_out_bytes(kChannels, kChannels);
+    const auto shape = [](int64_t i) { return qsr::shape_3x3(kChannels, kBits, i % 2 == 0); };
+    const int64_t bytes = row.laid_out_bytes(shape(0));
     laid_out.resize(kLayers * bytes);
     for (int64_t i = 0; i < kLayers; ++i) {
       uint8_t* to = laid_out.data() + i * bytes;
-      row.lay_out(w.codes.data() + i * 9 * kChannels * kChannels, kChannels, kChannels, i % 2 == 0,
-                  kBits, to);
+      row.lay_out(w.codes.data() + i * 9 * kChannels * kChannels, shape(i), to);
       const float* array = w.values.data() + 64 * i;
       const float low = i % 2 == 0 ? -8.0f : 0.0f;
       layers.push_back({to, array, array + 1, array + 2, 0.3f, low, low + 15.0f, i % 2 == 0});
@@ -142,12 +142,11 @@ struct Transformer {
     a.q = a.k = a.v = {0.3f, -8.0f, 7.0f, 0};
     a.q.offset = 8, a.p = {0.1f, 0.0f, 15.0f, 0}, a.bias = weights.position_bias.data();
     run(row.layer, job, kPixels / a.pixels);
-    qsr::Finish finish{};
-    finish.scale = finish.bias = finish.tau = values;
-    finish.step = 0.3f, finish.low = -8.0f, finish.high = 7.0f;
-    finish.codes = {maps.workspace.data(), kHeight, kWidth, kChannels};
+    const qsr::FloatMap stream{maps.stream.data(), kWidth * kChannels, kChannels, kChannels};
+    const qsr::CodeMap codes{maps.workspace.data(), kHeight, kWidth, kChannels, kChannels,
+                             qsr::Frame::around(kHeight, kWidth, 1, 1)};
     parallel(kHeight, 0, [&](int64_t first, int64_t last) {
-      qsr::quantize_map(maps.stream.data(), finish, first, last);
+      qsr::kMapsPortable.quantize(stream, {codes, values, 0.3f, -8.0f, 7.0f}, first, last);
     });
   }
 };
@@ -191,14 +190,15 @@ bool rows(const std::vector<const Row*>& table, const Check& check) {
 }
 
 #ifdef QSR_ALL_ROWS
-const std::vector<const qsr::Conv3x3Kernel*> kConvolutions = {
-    &qsr::kConv3x3Vnni, &qsr::kConv3x3Avx2, &qsr::kConv3x3Portable};
+const std::vector<const qsr::ConvKernel*> kConvolutions = {
+    &qsr::kConvWinogradVnni, &qsr::kConvDirectVnni, &qsr::kConvWinogradAvx2, &qsr::kConvDirectAvx2,
+    &qsr::kConvPortable};
 const std::vector<const qsr::TailKernel*> kTails = {&qsr::kTailAvx512, &qsr::kTailAvx2,
                                                    &qsr::kTailPortable};
 const std::vector<const qsr::SwinKernel*> kSwins = {&qsr::kSwinVnni, &qsr::kSwinAvx2,
                                                    &qsr::kSwinPortable};
 #else
-const std::vector<const qsr::Conv3x3Kernel*> kConvolutions = {&qsr::kConv3x3Portable};
+const std::vector<const qsr::ConvKernel*> kConvolutions = {&qsr::kConvPortable};
 const std::vector<const qsr::TailKernel*> kTails = {&qsr::kTailPortable};
 const std::vector<const qsr::SwinKernel*> kSwins = {&qsr::kSwinPortable};
 #endif
@@ -210,11 +210,11 @@ int main(int argc, char** argv) {
   const int threads = std::atoi(argv[1]), calls = std::atoi(argv[2]);
   const bool shared = argc > 3 && std::strcmp(argv[3], "shared") == 0;
   const Weights weights;
-  bool right = rows(kConvolutions, [&](const qsr::Conv3x3Kernel& row) {
+  bool right = rows(kConvolutions, [&](const qsr::ConvKernel& row) {
     return together(Convolutional(weights, row, qsr::kTailPortable), threads, calls, shared);
   });
   right &= rows(kTails, [&](const qsr::TailKernel& row) {
-    return together(Convolutional(weights, qsr::kConv3x3Portable, row), threads, calls, shared);
+    return together(Convolutional(weights, qsr::kConvPortable, row), threads, calls, shared);
   });
   right &= rows(kSwins, [&](const qsr::SwinKernel& row) {
     return together(Transformer{weights, row}, threads, calls, shared);

@@ -11,12 +11,13 @@
 // scale, bias and tau 0, so their codes are 0 and need no special case.
 #pragma once
 #include <cstdint>
+#include <cstring>
+#include <new>
 #include <string>
 
 #include "cpu.h"
 
 namespace qsr {
-inline namespace steps {
 
 constexpr int64_t kMapLanes = 16;  // the channels of a map are a multiple of this
 constexpr int64_t kMapTile = 4;    // tiles of kernels are 2x2 or 4x4 outputs
@@ -106,11 +107,22 @@ struct Finish {
 struct ConvShape {
   int64_t in, out, groups;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
+  int64_t pad_h, pad_w;      // above and left; below and right follows from the size of a result
   int in_bits, weight_bits;  // weights are signed
   bool in_signed;
 
   int64_t taps() const { return kernel_h * kernel_w; }
+  // What Winograd's tiles compute.
+  bool is_3x3() const {
+    return kernel_h == 3 && kernel_w == 3 && stride_h == 1 && stride_w == 1 && dilation_h == 1 &&
+           dilation_w == 1 && pad_h == 1 && pad_w == 1 && groups == 1;
+  }
 };
+
+// A 3x3 layer inside a network: as many outputs as inputs, of equal bits, the picture keeps its size.
+constexpr ConvShape shape_3x3(int64_t channels, int bits, bool is_signed) {
+  return {channels, channels, 1, 3, 3, 1, 1, 1, 1, 1, 1, bits, bits, is_signed};
+}
 
 // The input channels that `block` outputs together take, counted from a multiple of it: a range of
 // one length for all blocks, in fours. Where it reaches over a group, the weights of the others'
@@ -140,10 +152,9 @@ struct Span {
 
 struct Conv {
   ConvShape shape;
-  CodeMap in;            // its frame is at least the padding
-  int64_t pad_h, pad_w;  // above and left; what lies below and right follows from the result's size
+  CodeMap in;             // its frame is at least the padding, in whole tiles
   int64_t height, width;  // of the result
-  const void* weights;   // laid out by the row that runs, for this shape
+  const void* weights;    // laid out by the row that runs, for this shape
   Finish finish;
 };
 
@@ -159,16 +170,36 @@ struct ConvKernel : Row {
   void (*run)(const Conv&, int64_t first, int64_t last, void* scratch);
 };
 
-// conv_direct_vnni.cpp and conv_direct_avx2.cpp, by conv_direct.h; conv_portable.cpp
-extern const ConvKernel kConvDirectVnni, kConvDirectAvx2, kConvPortable;
+// conv_winograd_vnni.cpp and conv_winograd_avx2.cpp, by conv_winograd.h; conv_direct_vnni.cpp and
+// conv_direct_avx2.cpp, by conv_direct.h; conv_portable.cpp
+extern const ConvKernel kConvWinogradVnni, kConvDirectVnni, kConvWinogradAvx2, kConvDirectAvx2,
+    kConvPortable;
+
+// Zeros, aligned to 64 bytes.
+class Bytes {
+ public:
+  explicit Bytes(int64_t count)
+      : data_(::operator new(static_cast<size_t>(count) + 1, std::align_val_t{64})) {
+    std::memset(data_, 0, static_cast<size_t>(count));
+  }
+  ~Bytes() { ::operator delete(data_, std::align_val_t{64}); }
+  Bytes(const Bytes&) = delete;
+  Bytes& operator=(const Bytes&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+// run, with scratch of its own.
+inline void run_strips(const ConvKernel& kernel, const Conv& job, int64_t first, int64_t last) {
+  const Bytes scratch(kernel.scratch_bytes(job.shape));
+  kernel.run(job, first, last, scratch.data());
+}
 
 // dispatch.cpp: the first supported row of that name ("auto": any) that takes it; null if none.
 const ConvKernel* find_conv(const char* name, const ConvShape& shape);
 // Comma-separated names of the supported rows that take it, best first.
 std::string conv_names(const ConvShape& shape);
 
-// Rows [first, last) of the picture, and the frame beside them, above the first and below the last.
-void zero_frame(const CodeMap& map, int64_t first, int64_t last);
-
-}  // namespace steps
 }  // namespace qsr

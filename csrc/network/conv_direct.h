@@ -158,22 +158,23 @@ __attribute__((noinline)) void direct_block(const Conv& job, const DirectLayout&
   const int32_t* start = static_cast<const int32_t*>(job.weights) + o;
   const int8_t* weights = static_cast<const int8_t*>(job.weights) + layout.starts_bytes() +
                           first * layout.bytes_each;
-  const uint8_t* line = job.in.at(y * job.shape.stride_h - job.pad_h, -job.pad_w) + layout.span.begin(o);
-  alignas(64) int32_t room[P + kRun][V][kLanes];
+  const uint8_t* line = job.in.at(y * job.shape.stride_h - job.shape.pad_h, -job.shape.pad_w) + layout.span.begin(o);
+  alignas(64) int32_t room[P + kRun][V][kLanes];  // a last tile may begin before the run
   const auto sums = room + P;
   for (int64_t x = 0; x < job.width; x += kRun) {
     const int64_t count = job.width - x < kRun ? job.width - x : kRun;
-    const auto tile = [&]<int pixels>(std::integral_constant<int, pixels>, int64_t i) QSR_INLINED {
-      direct_tile<V, pixels, is_signed, is_wide>(taps, line + (x + i) * taps.pixel, weights, start,
-                                                 sums + i);
+    const auto tile = [&](auto pixels, int64_t i) QSR_INLINED {
+      direct_tile<V, decltype(pixels)::value, is_signed, is_wide>(
+          taps, line + (x + i) * taps.pixel, weights, start, sums + i);
     };
+    const std::integral_constant<int, P> whole;
+    const std::integral_constant<int, 1> single;
     int64_t i = 0;
-    for (; i + P <= count; i += P) tile(std::integral_constant<int, P>(), i);
-    if (i < count && x + count >= P) {  // the last tile ends with the run, and begins as it must
-      tile(std::integral_constant<int, P>(), count - P);
-    } else {
-      for (; i < count; ++i) tile(std::integral_constant<int, 1>(), i);
-    }
+    for (; i + P <= count; i += P) tile(whole, i);
+    if (i < count && x + count >= P)
+      tile(whole, count - P);  // it ends with the run, and begins where it must, if before it
+    else
+      for (; i < count; ++i) tile(single, i);
     for (int v = 0; v < V; ++v)
       finish_run<V>(job, sums, o + v * kLanes, v, y, x, count);
   }

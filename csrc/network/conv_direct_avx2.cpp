@@ -12,11 +12,10 @@
 #include <immintrin.h>
 
 namespace qsr {
-inline namespace steps {
 namespace {
 
 #define QSR_AVX2
-#include "network/finish_steps.h"
+#include "network/finish.h"
 
 constexpr int kLanes = 8, kMostVectors = 2;
 constexpr int kPixels[kMostVectors + 1] = {0, 6, 4};
@@ -66,16 +65,13 @@ void run(const Conv& job, int64_t first, int64_t last, void*) {
 const ConvKernel kConvDirectAvx2 = {"direct-avx2", has_avx2, kRows, takes, laid_out_bytes,
                                     lay_out,   scratch_bytes, run};
 
-}  // namespace steps
 }  // namespace qsr
 #pragma GCC pop_options
 
 #else
 
 namespace qsr {
-inline namespace steps {
 const ConvKernel kConvDirectAvx2 = {"direct-avx2", has_avx2, 1, nullptr, nullptr, nullptr, nullptr, nullptr};
-}  // namespace steps
 }  // namespace qsr
 
 #endif

@@ -11,11 +11,10 @@
 #include <immintrin.h>
 
 namespace qsr {
-inline namespace steps {
 namespace {
 
 #define QSR_AVX512
-#include "network/finish_steps.h"
+#include "network/finish.h"
 
 constexpr int kLanes = 16, kMostVectors = 4;
 constexpr int kPixels[kMostVectors + 1] = {0, 16, 12, 8, 6};
@@ -55,16 +54,13 @@ void run(const Conv& job, int64_t first, int64_t last, void*) {
 const ConvKernel kConvDirectVnni = {"direct-vnni", has_vnni, kRows, takes, laid_out_bytes,
                                     lay_out,   scratch_bytes, run};
 
-}  // namespace steps
 }  // namespace qsr
 #pragma GCC pop_options
 
 #else
 
 namespace qsr {
-inline namespace steps {
 const ConvKernel kConvDirectVnni = {"direct-vnni", has_vnni, 1, nullptr, nullptr, nullptr, nullptr, nullptr};
-}  // namespace steps
 }  // namespace qsr
 
 #endif

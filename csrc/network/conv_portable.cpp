@@ -3,35 +3,14 @@
 //
 // Sums over the input channels of one tap are kept in 16 bits as long as they fit: for up to 4 bits
 // 256 of 15 * 8 do. That was measured at 12 GMAC/s with SSE2 alone, and 32 bits at 2.
-#include <cstring>
-
 #include "cpu.h"
 #include "network/conv.h"
 
 namespace qsr {
-inline namespace steps {
-
-void zero_frame(const CodeMap& map, int64_t first, int64_t last) {
-  const auto zero = [&](int64_t y, int64_t from, int64_t to) {
-    if (map.pitch == map.channels) {
-      std::memset(map.at(y, from), 0, static_cast<size_t>((to - from) * map.pitch));
-      return;
-    }
-    for (int64_t x = from; x < to; ++x)
-      std::memset(map.at(y, x), 0, static_cast<size_t>(map.channels));
-  };
-  const int64_t begin = first == 0 ? -map.frame.top : first;
-  const int64_t end = last == map.height ? last + map.frame.bottom : last;
-  for (int64_t y = begin; y < end; ++y) {
-    const bool inside = y >= 0 && y < map.height;
-    zero(y, -map.frame.left, inside ? 0 : map.width);
-    zero(y, map.width, map.width + map.frame.right);
-  }
-}
 
 namespace {
 
-#include "network/finish_steps.h"
+#include "network/finish.h"
 
 constexpr int kLanes = 8;
 typedef Vector<4>::Int Int;
@@ -72,8 +51,8 @@ Sums sums(const Conv& job, const Span& span, int64_t chunk, int64_t y, int64_t x
   Sums total = {};
   for (int64_t dy = 0; dy < s.kernel_h; ++dy)
     for (int64_t dx = 0; dx < s.kernel_w; ++dx) {
-      const uint8_t* a = job.in.at(y * s.stride_h + dy * s.dilation_h - job.pad_h,
-                                   x * s.stride_w + dx * s.dilation_w - job.pad_w) +
+      const uint8_t* a = job.in.at(y * s.stride_h + dy * s.dilation_h - job.shape.pad_h,
+                                   x * s.stride_w + dx * s.dilation_w - job.shape.pad_w) +
                          span.begin(o);
       for (int64_t c = 0; c < span.length; c += chunk) {
         Short sum = {};
@@ -108,5 +87,4 @@ void run(const Conv& job, int64_t first, int64_t last, void*) {
 const ConvKernel kConvPortable = {"portable",    anywhere, 1,   takes, laid_out_bytes,
                                   lay_out, scratch_bytes, run};
 
-}  // namespace steps
 }  // namespace qsr

@@ -1,89 +1,239 @@
-// What follows the sums of a layer (conv3x3.h), for n channels of a pixel at a time: one source for
-// every instruction set, in the compiler's own vectors. A file includes this after it has chosen
+// What follows the sums of a convolution (conv.h), for n channels of a pixel at a time: one source
+// for every instruction set, in the compiler's own vectors. A file includes this after it has chosen
 // its target, inside its own anonymous namespace, so that no two targets share a compiled copy.
 //
 // The formulas are those of qsr/integer/reference.py, bit for bit: a division where it divides, and
 // no fused multiply-add (-ffp-contract=off). Multiplying by 1 / step instead would save 1 % of a
 // layer and change codes at the thresholds.
+//
+// What networks do often is compiled, a template for each chain of operations (`with_finish`): their
+// constants stay in registers. Any other chain is gone through pixel by pixel.
 
 #include "vectors.h"
 
-// The finish of channels [c, c + n): made once for many pixels, so that all constants are loaded.
-template <int n, bool has_residual>
-struct Finisher {
-  typedef typename Vector<n>::Float Float;
-  typedef typename Vector<n>::Int Int;
-  typedef typename Vector<n>::Byte Byte;
-  Float scale, bias, least, shortcut, tau, step, low, high;
-  const float *residual, *skips;
-  int64_t skip_count;
-  float* out;
-  uint8_t* codes;
+template <int n>
+QSR_INLINE typename Vector<n>::Float load(const float* from) {
+  return *(const typename Vector<n>::Float*)from;
+}
 
-  static QSR_INLINE Float load(const float* from) { return *(const Float*)from; }
-
-  // shrink: what the kernel's sums must be multiplied by; a power of two, so nothing is rounded.
-  QSR_INLINE Finisher(const Finish& f, int64_t c, float shrink)
-      : scale(load(f.scale + c) * shrink),
-        bias(load(f.bias + c)),
-        least(Float{} + (f.relu ? 0.0f : -__builtin_inff())),
-        shortcut(Float{} + f.shortcut),
-        tau(f.codes.data ? load(f.tau + c) : Float{}),
-        step(Float{} + f.step),
-        low(Float{} + f.low),
-        high(Float{} + f.high),
-        residual(has_residual ? f.residual + c : nullptr),
-        skips(f.skips),
-        skip_count(f.skip_count),
-        out(f.out ? f.out + c : nullptr),
-        codes(f.codes.data ? f.codes.data + c : nullptr) {}
-
-  // at: where the pixel begins in a float map; code_at: in the map of codes.
-  QSR_INLINE void operator()(Int sum, int64_t at, int64_t code_at) const {
-    Float y = __builtin_convertvector(sum, Float) * scale + bias;
-    if (has_residual) {
-      y = shortcut * load(residual + at) + y;
-      for (int64_t i = 0; i < skip_count; ++i) y = skips[i] * y;
-      if (out) *(Float*)(out + at) = y;
-    } else {
-      y = y < least ? least : y;
-    }
-    if (codes) quantize(y, code_at);
+// n numbers of a map, of which `left` are there.
+template <int n>
+QSR_INLINE typename Vector<n>::Float load_some(const float* from, int64_t left) {
+  if (left >= n) return load<n>(from);
+  typename Vector<n>::Float x = {};
+  for (int64_t k = 0; k < left; ++k) x[k] = from[k];
+  return x;
+}
+template <int n>
+QSR_INLINE void store_some(float* to, int64_t left, typename Vector<n>::Float x) {
+  if (left >= n) {
+    *(typename Vector<n>::Float*)to = x;
+    return;
   }
+  for (int64_t k = 0; k < left; ++k) to[k] = x[k];
+}
 
-  QSR_INLINE void quantize(Float y, int64_t code_at) const {
-    Float t = (y + tau) / step;
-    t = t < low ? low : t;
-    t = t > high ? high : t;
-    *(Byte*)(codes + code_at) = low_bytes<n>(nearest<n>(t) & (Int)(t == t));
+// Channels [c, c + n) of a map.
+template <int n>
+struct Lanes {
+  float* data;
+  int64_t row, pixel, left;
+  QSR_INLINE Lanes(const FloatMap& map, int64_t c)
+      : data(map.data ? map.data + c : nullptr),
+        row(map.row),
+        pixel(map.pixel),
+        left(map.channels - c) {}
+  QSR_INLINE typename Vector<n>::Float load(int64_t y, int64_t x) const {
+    return load_some<n>(data + y * row + x * pixel, left);
+  }
+  QSR_INLINE void store(int64_t y, int64_t x, typename Vector<n>::Float value) const {
+    store_some<n>(data + y * row + x * pixel, left, value);
   }
 };
 
-// The sums themselves, of channels [c, c + n) of one pixel.
+template <int n, Op op>
+struct Applied {
+  typedef typename Vector<n>::Float Float;
+  Float constant;  // slopes, or the factor
+  const float* array;
+  int64_t count;
+  Lanes<n> map;
+
+  QSR_INLINE Applied(const Operation& o, int64_t c)
+      : constant(op == Op::kLeaky ? load<n>(o.array + c) : Float{} + o.factor),
+        array(o.array),
+        count(o.count),
+        map(o.map, c) {}
+
+  QSR_INLINE Float operator()(Float v, int64_t y, int64_t x) const {
+    if constexpr (op == Op::kRelu) return v < 0.0f ? Float{} : v;
+    if constexpr (op == Op::kLeaky) return v > 0.0f ? v : v * constant;
+    if constexpr (op == Op::kAdd) return constant * map.load(y, x) + v;
+    if constexpr (op == Op::kMultiply) return map.load(y, x) * v;
+    for (int64_t i = 0; i < count; ++i) v = array[i] * v;
+    return v;
+  }
+};
+
+// A chain of operations, one after another.
+template <int n, Op... ops>
+struct Chain {
+  QSR_INLINE Chain(const Operation*, int64_t) {}
+  QSR_INLINE typename Vector<n>::Float operator()(typename Vector<n>::Float v, int64_t,
+                                                  int64_t) const {
+    return v;
+  }
+};
+template <int n, Op first, Op... others>
+struct Chain<n, first, others...> {
+  Applied<n, first> one;
+  Chain<n, others...> rest;
+  QSR_INLINE Chain(const Operation* o, int64_t c) : one(*o, c), rest(o + 1, c) {}
+  QSR_INLINE typename Vector<n>::Float operator()(typename Vector<n>::Float v, int64_t y,
+                                                  int64_t x) const {
+    return rest(one(v, y, x), y, x);
+  }
+};
+
+// Any chain of operations: looked up for each pixel.
+template <int n>
+struct AnyChain {
+  const Finish& f;
+  int64_t c;
+  QSR_INLINE AnyChain(const Finish& f, int64_t c) : f(f), c(c) {}
+  QSR_INLINE typename Vector<n>::Float operator()(typename Vector<n>::Float v, int64_t y,
+                                                  int64_t x) const {
+    for (int i = 0; i < f.operation_count; ++i) {
+      const Operation& o = f.operations[i];
+      switch (o.op) {
+        case Op::kRelu: v = Applied<n, Op::kRelu>(o, c)(v, y, x); break;
+        case Op::kLeaky: v = Applied<n, Op::kLeaky>(o, c)(v, y, x); break;
+        case Op::kAdd: v = Applied<n, Op::kAdd>(o, c)(v, y, x); break;
+        case Op::kMultiply: v = Applied<n, Op::kMultiply>(o, c)(v, y, x); break;
+        case Op::kFactors: v = Applied<n, Op::kFactors>(o, c)(v, y, x); break;
+      }
+    }
+    return v;
+  }
+};
+
+// clamp(round(t)): halves to even, NaN gives 0.
+template <int n>
+QSR_INLINE typename Vector<n>::Byte code_bytes(typename Vector<n>::Float t,
+                                               typename Vector<n>::Float low,
+                                               typename Vector<n>::Float high) {
+  t = t < low ? low : t;
+  t = t > high ? high : t;
+  return low_bytes<n>(nearest<n>(t) & (typename Vector<n>::Int)(t == t));
+}
+
+// Channels [c, c + n) of the codes of one reader.
+template <int n>
+struct Coder {
+  typedef typename Vector<n>::Float Float;
+  Float tau, step, low, high;
+  uint8_t* codes;
+  int64_t row, pitch;
+
+  QSR_INLINE Coder(const CodeStore& store, int64_t c)
+      : tau(store.map.data ? load<n>(store.tau + c) : Float{}),
+        step(Float{} + store.step),
+        low(Float{} + store.low),
+        high(Float{} + store.high),
+        codes(store.map.data ? store.map.at(0, 0) + c : nullptr),
+        row(store.map.row()),
+        pitch(store.map.pitch) {}
+
+  QSR_INLINE void operator()(Float v, int64_t y, int64_t x) const {
+    *(typename Vector<n>::Byte*)(codes + y * row + x * pitch) =
+        code_bytes<n>((v + tau) / step, low, high);
+  }
+};
+
+// The finish of channels [c, c + n): made once for many pixels, so that constants are loaded.
+// code_count: how many readers; -1: any number, looked up for each pixel.
+template <int n, class Operations, int code_count>
+struct Finisher {
+  typedef typename Vector<n>::Float Float;
+  Float scale, bias;
+  Operations operations;
+  Lanes<n> out;
+  Coder<n> coder;  // of the first reader
+  const Finish& f;
+  int64_t c;
+
+  // shrink: what the kernel's sums must be multiplied by; a power of two, so nothing is rounded.
+  QSR_INLINE Finisher(const Finish& f, int64_t c, float shrink, const Operations& operations)
+      : scale(load<n>(f.scale + c) * shrink),
+        bias(load<n>(f.bias + c)),
+        operations(operations),
+        out(f.out, c),
+        coder(f.codes[0], c),
+        f(f),
+        c(c) {}
+
+  QSR_INLINE void operator()(typename Vector<n>::Int sum, int64_t y, int64_t x) const {
+    finish(__builtin_convertvector(sum, Float) * scale + bias, y, x);
+  }
+
+  // The same from a value on that was no sum.
+  QSR_INLINE void finish(Float v, int64_t y, int64_t x) const {
+    v = operations(v, y, x);
+    if (out.data) out.store(y, x, v);
+    if constexpr (code_count == 1) coder(v, y, x);
+    if constexpr (code_count == -1)
+      for (int i = 0; i < f.code_count; ++i) Coder<n>(f.codes[i], c)(v, y, x);
+  }
+};
+
+// The sums themselves, of channels [c, c + n).
 template <int n>
 struct SumStore {
   int32_t* sums;
-  int64_t channels;  // that a pixel has from c on
+  int64_t row, pixel, left;
   int shift;
-  QSR_INLINE void operator()(typename Vector<n>::Int sum, int64_t at, int64_t) const {
+  QSR_INLINE void operator()(typename Vector<n>::Int sum, int64_t y, int64_t x) const {
     sum >>= shift;
-    if (channels >= n)
-      *(typename Vector<n>::Int*)(sums + at) = sum;
+    int32_t* to = sums + y * row + x * pixel;
+    if (left >= n)
+      *(typename Vector<n>::Int*)to = sum;
     else
-      for (int64_t k = 0; k < channels; ++k) sums[at + k] = sum[k];
+      for (int64_t k = 0; k < left; ++k) to[k] = sum[k];
   }
 };
 
-// use(finish, channels): with what becomes of the sums of channels [c, c + n), which are 2^shift
-// times too large, and how many channels a pixel has in the map that `at` counts in.
+template <Op... ops>
+bool is_chain(const Finish& f) {
+  constexpr Op chain[] = {ops..., Op::kRelu};  // one more, as no array is empty
+  if (f.operation_count != sizeof...(ops)) return false;
+  for (int i = 0; i < f.operation_count; ++i)
+    if (f.operations[i].op != chain[i]) return false;
+  return true;
+}
+
+// use(finish): with what becomes of the sums of channels [c, c + n), which are 2^shift times too
+// large, of a result of this width.
 template <int n, class Use>
-QSR_INLINE void with_finish(const Conv3x3& job, int64_t c, int shift, const Use& use) {
-  const Finish& f = job.finish;
+QSR_INLINE void with_finish(const Finish& f, int64_t width, int64_t c, int shift, const Use& use) {
   const float shrink = 1.0f / static_cast<float>(1 << shift);
-  if (f.sums)
-    use(SumStore<n>{f.sums + c, f.sum_channels - c, shift}, f.sum_channels);
-  else if (f.residual)
-    use(Finisher<n, true>(f, c, shrink), job.out_channels);
-  else
-    use(Finisher<n, false>(f, c, shrink), job.out_channels);
+  if (f.sums) {
+    use(SumStore<n>{f.sums + c, width * f.sum_channels, f.sum_channels, f.sum_channels - c, shift});
+    return;
+  }
+#define QSR_CHAIN(codes, ...)                                                        \
+  if (f.code_count == codes && is_chain<__VA_ARGS__>(f)) {                           \
+    typedef Chain<n, ##__VA_ARGS__> Operations;                                      \
+    use(Finisher<n, Operations, codes>(f, c, shrink, Operations(f.operations, c))); \
+    return;                                                                        \
+  }
+  QSR_CHAIN(0)
+  QSR_CHAIN(0, Op::kAdd)
+  QSR_CHAIN(1)
+  QSR_CHAIN(1, Op::kRelu)
+  QSR_CHAIN(1, Op::kLeaky)
+  QSR_CHAIN(1, Op::kLeaky, Op::kAdd)
+  QSR_CHAIN(1, Op::kAdd)
+  QSR_CHAIN(1, Op::kAdd, Op::kFactors)
+#undef QSR_CHAIN
+  use(Finisher<n, AnyChain<n>, -1>(f, c, shrink, AnyChain<n>(f, c)));
 }

@@ -15,6 +15,7 @@
 
 #include "cpu.h"
 #include "kernels.h"
+#include "network/maps.h"
 
 namespace qsr {
 namespace {
@@ -36,21 +37,10 @@ struct Maps {
     };
     picture = reinterpret_cast<float*>(take((height + 2) * (width + 2) * 3 * sizeof(float)));
     shallow = reinterpret_cast<float*>(take(height * width * channels * sizeof(float)));
-    a = b = {nullptr, height, width, channels};
+    a = b = {nullptr, height, width, channels, channels, Frame::around(height, width, 1, 1)};
     a.data = take(a.bytes()), b.data = take(b.bytes());
   }
 };
-
-void zero_frame(const CodeMap& map) {
-  const int64_t below = 1 + whole_tiles(map.height) - map.height;
-  const int64_t right = 1 + whole_tiles(map.width) - map.width;
-  std::memset(map.data, 0, map.row());
-  for (int64_t y = 0; y < map.height; ++y) {
-    std::memset(map.at(y, -1), 0, map.channels);
-    std::memset(map.at(y, map.width), 0, right * map.channels);
-  }
-  std::memset(map.at(map.height, -1), 0, below * map.row());
-}
 
 // Rows [first, last) of the framed picture: (lr - mean) * range, channels last.
 void normalize(const ResidualNetwork& net, float* picture, int64_t first, int64_t last) {
@@ -67,26 +57,21 @@ void normalize(const ResidualNetwork& net, float* picture, int64_t first, int64_
 }
 
 // Rows [first, last) of the way into the body: the stream and the codes of its first layer.
-QSR_CLONES void enter(const Finish& f, int64_t width, int64_t channels, int64_t first,
-                      int64_t last) {
+QSR_CLONES void enter(const Finish& f, const FloatMap& shallow, int64_t first, int64_t last) {
   constexpr int kLanes = 16;
+  const int64_t channels = shallow.channels;
   for (int64_t c = 0; c < channels; c += kLanes) {
-    const Finisher<kLanes, true> finish(f, c, 1.0f);
+    typedef Chain<kLanes, Op::kFactors> Factors;
+    const Finisher<kLanes, Factors, 1> finish(f, c, 1.0f, Factors(f.operations, c));
+    const Lanes<kLanes> from(shallow, c);
     for (int64_t y = first; y < last; ++y)
-      for (int64_t x = 0; x < width; ++x) {
-        const int64_t at = (y * width + x) * channels;
-        Vector<kLanes>::Float value = finish.load(finish.residual + at);
-        for (int64_t i = 0; i < f.skip_count; ++i) value = f.skips[i] * value;
-        if (finish.out) *(Vector<kLanes>::Float*)(finish.out + at) = value;
-        finish.quantize(value, f.codes.at(y, x) - f.codes.data);
-      }
+      for (int64_t x = 0; x < shallow.row / channels; ++x) finish.finish(from.load(y, x), y, x);
   }
 }
 
 // The part of a finish that makes the codes of `next`.
 void codes_for(Finish& f, const PackedLayer& next, const CodeMap& to) {
-  f.codes = to;
-  f.tau = next.tau, f.step = next.step, f.low = next.low, f.high = next.high;
+  f.codes[f.code_count++] = {to, next.tau, next.step, next.low, next.high};
 }
 
 }  // namespace
@@ -95,10 +80,13 @@ int64_t workspace_bytes(int64_t height, int64_t width, int64_t channels) {
   return Maps(nullptr, height, width, channels).bytes;
 }
 
-void run(const ResidualNetwork& net, const Conv3x3Kernel& kernel, const Parallel& parallel) {
+void run(const ResidualNetwork& net, const ConvKernel& kernel, const Parallel& parallel) {
   const Maps maps(net.workspace, net.height, net.width, net.channels);
-  float* deep = net.features;
-  zero_frame(maps.a), zero_frame(maps.b);
+  const auto map_of = [&](float* data) {
+    return FloatMap{data, net.width * net.channels, net.channels, net.channels};
+  };
+  const FloatMap shallow = map_of(maps.shallow), deep = map_of(net.features);
+  zero_frame(maps.a, 0, net.height), zero_frame(maps.b, 0, net.height);
 
   std::vector<int64_t> kept;
   for (int64_t i = 0; i < net.blocks; ++i)
@@ -106,7 +94,8 @@ void run(const ResidualNetwork& net, const Conv3x3Kernel& kernel, const Parallel
   kept.push_back(net.blocks);  // the convolution after the body
   // The shortcuts between block `from` and the next that runs.
   const auto skip = [&](Finish& f, int64_t from, int64_t to) {
-    f.skips = net.shortcuts + from, f.skip_count = to - from;
+    if (to > from)
+      f.operations[f.operation_count++] = {Op::kFactors, 0, net.shortcuts + from, to - from, {}};
   };
 
   parallel(net.height + 2 * kReach, net.width * 6,
@@ -118,41 +107,43 @@ void run(const ResidualNetwork& net, const Conv3x3Kernel& kernel, const Parallel
   head.kernel_h = head.kernel_w = 3, head.out_channels = head.out_channels_padded = net.channels;
   Finish entry{};
   entry.scale = entry.bias = net.head_bias;  // not used: there are no sums
-  entry.residual = maps.shallow;
-  skip(entry, 0, kept[0]);
+  entry.operations[0] = {Op::kFactors, 0, net.shortcuts, kept[0], {}};
   if (kept[0] > 0) entry.out = deep;
   codes_for(entry, net.layers[2 * kept[0]], maps.a);
   parallel(net.height, net.width * net.channels * 32, [&](int64_t first, int64_t last) {
     for (int64_t y = first; y < last; ++y) {  // a row at a time, while it is in the cache
       conv2d_float(head, y, y + 1);
-      enter(entry, net.width, net.channels, y, y + 1);
+      enter(entry, shallow, y, y + 1);
     }
   });
 
   const auto layer = [&](int64_t index, const CodeMap& in, const Finish& finish) {
-    Conv3x3 job{
-        in, net.layers[index].is_signed, net.bits, net.layers[index].weights, net.channels, finish};
-    job.finish.scale = net.layers[index].scale, job.finish.bias = net.layers[index].bias;
+    const PackedLayer& of = net.layers[index];
+    Conv job{shape_3x3(net.channels, net.bits, of.is_signed), in, net.height, net.width, of.weights,
+             finish};
+    job.finish.scale = of.scale, job.finish.bias = of.bias;
     parallel((net.height + kernel.rows - 1) / kernel.rows,
              kernel.rows * net.width * net.channels * net.channels / 8,
-             [&](int64_t first, int64_t last) { kernel.run(job, first, last); });
+             [&](int64_t first, int64_t last) { run_strips(kernel, job, first, last); });
   };
-  const float* stream = kept[0] > 0 ? deep : maps.shallow;
+  FloatMap stream = kept[0] > 0 ? deep : shallow;
   for (size_t k = 0; k + 1 < kept.size(); ++k) {
     const int64_t block = kept[k], next = kept[k + 1];
     Finish middle{};
-    middle.relu = true;
+    middle.operations[middle.operation_count++].op = Op::kRelu;
     codes_for(middle, net.layers[2 * block + 1], maps.b);
     layer(2 * block, maps.a, middle);
     Finish end{};
-    end.residual = stream, end.out = deep, end.shortcut = net.shortcuts[block];
+    end.operations[end.operation_count++] = {Op::kAdd, net.shortcuts[block], nullptr, 0, stream};
+    end.out = deep;
     skip(end, block + 1, next);
     codes_for(end, net.layers[2 * next], maps.a);
     layer(2 * block + 1, maps.b, end);
     stream = deep;
   }
   Finish last{};
-  last.residual = maps.shallow, last.out = deep, last.shortcut = 1.0f;
+  last.operations[last.operation_count++] = {Op::kAdd, 1.0f, nullptr, 0, shallow};
+  last.out = deep;
   layer(2 * net.blocks, maps.a, last);
 }
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "network/conv3x3.h"
+#include "network/conv.h"
 
 namespace qsr {
 
@@ -40,6 +40,6 @@ using Parallel = std::function<void(int64_t count, int64_t cost,
                                     const std::function<void(int64_t, int64_t)>& work)>;
 
 int64_t workspace_bytes(int64_t height, int64_t width, int64_t channels);
-void run(const ResidualNetwork&, const Conv3x3Kernel&, const Parallel&);
+void run(const ResidualNetwork&, const ConvKernel&, const Parallel&);
 
 }  // namespace qsr

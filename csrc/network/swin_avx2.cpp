@@ -11,7 +11,7 @@
 #include <cstring>
 #include <new>
 
-#include "network/conv3x3.h"
+#include "network/conv.h"
 #pragma GCC push_options
 #pragma GCC target("avx2")
 #include <immintrin.h>

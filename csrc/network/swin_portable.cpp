@@ -6,7 +6,7 @@
 #include <cstring>
 #include <new>
 
-#include "network/conv3x3.h"
+#include "network/conv.h"
 
 namespace qsr {
 namespace {

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <new>
 
-#include "network/conv3x3.h"
+#include "network/conv.h"
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #include <immintrin.h>

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "network/conv3x3.h"
+#include "network/conv.h"
 
 namespace qsr {
 
@@ -81,11 +81,11 @@ const Row& chosen(const Row* row, const std::string& kernel, const std::string& 
                               " here; choose one of " + able + ", or 'auto'.");
 }
 
-inline const Conv3x3Kernel& chosen_conv3x3(const std::string& kernel, int64_t bits) {
+inline const ConvKernel& chosen_conv3x3(const std::string& kernel, int64_t bits) {
   check_bits(bits);
-  const int most = static_cast<int>(bits);
-  return chosen(find_conv3x3(kernel.c_str(), most), kernel,
-                "3x3 layers of " + std::to_string(bits) + " bits", conv3x3_names(most));
+  const ConvShape shape = shape_3x3(kMapLanes, static_cast<int>(bits), false);
+  return chosen(find_conv(kernel.c_str(), shape), kernel,
+                "3x3 layers of " + std::to_string(bits) + " bits", conv_names(shape));
 }
 
 inline void check_words(const torch::stable::Tensor& t, const char* name) {

@@ -28,14 +28,15 @@ Tensor lay_out_layers(const Tensor& codes, const Tensor& numbers, int64_t bits,
   qsr::check_layers(codes);
   qsr::check_bits(bits);
   const int64_t count = codes.size(0), c = codes.size(1);
-  const qsr::Conv3x3Kernel& row = qsr::chosen_conv3x3(kernel, bits);
-  const int64_t bytes = row.laid_out_bytes(c, c);
+  const qsr::ConvKernel& row = qsr::chosen_conv3x3(kernel, bits);
+  const int64_t bytes = row.laid_out_bytes(qsr::shape_3x3(c, static_cast<int>(bits), false));
   const int8_t* from = qsr::elements<int8_t>(codes, "codes");
   const float* number = qsr::at_least<float>(numbers, count * 4, "numbers");
   Tensor out = torch::stable::new_zeros(codes, {count, bytes}, ScalarType::Byte);
   uint8_t* to = static_cast<uint8_t*>(out.mutable_data_ptr());
   for (int64_t i = 0; i < count; ++i)
-    row.lay_out(from + i * 9 * c * c, c, c, number[i * 4 + 3] != 0.0f, static_cast<int>(bits),
+    row.lay_out(from + i * 9 * c * c,
+                qsr::shape_3x3(c, static_cast<int>(bits), number[i * 4 + 3] != 0.0f),
                 to + i * bytes);
   return out;
 }
@@ -47,9 +48,10 @@ void residual_body(const Tensor& lr, const Tensor& mean, double range, const Ten
   qsr::check_maps(lr, features);
   qsr::check_bits(bits);
   const int64_t c = features.size(2);
-  const qsr::Conv3x3Kernel& row = qsr::chosen_conv3x3(kernel, bits);
+  const qsr::ConvKernel& row = qsr::chosen_conv3x3(kernel, bits);
   const qsr::ResidualJob job(lr, mean, range, head_weights, head_bias, weights, arrays, numbers,
-                             shortcuts, kept, bits, workspace, features, row.laid_out_bytes(c, c),
+                             shortcuts, kept, bits, workspace, features,
+                             row.laid_out_bytes(qsr::shape_3x3(c, static_cast<int>(bits), false)),
                              qsr::workspace_bytes(lr.size(1), lr.size(2), c), qsr::at_least<float>,
                              qsr::at_least<uint8_t>);
   if (lr.numel() == 0) return;

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "network/swin.h"
-#include "network/swin_conv.h"
+#include "network/maps.h"
 #include "torch/checks.h"
 #include "torch/threads.h"
 
@@ -187,34 +187,34 @@ void swin_conv(Tensor stream, const Tensor& residual, double shortcut, const Ten
                const Tensor& array, const Tensor& number, int64_t bits, qsr::Name kernel,
                Tensor codes) {
   STD_TORCH_CHECK(
-      stream.dim() == 3 && stream.size(2) % qsr::kMapChannels == 0 && stream.size(2) > 0,
+      stream.dim() == 3 && stream.size(2) % 64 == 0 && stream.size(2) > 0,
       "stream must be [height, width, C], C a multiple of 64");
-  const qsr::Conv3x3Kernel& row = qsr::chosen_conv3x3(kernel, bits);
+  const qsr::ConvKernel& row = qsr::chosen_conv3x3(kernel, bits);
   const int64_t height = stream.size(0), width = stream.size(1), c = stream.size(2);
   STD_TORCH_CHECK(height < (1 << 24) && width < (1 << 24) && c <= 4096, "stream is too large");
   const float* a = qsr::exactly<float>(array, 3 * c, "array");
   const float* n = qsr::exactly<float>(number, 4, "number");
-  qsr::CodeMap map{nullptr, height, width, c};
+  qsr::CodeMap map{nullptr, height, width, c, c, qsr::Frame::around(height, width, 1, 1)};
   map.data = qsr::exactly<uint8_t>(codes, map.bytes(), "codes");
   const int64_t values = qsr::product({height, width, c});
   float* x = qsr::exactly<float>(stream, values, "stream");
-  qsr::Conv3x3 job{};
+  const auto map_of = [&](float* data) { return qsr::FloatMap{data, width * c, c, c}; };
+  const qsr::CodeStore store{map, a + 2 * c, n[0], n[1], n[2]};
+  qsr::parallel(height, 1.0 * width * c, [&](int64_t first, int64_t last) {
+    qsr::zero_frame(map, first, last);
+    qsr::maps_kernel().quantize(map_of(x), store, first, last);
+  });
+  qsr::Conv job{};
+  job.shape = qsr::shape_3x3(c, static_cast<int>(bits), n[3] != 0.0f);
+  job.in = map, job.height = height, job.width = width;
+  job.weights = qsr::exactly<uint8_t>(weights, row.laid_out_bytes(job.shape), "weights");
   job.finish.scale = a, job.finish.bias = a + c;
-  job.finish.codes = map, job.finish.tau = a + 2 * c;
-  job.finish.step = n[0], job.finish.low = n[1], job.finish.high = n[2];
-  std::memset(map.data, 0, map.bytes());
-  const auto quantize = [&](int64_t first, int64_t last) {
-    qsr::quantize_map(x, job.finish, first, last);
-  };
-  qsr::parallel(height, 1.0 * width * c, quantize);
-  job.in = map, job.in_signed = n[3] != 0.0f, job.in_bits = static_cast<int>(bits);
-  job.weights = qsr::exactly<uint8_t>(weights, row.laid_out_bytes(c, c), "weights");
-  job.out_channels = c;
-  job.finish.codes.data = nullptr;
-  job.finish.residual = qsr::exactly<float>(residual, values, "residual");
-  job.finish.shortcut = static_cast<float>(shortcut);
-  job.finish.out = x;
-  qsr::run(row.run, job, (height + row.rows - 1) / row.rows, row.rows * width / 8.0 * c * c);
+  float* other = qsr::exactly<float>(residual, values, "residual");
+  job.finish.operations[job.finish.operation_count++] = {
+      qsr::Op::kAdd, static_cast<float>(shortcut), nullptr, 0, map_of(other)};
+  job.finish.out = map_of(x);
+  qsr::parallel((height + row.rows - 1) / row.rows, row.rows * width / 8.0 * c * c,
+                [&](int64_t first, int64_t last) { qsr::run_strips(row, job, first, last); });
 }
 
 }  // namespace

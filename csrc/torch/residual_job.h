@@ -8,8 +8,10 @@
 
 namespace qsr {
 
+constexpr int64_t kProgramChannels = 64;  // maps of programs have a multiple; MAP_CHANNELS of program.py
+
 inline void check_channels(int64_t channels) {
-  STD_TORCH_CHECK(channels > 0 && channels % kMapChannels == 0 && channels <= 4096,
+  STD_TORCH_CHECK(channels > 0 && channels % kProgramChannels == 0 && channels <= 4096,
                   "channels must be a multiple of 64, at most 4096");
 }
 

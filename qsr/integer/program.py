@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .packing import PackedConv2d
 
 Buffers = tuple[Tensor, ...]
-MAP_CHANNELS, MAP_TILE = 64, 4  # kMapChannels and kMapTile of csrc/network/conv3x3.h
+MAP_CHANNELS, MAP_TILE = 64, 4  # kProgramChannels of csrc/torch, kMapTile of csrc/network/conv.h
 
 
 class Program:
@@ -178,7 +178,7 @@ def filled(x: Tensor | None, length: int) -> Tensor:
 
 
 def code_map_bytes(height: int, width: int, channels: int) -> int:
-    """Bytes of a CodeMap of csrc/network/conv3x3.h: whole tiles of pixels in a frame."""
+    """Bytes of a CodeMap of csrc/network/conv.h: whole tiles of pixels in a frame."""
     tiles = [-(-n // MAP_TILE) * MAP_TILE + 2 for n in (height, width)]
     return tiles[0] * tiles[1] * channels
 

@@ -9,7 +9,7 @@ rolled, cut into windows or copied.
 
     lr -> head                           float32, fixed order of summation
        -> layers of each block           csrc/network/swin_kernel.h, on integers
-       -> convolution of each block      csrc/network/conv3x3.h, on integers
+       -> convolution of each block      csrc/network/conv.h, on integers
        -> body_conv -> tail              float32
 """
 

@@ -33,23 +33,25 @@ import sysconfig
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 PACKAGE = Path(__file__).resolve().parents[1]  # qsr/
 # Where a wheel has the C++ sources, or else a clone.
 CSRC = PACKAGE / "csrc" if (PACKAGE / "csrc").is_dir() else PACKAGE.parent / "csrc"
 OLDEST_GLIBC = "torch/oldest_glibc.cpp"  # part of both libraries
 OPS_SOURCES = (
-    "conv2d/winograd.cpp",
+    "network/conv_winograd_vnni.cpp",
+    "network/conv_direct_vnni.cpp",
+    "network/conv_winograd_avx2.cpp",
+    "network/conv_direct_avx2.cpp",
     "network/conv_portable.cpp",
-    "network/conv3x3_vnni.cpp",
-    "network/conv3x3_avx2.cpp",
-    "network/conv3x3_portable.cpp",
-    "conv2d/direct_vnni.cpp",
-    "conv2d/direct_avx2.cpp",
+    "network/maps_avx512.cpp",
+    "network/maps_avx2.cpp",
+    "network/maps_portable.cpp",
+    "conv2d/bytes.cpp",
     "conv2d/table.cpp",
     "conv2d/vpopcnt.cpp",
     "conv2d/scalar.cpp",
@@ -63,6 +65,7 @@ OPS_SOURCES = (
     "network/tail_avx2.cpp",
     "network/tail_portable.cpp",
     "torch/ops.cpp",
+    "torch/ops_layer.cpp",
     "torch/ops_network.cpp",
     "train/fake_quantize.cpp",
     "torch/ops_train.cpp",
@@ -73,7 +76,6 @@ OPS_SOURCES = (
     "network/swin_vnni.cpp",
     "network/swin_avx2.cpp",
     "network/swin_portable.cpp",
-    "network/swin_conv.cpp",
     "torch/ops_swin.cpp",
     OLDEST_GLIBC,
 )
@@ -96,6 +98,9 @@ FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=
 NVCC_FLAGS = ("-O3", "-fmad=false", "--expt-relaxed-constexpr")
 # Operators that write into their arguments and return nothing; programs call them as they are.
 IN_PLACE = ("residual_body", "tail", "swin_layer", "swin_conv", "swin_norm")
+# What torch.compile and torch.export run to learn of shapes, by the name of an operator. Modules
+# that call operators with results add to it when they are imported.
+FAKES: dict[str, Callable[..., Any]] = dict.fromkeys(IN_PLACE, lambda *arguments, **options: None)
 MODES = ("auto", "aot", "jit", "off", "require")
 SUMS = "sha256.json"  # of the libraries in a folder of the cache, by their names
 
@@ -242,8 +247,8 @@ def _open(how: str, path: Path) -> Status:
         # GNU's OpenMP waits for ever in a child for the threads that only its parent had; PyTorch's
         # own forked workers compute in one thread for that reason too.
         os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
-    for op in IN_PLACE:  # what torch.compile and torch.export run to learn of shapes
-        torch.library.register_fake(f"qsr_native::{op}", lambda *arguments, **options: None)
+    for op, fake in FAKES.items():
+        torch.library.register_fake(f"qsr_native::{op}", fake)
     cuda = next(iter(sorted(path.parent.glob("_cuda*.so"))), None)
     if cuda is not None and torch.version.cuda:
         try:

@@ -24,7 +24,7 @@
 //
 // The inner loop is one asm block, because gcc 12 spills a tile of 12 accumulators.
 #include "cpu.h"
-#include "network/conv3x3.h"
+#include "network/conv.h"
 
 #if QSR_X86
 #include <cstdlib>
@@ -61,9 +61,13 @@ constexpr int kA[kTile][kForms] = {
 // Of transformed codes, by their bits.
 constexpr int kOffsets[kMostBits + 1] = {0, 4, 8, 16, 32};
 
-#include "network/conv3x3_driver.h"
+constexpr int64_t kGroup = 64;  // channels that are added before they are widened
 
-constexpr int kPositions = kForms * kForms, kSteps = kMapChannels / 4;
+int64_t depth_of(const ConvShape& s) { return filled(s.in, kGroup); }
+
+#include "network/conv_winograd.h"
+
+constexpr int kPositions = kForms * kForms, kSteps = kGroup / 4;
 
 // Layout: Header; int16 [groups, spans, out / 16, 4 outputs, 32 lanes] with room for the most
 // spans; int32 [out]; weights s8 [out / 16, groups, 16 positions, 16 steps, 16 outputs, 4
@@ -76,15 +80,16 @@ struct Header {
 
 struct Layout {
   int64_t groups, blocks, lane_constants, constants, weights, bytes;
-  Layout(int64_t in, int64_t out) : groups(in / kMapChannels), blocks(out / kBlock) {
+  Layout(const ConvShape& s)
+      : groups(depth_of(s) / kGroup), blocks(filled(s.out, kMapLanes) / kBlock) {
     lane_constants = sizeof(Header);
     constants = lane_constants + groups * kMostSpans * blocks * 4 * 2 * kBlock * 2;
-    weights = constants + out * 4;
+    weights = constants + blocks * kBlock * 4;
     bytes = weights + blocks * groups * kPositions * kSteps * kBlock * 4;
   }
 };
 
-int64_t laid_out_bytes(int64_t in, int64_t out) { return Layout(in, out).bytes; }
+int64_t laid_out_bytes(const ConvShape& s) { return Layout(s).bytes; }
 
 // Weights that another row laid out can say anything here.
 int64_t spans_of(const void* weights) {
@@ -93,42 +98,43 @@ int64_t spans_of(const void* weights) {
 }
 
 // The largest 4 * 2^(b-1) * sum |w| over the weights of one 16-bit lane of a span.
-int64_t largest_lane(const int8_t* weights, int64_t in, int64_t out, int bits, int64_t spans) {
-  const int64_t width = kMapChannels / spans;
+int64_t largest_lane(const int8_t* weights, const ConvShape& s, int64_t spans) {
+  const int64_t width = kGroup / spans;
   int64_t largest = 0;
-  for (int64_t o = 0; o < out; ++o)
-    for (int64_t first = 0; first < in; first += width)
+  for (int64_t o = 0; o < s.out; ++o)
+    for (int64_t first = 0; first < s.in; first += width)
       for (int64_t half = 0; half < 2; ++half) {
         int64_t sum = 0;
-        for (int64_t c = first; c < first + width; ++c)
+        for (int64_t c = first; c < first + width && c < s.in; ++c)
           if (c % 4 / 2 == half)
-            for (int64_t tap = 0; tap < 9; ++tap) sum += std::abs(weights[(o * 9 + tap) * in + c]);
+            for (int64_t tap = 0; tap < 9; ++tap)
+              sum += std::abs(weights[(o * 9 + tap) * s.in + c]);
         if (sum > largest) largest = sum;
       }
-  return kOffsets[bits] * largest;
+  return kOffsets[s.in_bits] * largest;
 }
 
-void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int bits, void* to) {
-  const Layout layout(in, out);
+void lay_out(const int8_t* weights, const ConvShape& s, void* to) {
+  const Layout layout(s);
   uint8_t* base = static_cast<uint8_t*>(to);
   int16_t* lane_constants = reinterpret_cast<int16_t*>(base + layout.lane_constants);
   int32_t* constants = reinterpret_cast<int32_t*>(base + layout.constants);
   int8_t* laid = reinterpret_cast<int8_t*>(base + layout.weights);
   int64_t spans = 1;
-  while (spans < kMostSpans && largest_lane(weights, in, out, bits, spans) > 32767) spans *= 2;
+  while (spans < kMostSpans && largest_lane(weights, s, spans) > 32767) spans *= 2;
   reinterpret_cast<Header*>(base)->spans = spans;
-  const int64_t offset = kOffsets[bits], width = kMapChannels / spans;
-  for (int64_t o = 0; o < out; ++o) {
+  const int64_t offset = kOffsets[s.in_bits], width = kGroup / spans;
+  for (int64_t o = 0; o < s.out; ++o) {
     const int64_t block = o / kBlock, lane = o % kBlock;
     int64_t total = 0;
     for (int64_t span = 0; span < layout.groups * spans; ++span) {
       int64_t added[2][kForms][kForms] = {};  // by the offsets, in either half of the channels
-      for (int64_t c = span * width; c < (span + 1) * width; ++c) {
-        const int8_t* g = weights + o * 9 * in + c;
+      for (int64_t c = span * width; c < (span + 1) * width && c < s.in; ++c) {
+        const int8_t* g = weights + o * 9 * s.in + c;
         int u[kForms][kForms];
-        weight_forms(g, in, u);
-        for (int tap = 0; tap < 9; ++tap) total += g[tap * in];
-        const int64_t group = c / kMapChannels, k = c % kMapChannels;
+        weight_forms(g, s.in, u);
+        for (int tap = 0; tap < 9; ++tap) total += g[tap * s.in];
+        const int64_t group = c / kGroup, k = c % kGroup;
         for (int p = 0; p < kPositions; ++p) {
           const int value = u[p / kForms][p % kForms];
           const int64_t at = ((block * layout.groups + group) * kPositions + p) * kSteps + k / 4;
@@ -146,28 +152,30 @@ void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int
         }
       }
     }
-    constants[o] = is_signed ? 0 : static_cast<int32_t>(offset * total);  // 4 z times the weights
+    constants[o] = s.in_signed ? 0 : static_cast<int32_t>(offset * total);  // 4 z times the weights
   }
 }
 
 // B' d, bytes modulo 256
-typedef uint8_t Bytes __attribute__((vector_size(32)));
+typedef Vector<32>::Byte Bytes;
 template <class T>
 QSR_INLINE constexpr void input_forms(const T* d, T* t) {
   t[0] = d[0] - d[2], t[1] = d[1] + d[2], t[2] = d[2] - d[1], t[3] = d[1] - d[3];
 }
 static_assert(computes(kB, input_forms<int>));
 
-// B' D B + offset of 32 channels of one tile: u8 [16 positions] at `stride`.
+// B' D B + offset of n channels of one tile: u8 [16 positions] at `stride`.
+template <int n>
 QSR_INLINE void transform_channels(const uint8_t* in, int64_t row, int64_t pixel, uint8_t* to,
-                                   int64_t stride, Bytes offset, Bytes offset11) {
+                                   int64_t stride, typename Vector<n>::Byte offset,
+                                   typename Vector<n>::Byte offset11) {
+  typedef typename Vector<n>::Byte Bytes;
   Bytes rows[kPatch][kForms];  // of the patch, transformed along x
 #pragma GCC unroll 4
   for (int i = 0; i < kPatch; ++i, in += row) {
     Bytes d[kPatch];
 #pragma GCC unroll 4
-    for (int k = 0; k < kPatch; ++k)
-      d[k] = (Bytes)_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + k * pixel));
+    for (int k = 0; k < kPatch; ++k) d[k] = *(const Bytes*)(in + k * pixel);
     input_forms(d, rows[i]);
   }
 #pragma GCC unroll 4
@@ -177,8 +185,7 @@ QSR_INLINE void transform_channels(const uint8_t* in, int64_t row, int64_t pixel
     input_forms(d, t);
 #pragma GCC unroll 4
     for (int i = 0; i < kForms; ++i)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (kForms * i + j) * stride),
-                          (__m256i)(t[i] + (i == 1 && j == 1 ? offset11 : offset)));
+      *(Bytes*)(to + (kForms * i + j) * stride) = t[i] + (i == 1 && j == 1 ? offset11 : offset);
   }
 }
 
@@ -259,7 +266,7 @@ struct Group {
     }
   };
 
-  const int64_t depth, in_row;
+  const int64_t channels, pitch, in_row;
   const Layout layout;
   const uint8_t* const weights;
   const int64_t spans, steps;
@@ -267,25 +274,34 @@ struct Group {
   uint8_t* const tiles;  // [groups of 64 channels, 16 positions, 6 tiles, 64]
   Products& products;
 
-  QSR_INLINE Group(const Conv3x3& job, uint8_t* tiles, Products& products)
-      : depth(job.in.channels),
+  QSR_INLINE Group(const Conv& job, uint8_t* tiles, Products& products)
+      : channels(job.in.channels),
+        pitch(job.in.pitch),
         in_row(job.in.row()),
-        layout(depth, job.out_channels),
+        layout(job.shape),
         weights(static_cast<const uint8_t*>(job.weights)),
         spans(spans_of(weights)),
         steps(kSteps / spans),
-        offset((Bytes)_mm256_set1_epi8(offset_at(0, 0, kOffsets[job.in_bits], job.in_signed))),
-        offset11((Bytes)_mm256_set1_epi8(offset_at(1, 1, kOffsets[job.in_bits], job.in_signed))),
+        offset((Bytes)_mm256_set1_epi8(offset_at(0, 0, kOffsets[job.shape.in_bits], job.shape.in_signed))),
+        offset11((Bytes)_mm256_set1_epi8(offset_at(1, 1, kOffsets[job.shape.in_bits], job.shape.in_signed))),
         tiles(tiles),
         products(products) {}
 
+  // What is beyond the last channel of a group stays as it was: its weights are 0.
   QSR_INLINE void transform(const uint8_t* from, int64_t t) const {
-    constexpr int64_t kStride = kTiles * kMapChannels;  // between positions
-    for (int64_t c = 0; c < depth; c += 32)
-      transform_channels(
-          from + c, in_row, depth,
-          tiles + c / kMapChannels * kPositions * kStride + t * kMapChannels + c % kMapChannels,
-          kStride, offset, offset11);
+    constexpr int64_t kStride = kTiles * kGroup;  // between positions
+    const auto to = [&](int64_t c) {
+      return tiles + c / kGroup * kPositions * kStride + t * kGroup + c % kGroup;
+    };
+    int64_t c = 0;
+    for (; c + 32 <= channels; c += 32)
+      transform_channels<32>(from + c, in_row, pitch, to(c), kStride, offset, offset11);
+    if (c < channels)
+      transform_channels<16>(from + c, in_row, pitch, to(c), kStride, few(offset),
+                                   few(offset11));
+  }
+  static QSR_INLINE Vector<16>::Byte few(Bytes x) {
+    return (Vector<16>::Byte)_mm256_castsi256_si128((__m256i)x);
   }
 
   // 4 Y of all input channels, into products.sums.
@@ -295,8 +311,8 @@ struct Group {
       const int64_t group = span / spans, step = span % spans * steps;
       const int8_t* w = reinterpret_cast<const int8_t*>(weights + layout.weights) +
                         ((block * layout.groups + group) * kPositions * kSteps + step) * kBlock * 4;
-      const uint8_t* a = tiles + group * kPositions * kTiles * kMapChannels + 4 * step;
-      for (int p = 0; p < kPositions; ++p, w += kSteps * kBlock * 4, a += kTiles * kMapChannels)
+      const uint8_t* a = tiles + group * kPositions * kTiles * kGroup + 4 * step;
+      for (int p = 0; p < kPositions; ++p, w += kSteps * kBlock * 4, a += kTiles * kGroup)
         multiply_position(a, w, steps, products.m[p][0]);
       const auto* lane_constants =
           reinterpret_cast<const __m256i*>(weights + layout.lane_constants) +
@@ -325,13 +341,13 @@ struct Group {
       }
     }
   }
-
 };
 
 }  // namespace
 
-const Conv3x3Kernel kConv3x3Avx2 = {
-    "winograd-avx2", has_avx2, kTile, kMostBits, laid_out_bytes, lay_out, drive<Group>};
+const ConvKernel kConvWinogradAvx2 = {
+    "winograd-avx2", has_avx2, kTile, takes, laid_out_bytes, lay_out, scratch_bytes<Group>,
+    drive<Group>};
 
 }  // namespace qsr
 #pragma GCC pop_options
@@ -339,7 +355,8 @@ const Conv3x3Kernel kConv3x3Avx2 = {
 #else
 
 namespace qsr {
-const Conv3x3Kernel kConv3x3Avx2 = {"winograd-avx2", has_avx2, 2, 0, nullptr, nullptr, nullptr};
+const ConvKernel kConvWinogradAvx2 = {"winograd-avx2", has_avx2, 2, nullptr, nullptr, nullptr,
+                                      nullptr, nullptr};
 }  // namespace qsr
 
 #endif

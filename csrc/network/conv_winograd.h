@@ -9,6 +9,7 @@
 //     kMostBits, kOffsets              of codes; what makes them unsigned when they are transformed
 //     kB, kH, kA                       B' [kForms][kTile + 2], H [kForms][3], A' [kTile][kForms]
 //     kTiles, kVectors, kLanes         what is multiplied at once: tiles, and outputs in vectors
+//     depth_of(shape)                  channels of a tile
 //
 // and then writes a struct Group, the work on kTiles tiles, for `drive`:
 //
@@ -16,7 +17,8 @@
 //     Group(job, tiles, products)      tiles: room for the transformed patches,
 //                                      u8 [kForms, kForms, kTiles, channels] in any order
 //     void transform(from, t)          makes those of tile t, whose patch begins at `from`
-//     Rows multiply(b, count)          sums of `count` tiles and outputs [b, b + kBlock), of which
+//     Rows multiply(b, count)          sums of `count` tiles and outputs [b, b + kBlock), or those
+//                                      that there are, of which
 //                                      rows(t, v, r, Int y[kTile]) are those of row r of tile t,
 //                                      vector v of outputs, as 2^kShift Y
 //
@@ -98,22 +100,19 @@ QSR_INLINE void weight_forms(const int8_t* weights, int64_t in, int (&u)[kForms]
 
 // `count` tiles from tile `first` on, one vector of outputs: their sums, and what follows.
 template <class Rows, class Use>
-QSR_INLINE void outputs(const Conv3x3& job, const Rows& rows, int v, int64_t first, int64_t count,
-                        int64_t map_channels, const Use& use) {
-  const int64_t height = job.in.height, width = job.in.width, out = job.out_channels;
+QSR_INLINE void outputs(const Conv& job, const Rows& rows, int v, int64_t first, int64_t count,
+                        const Use& use) {
+  const int64_t height = job.height, width = job.width;
   const int64_t columns = (width + kTile - 1) / kTile;
-  const int64_t map_row = width * map_channels, code_row = (whole_tiles(width) + 2) * out;
   int64_t ty = first / columns, tx = first % columns;
   for (int64_t t = 0; t < count; ++t) {
     const int64_t valid = width - kTile * tx < kTile ? width - kTile * tx : kTile;
     for (int r = 0; r < kTile && kTile * ty + r < height; ++r) {
       Int y[kTile];
       rows(t, v, r, y);
-      const int64_t at = (kTile * ty + r) * map_row + kTile * tx * map_channels;
-      const int64_t code_at = (kTile * ty + r + 1) * code_row + (kTile * tx + 1) * out;
 #pragma GCC unroll 4
       for (int x = 0; x < kTile; ++x)
-        if (x < valid) use(y[x], at + x * map_channels, code_at + x * out);
+        if (x < valid) use(y[x], kTile * ty + r, kTile * tx + x);
     }
     if (++tx == columns) tx = 0, ++ty;
   }
@@ -121,32 +120,44 @@ QSR_INLINE void outputs(const Conv3x3& job, const Rows& rows, int v, int64_t fir
 
 // A function of its own, so that gcc has registers for what happens at each pixel.
 template <class Rows>
-__attribute__((noinline)) void finish_vector(const Conv3x3& job, Rows rows, int64_t b, int v,
+__attribute__((noinline)) void finish_vector(const Conv& job, Rows rows, int64_t b, int v,
                                              int64_t first, int64_t count) {
-  with_finish<kLanes>(
-      job, b + v * kLanes, kShift,
-      [&](const auto& finish, int64_t channels) __attribute__((always_inline)) {
-        outputs(job, rows, v, first, count, channels, finish);
-      });
+  with_finish<kLanes>(job.finish, job.width, b + v * kLanes, kShift,
+                      [&](const auto& finish) QSR_INLINED {
+                        outputs(job, rows, v, first, count, finish);
+                      });
+}
+
+// For 64 channels the tiles take 19 KB (2x2: 6), and their products 21 (9): both stay in the
+// second-level cache.
+inline int64_t tiles_bytes(const ConvShape& s) {
+  return filled(kForms * kForms * kTiles * depth_of(s), 64);
+}
+template <class Group>
+int64_t scratch_bytes(const ConvShape& s) {
+  return tiles_bytes(s) + static_cast<int64_t>(sizeof(typename Group::Products));
+}
+
+bool takes(const ConvShape& s) {
+  // 2^kShift times the sums must fit, too
+  return s.is_3x3() && s.in_bits <= kMostBits && s.weight_bits <= kMostBits && s.in <= 65536;
 }
 
 template <class Group>
-void drive(const Conv3x3& job, int64_t first, int64_t last) {
-  const CodeMap& in = job.in;
-  const int64_t columns = (in.width + kTile - 1) / kTile, rows = (in.height + kTile - 1) / kTile;
-  const int64_t end = (last < rows ? last : rows) * columns;
-  // For 64 channels 19 KB (2x2: 6), and 21 (9) of products: both stay in the second-level cache.
-  auto* tiles = static_cast<uint8_t*>(_mm_malloc(kForms * kForms * kTiles * in.channels, 64));
-  alignas(64) typename Group::Products products;
-  const Group group(job, tiles, products);
+void drive(const Conv& job, int64_t first, int64_t last, void* scratch) {
+  const int64_t columns = (job.width + kTile - 1) / kTile, rows = (job.height + kTile - 1) / kTile;
+  const int64_t end = (last < rows ? last : rows) * columns, out = filled(job.shape.out, kMapLanes);
+  auto* tiles = static_cast<uint8_t*>(scratch);
+  const Group group(job, tiles,
+                    *reinterpret_cast<typename Group::Products*>(tiles + tiles_bytes(job.shape)));
   for (int64_t n = first * columns; n < end; n += kTiles) {
     const int64_t count = end - n < kTiles ? end - n : kTiles;
     for (int64_t t = 0; t < count; ++t)
-      group.transform(in.at((n + t) / columns * kTile - 1, (n + t) % columns * kTile - 1), t);
-    for (int64_t b = 0; b < job.out_channels; b += kBlock) {
+      group.transform(job.in.at((n + t) / columns * kTile - 1, (n + t) % columns * kTile - 1), t);
+    for (int64_t b = 0; b < out; b += kBlock) {
       const auto sums = group.multiply(b, count);
-      for (int v = 0; v < kVectors; ++v) finish_vector(job, sums, b, v, n, count);
+      for (int v = 0; v < kVectors && b + v * kLanes < out; ++v)
+        finish_vector(job, sums, b, v, n, count);
     }
   }
-  _mm_free(tiles);
 }

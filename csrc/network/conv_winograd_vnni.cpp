@@ -35,7 +35,7 @@
 //
 // The loops are one asm block, because gcc 12 spills and copies some of 24 accumulators.
 #include "cpu.h"
-#include "network/conv3x3.h"
+#include "network/conv.h"
 
 #if QSR_X86
 #pragma GCC push_options
@@ -81,30 +81,39 @@ constexpr int kOffsets[kMostBits + 1] = {0, 128, 128, 128, 128};
 // In which order the forms of a column are worked off.
 constexpr int kOrder[kForms] = {1, 2, 5, 3, 4, 0, 6};
 
-#include "network/conv3x3_driver.h"
+int64_t depth_of(const ConvShape& s) { return filled(s.in, 4); }
 
-// Layout: constants int32 [16 outputs of a tile, out_channels], then the transformed weights
-// s8 [out_channels / 32, 7 columns, 7 of kOrder, in_channels / 4, 32, 4].
+#include "network/conv_winograd.h"
+
+// Layout: constants int32 [16 outputs of a tile, outputs], then of each block of 32 outputs (or the
+// 16 that are left) the transformed weights s8 [7 columns, 7 of kOrder, depth / 4, outputs, 4].
 int64_t constants_bytes(int64_t out) { return 16 * out * 4; }
 
-int64_t laid_out_bytes(int64_t in, int64_t out) {
-  return constants_bytes(out) + kForms * kForms * out * in;
+int64_t laid_out_bytes(const ConvShape& s) {
+  const int64_t out = filled(s.out, kMapLanes);
+  return constants_bytes(out) + kForms * kForms * out * depth_of(s);
 }
 
-void lay_out(const int8_t* weights, int64_t in, int64_t out, bool is_signed, int bits, void* to) {
+// Outputs of the block that begins at output b.
+int64_t width_of_block(int64_t b, int64_t out) { return out - b < kBlock ? out - b : kBlock; }
+
+void lay_out(const int8_t* weights, const ConvShape& s, void* to) {
+  const int64_t depth = depth_of(s), out = filled(s.out, kMapLanes);
   int32_t* constants = static_cast<int32_t*>(to);
   int8_t* laid = static_cast<int8_t*>(to) + constants_bytes(out);
-  for (int64_t o = 0; o < out; ++o) {
+  for (int64_t o = 0; o < s.out; ++o) {
+    const int64_t b = o / kBlock * kBlock, width = width_of_block(b, out);
+    int8_t* block = laid + kForms * kForms * depth * b;
     int64_t added[kForms][kForms] = {};  // by the offsets, to each product
-    for (int64_t c = 0; c < in; ++c) {
+    for (int64_t c = 0; c < s.in; ++c) {
       int u[kForms][kForms];
-      weight_forms(weights + o * 9 * in + c, in, u);
+      weight_forms(weights + o * 9 * s.in + c, s.in, u);
       for (int j = 0; j < kForms; ++j)
         for (int k = 0; k < kForms; ++k) {
           const int i = kOrder[k];
-          const int64_t step = ((o / kBlock * kForms + j) * kForms + k) * (in / 4) + c / 4;
-          laid[(step * kBlock + o % kBlock) * 4 + c % 4] = static_cast<int8_t>(u[i][j]);
-          added[i][j] += offset_at(i, j, kOffsets[bits], is_signed) * u[i][j];
+          const int64_t step = (j * kForms + k) * (depth / 4) + c / 4;
+          block[(step * width + o - b) * 4 + c % 4] = static_cast<int8_t>(u[i][j]);
+          added[i][j] += offset_at(i, j, kOffsets[s.in_bits], s.in_signed) * u[i][j];
         }
     }
     int64_t y[kTile][kTile];
@@ -125,13 +134,17 @@ QSR_INLINE constexpr void input_forms(const T* d, T* t) {
 static_assert(computes(kB, input_forms<int>));
 
 // B' D B + offset of 64 channels of one tile, u8 [7 columns, 7 of kOrder] at `stride`.
+// some: whether there are only those in `mask`, of which no more is read or written.
+template <bool some>
 QSR_INLINE void transform_channels(const uint8_t* in, int64_t row, int64_t pixel, uint8_t* to,
-                                   int64_t stride, Bytes offset, Bytes offset11) {
+                                   int64_t stride, Bytes offset, Bytes offset11, __mmask64 mask) {
   Bytes rows[kPatch][kForms];  // of the patch, transformed along x
   for (int i = 0; i < kPatch; ++i, in += row) {
     Bytes d[kPatch];
 #pragma GCC unroll 6
-    for (int k = 0; k < kPatch; ++k) d[k] = (Bytes)_mm512_loadu_si512(in + k * pixel);
+    for (int k = 0; k < kPatch; ++k)
+      d[k] = (Bytes)(some ? _mm512_maskz_loadu_epi8(mask, in + k * pixel)
+                          : _mm512_loadu_si512(in + k * pixel));
     input_forms(d, rows[i]);
   }
   for (int j = 0; j < kForms; ++j, to += kForms * stride) {
@@ -140,9 +153,13 @@ QSR_INLINE void transform_channels(const uint8_t* in, int64_t row, int64_t pixel
     Bytes t[kForms];
     input_forms(d, t);
 #pragma GCC unroll 7
-    for (int k = 0; k < kForms; ++k)
-      _mm512_storeu_si512(to + k * stride,
-                          (__m512i)(t[kOrder[k]] + (k == 0 && j == 1 ? offset11 : offset)));
+    for (int k = 0; k < kForms; ++k) {
+      const auto bytes = (__m512i)(t[kOrder[k]] + (k == 0 && j == 1 ? offset11 : offset));
+      if (some)
+        _mm512_mask_storeu_epi8(to + k * stride, mask, bytes);
+      else
+        _mm512_storeu_si512(to + k * stride, bytes);
+    }
   }
 }
 
@@ -157,42 +174,45 @@ QSR_INLINE constexpr void output_forms(const T* m, T* y) {
 static_assert(computes(kA, output_forms<int>));
 
 // clang-format off
-// Four input channels of one tile at two positions, times 2 x 32 x 4 weights in zmm24..27.
-#define QSR_TILE(first, s0, s1, second, s2, s3)                                  \
+// The macros take W, QSR_WIDE or QSR_NARROW: what stands in W is for blocks of two vectors only.
+#define QSR_WIDE(...) __VA_ARGS__
+#define QSR_NARROW(...)
+// Four input channels of one tile at two positions, times 2 x 32 (16) x 4 weights in zmm24..27.
+#define QSR_TILE(W, first, s0, s1, second, s2, s3)                               \
   "vpbroadcastd " first ", %%zmm28\n\tvpbroadcastd " second ", %%zmm29\n\t"      \
   "vpdpbusd %%zmm24, %%zmm28, %%zmm" #s0 "\n\t"                                  \
-  "vpdpbusd %%zmm25, %%zmm28, %%zmm" #s1 "\n\t"                                  \
+  W("vpdpbusd %%zmm25, %%zmm28, %%zmm" #s1 "\n\t")                               \
   "vpdpbusd %%zmm26, %%zmm29, %%zmm" #s2 "\n\t"                                  \
-  "vpdpbusd %%zmm27, %%zmm29, %%zmm" #s3 "\n\t"
+  W("vpdpbusd %%zmm27, %%zmm29, %%zmm" #s3 "\n\t")
 // All input channels at two positions; a, b: tiles 0 and 3 of the first, c, d: of the second.
-#define QSR_LOOP(label)                                                     \
-  ".p2align 5\n" label ":\n\t"                                              \
-  "vmovdqu64 (%[w]), %%zmm24\n\tvmovdqu64 64(%[w]), %%zmm25\n\t"            \
-  "vmovdqu64 (%[w], %[position]), %%zmm26\n\t"                              \
-  "vmovdqu64 64(%[w], %[position]), %%zmm27\n\t"                            \
-  QSR_TILE("(%[a])", 0, 1, "(%[c])", 12, 13)                                \
-  QSR_TILE("(%[a], %[depth])", 2, 3, "(%[c], %[depth])", 14, 15)            \
-  QSR_TILE("(%[a], %[depth], 2)", 4, 5, "(%[c], %[depth], 2)", 16, 17)      \
-  QSR_TILE("(%[b])", 6, 7, "(%[d])", 18, 19)                                \
-  QSR_TILE("(%[b], %[depth])", 8, 9, "(%[d], %[depth])", 20, 21)            \
-  QSR_TILE("(%[b], %[depth], 2)", 10, 11, "(%[d], %[depth], 2)", 22, 23)    \
-  "add $4, %[a]\n\tadd $4, %[b]\n\tadd $4, %[c]\n\tadd $4, %[d]\n\t"        \
-  "add $128, %[w]\n\tcmp %[w], %[end]\n\tjne " label "b\n\t"
+#define QSR_LOOP(W, bytes, label)                                              \
+  ".p2align 5\n" label ":\n\t"                                                 \
+  "vmovdqu64 (%[w]), %%zmm24\n\t" W("vmovdqu64 64(%[w]), %%zmm25\n\t")         \
+  "vmovdqu64 (%[w], %[position]), %%zmm26\n\t"                                 \
+  W("vmovdqu64 64(%[w], %[position]), %%zmm27\n\t")                            \
+  QSR_TILE(W, "(%[a])", 0, 1, "(%[c])", 12, 13)                                \
+  QSR_TILE(W, "(%[a], %[depth])", 2, 3, "(%[c], %[depth])", 14, 15)            \
+  QSR_TILE(W, "(%[a], %[depth], 2)", 4, 5, "(%[c], %[depth], 2)", 16, 17)      \
+  QSR_TILE(W, "(%[b])", 6, 7, "(%[d])", 18, 19)                                \
+  QSR_TILE(W, "(%[b], %[depth])", 8, 9, "(%[d], %[depth])", 20, 21)            \
+  QSR_TILE(W, "(%[b], %[depth], 2)", 10, 11, "(%[d], %[depth], 2)", 22, 23)    \
+  "add $4, %[a]\n\tadd $4, %[b]\n\tadd $4, %[c]\n\tadd $4, %[d]\n\t"           \
+  "add $" bytes ", %[w]\n\tcmp %[w], %[end]\n\tjne " label "b\n\t"
 // The same at one position: sums in zmm0..11 only.
-#define QSR_LONE_TILE(address, s0, s1)                                                \
+#define QSR_LONE_TILE(W, address, s0, s1)                                             \
   "vpbroadcastd " address ", %%zmm28\n\tvpdpbusd %%zmm24, %%zmm28, %%zmm" #s0 "\n\t"  \
-  "vpdpbusd %%zmm25, %%zmm28, %%zmm" #s1 "\n\t"
-#define QSR_LONE_LOOP(label)                                                            \
-  ".p2align 5\n" label ":\n\t"                                                          \
-  "vmovdqu64 (%[w]), %%zmm24\n\tvmovdqu64 64(%[w]), %%zmm25\n\t"                        \
-  QSR_LONE_TILE("(%[a])", 0, 1) QSR_LONE_TILE("(%[a], %[depth])", 2, 3)                 \
-  QSR_LONE_TILE("(%[a], %[depth], 2)", 4, 5) QSR_LONE_TILE("(%[b])", 6, 7)              \
-  QSR_LONE_TILE("(%[b], %[depth])", 8, 9) QSR_LONE_TILE("(%[b], %[depth], 2)", 10, 11)  \
-  "add $4, %[a]\n\tadd $4, %[b]\n\t"                                                   \
-  "add $128, %[w]\n\tcmp %[w], %[end]\n\tjne " label "b\n\t"
-#define QSR_ZERO(r, s)                               \
-  "vpxord %%zmm" #r ", %%zmm" #r ", %%zmm" #r "\n\t"  \
-  "vpxord %%zmm" #s ", %%zmm" #s ", %%zmm" #s "\n\t"
+  W("vpdpbusd %%zmm25, %%zmm28, %%zmm" #s1 "\n\t")
+#define QSR_LONE_LOOP(W, bytes, label)                                                        \
+  ".p2align 5\n" label ":\n\t"                                                                \
+  "vmovdqu64 (%[w]), %%zmm24\n\t" W("vmovdqu64 64(%[w]), %%zmm25\n\t")                        \
+  QSR_LONE_TILE(W, "(%[a])", 0, 1) QSR_LONE_TILE(W, "(%[a], %[depth])", 2, 3)                 \
+  QSR_LONE_TILE(W, "(%[a], %[depth], 2)", 4, 5) QSR_LONE_TILE(W, "(%[b])", 6, 7)              \
+  QSR_LONE_TILE(W, "(%[b], %[depth])", 8, 9) QSR_LONE_TILE(W, "(%[b], %[depth], 2)", 10, 11)  \
+  "add $4, %[a]\n\tadd $4, %[b]\n\t"                                                          \
+  "add $" bytes ", %[w]\n\tcmp %[w], %[end]\n\tjne " label "b\n\t"
+#define QSR_ZERO(k, p, q)                            \
+  "vpxord %%zmm" #p ", %%zmm" #p ", %%zmm" #p "\n\t"  \
+  "vpxord %%zmm" #q ", %%zmm" #q ", %%zmm" #q "\n\t"
 // s = m1 + m2 and d = m1 - m2 to their places, row 2 and row 1 of the result.
 #define QSR_HALF(k, p, q)                        \
   "vpaddd %%zmm" #q ", %%zmm" #p ", %%zmm28\n\t"  \
@@ -209,51 +229,55 @@ static_assert(computes(kA, output_forms<int>));
   "vmovdqu64 %%zmm30, 1536+64*" #k "(%[to])\n\tvmovdqu64 %%zmm31, 768+64*" #k "(%[to])\n\t"
 #define QSR_STORE(k, p, q) \
   "vmovdqu64 %%zmm" #p ", 64*" #k "(%[to])\n\tvmovdqu64 %%zmm" #q ", 2304+64*" #k "(%[to])\n\t"
-#define QSR_EACH(macro)                                                         \
-  macro(0, 0, 12) macro(1, 1, 13) macro(2, 2, 14) macro(3, 3, 15)               \
-  macro(4, 4, 16) macro(5, 5, 17) macro(6, 6, 18) macro(7, 7, 19)               \
-  macro(8, 8, 20) macro(9, 9, 21) macro(10, 10, 22) macro(11, 11, 23)
-#define QSR_ZEROS \
-  QSR_ZERO(0, 1) QSR_ZERO(2, 3) QSR_ZERO(4, 5) QSR_ZERO(6, 7) QSR_ZERO(8, 9) QSR_ZERO(10, 11)
+#define QSR_EACH(W, macro)                                                        \
+  macro(0, 0, 12) W(macro(1, 1, 13)) macro(2, 2, 14) W(macro(3, 3, 15))           \
+  macro(4, 4, 16) W(macro(5, 5, 17)) macro(6, 6, 18) W(macro(7, 7, 19))           \
+  macro(8, 8, 20) W(macro(9, 9, 21)) macro(10, 10, 22) W(macro(11, 11, 23))
+
+#define QSR_COLUMN(W, bytes)                                                      \
+  asm volatile(                                                                   \
+      QSR_EACH(W, QSR_ZERO)                                                       \
+      QSR_LOOP(W, bytes, "1")                                                     \
+      QSR_EACH(W, QSR_HALF)                                                       \
+      QSR_EACH(W, QSR_ZERO)                                                       \
+      "add %[position], %[w]\n\tlea (%[w], %[position]), %[end]\n\t"              \
+      "lea (%[c], %[skip]), %[a]\n\tlea (%[d], %[skip]), %[b]\n\t"                \
+      QSR_LONE_LOOP(W, bytes, "2")                                                \
+      QSR_EACH(W, QSR_COPY)                                                       \
+      "lea (%[w], %[position]), %[end]\n\t"                                       \
+      "add %[skip], %[a]\n\tadd %[skip], %[b]\n\t"                                \
+      "lea (%[a], %[stride]), %[c]\n\tlea (%[b], %[stride]), %[d]\n\t"            \
+      QSR_LOOP(W, bytes, "3")                                                     \
+      QSR_EACH(W, QSR_WHOLE)                                                      \
+      "add %[position], %[w]\n\tlea (%[w], %[position]), %[end]\n\t"              \
+      "lea (%[c], %[skip]), %[a]\n\tlea (%[d], %[skip]), %[b]\n\t"                \
+      "lea (%[a], %[stride]), %[c]\n\tlea (%[b], %[stride]), %[d]\n\t"            \
+      QSR_LOOP(W, bytes, "4")                                                     \
+      QSR_EACH(W, QSR_STORE)                                                      \
+      : [a] "+r"(a), [b] "+r"(b), [c] "+r"(c), [d] "+r"(d), [w] "+r"(w), [end] "+r"(end)   \
+      : [depth] "r"(depth), [position] "r"(position), [skip] "r"(skip), [stride] "r"(stride), \
+        [to] "r"(to)                                                              \
+      : "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9",    \
+        "zmm10", "zmm11", "zmm12", "zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18",   \
+        "zmm19", "zmm20", "zmm21", "zmm22", "zmm23", "zmm24", "zmm25", "zmm26", "zmm27",   \
+        "zmm28", "zmm29", "zmm30", "zmm31", "memory", "cc")
 // clang-format on
 
-// The four output rows of one column of positions, for 6 tiles x 32 outputs.
-// in: u8 [7 of kOrder] at `stride`, [6, depth]; weights: s8 [7, depth / 4, 32, 4];
+// The four output rows of one column of positions, for 6 tiles x 32 (wide) or 16 outputs.
+// in: u8 [7 of kOrder] at `stride`, [6, depth]; weights: s8 [7, depth / 4, 32 or 16, 4];
 // to: [4, 6, 2, 16].
+template <bool wide>
 QSR_INLINE void multiply_column(const uint8_t* in, int64_t stride, int64_t depth,
                                 const int8_t* weights, int32_t* to) {
   const uint8_t *a = in, *b = in + 3 * depth, *c = in + stride, *d = c + 3 * depth;
   const int8_t* w = weights;
-  const int64_t position = depth * kBlock;
+  const int64_t position = depth * (wide ? 32 : 16);
   const int8_t* end = w + position;
   const int64_t skip = stride - depth;  // from the end of a position to the next
-  asm volatile(
-      QSR_ZEROS QSR_ZERO(12, 13) QSR_ZERO(14, 15) QSR_ZERO(16, 17) QSR_ZERO(18, 19)
-      QSR_ZERO(20, 21) QSR_ZERO(22, 23)
-      QSR_LOOP("1")
-      QSR_EACH(QSR_HALF)
-      QSR_ZEROS
-      "add %[position], %[w]\n\tlea (%[w], %[position]), %[end]\n\t"
-      "lea (%[c], %[skip]), %[a]\n\tlea (%[d], %[skip]), %[b]\n\t"
-      QSR_LONE_LOOP("2")
-      QSR_EACH(QSR_COPY)
-      "lea (%[w], %[position]), %[end]\n\t"
-      "add %[skip], %[a]\n\tadd %[skip], %[b]\n\t"
-      "lea (%[a], %[stride]), %[c]\n\tlea (%[b], %[stride]), %[d]\n\t"
-      QSR_LOOP("3")
-      QSR_EACH(QSR_WHOLE)
-      "add %[position], %[w]\n\tlea (%[w], %[position]), %[end]\n\t"
-      "lea (%[c], %[skip]), %[a]\n\tlea (%[d], %[skip]), %[b]\n\t"
-      "lea (%[a], %[stride]), %[c]\n\tlea (%[b], %[stride]), %[d]\n\t"
-      QSR_LOOP("4")
-      QSR_EACH(QSR_STORE)
-      : [a] "+r"(a), [b] "+r"(b), [c] "+r"(c), [d] "+r"(d), [w] "+r"(w), [end] "+r"(end)
-      : [depth] "r"(depth), [position] "r"(position), [skip] "r"(skip), [stride] "r"(stride),
-        [to] "r"(to)
-      : "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10",
-        "zmm11", "zmm12", "zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19", "zmm20",
-        "zmm21", "zmm22", "zmm23", "zmm24", "zmm25", "zmm26", "zmm27", "zmm28", "zmm29", "zmm30",
-        "zmm31", "memory", "cc");
+  if constexpr (wide)
+    QSR_COLUMN(QSR_WIDE, "128");
+  else
+    QSR_COLUMN(QSR_NARROW, "64");
 }
 
 struct Group {
@@ -275,43 +299,56 @@ struct Group {
     }
   };
 
-  const int64_t depth, in_row, out, stride;  // stride: between positions
+  const int64_t depth, pitch, in_row, out, stride;  // stride: between positions
+  const __mmask64 left;  // of the channels after the last 64
   const int32_t* const constants;
   const int8_t* const weights;
   const Bytes offset, offset11;
   uint8_t* const tiles;  // [7 columns, 7 of kOrder, 6 tiles, depth]
   Products& products;
 
-  QSR_INLINE Group(const Conv3x3& job, uint8_t* tiles, Products& products)
-      : depth(job.in.channels),
+  QSR_INLINE Group(const Conv& job, uint8_t* tiles, Products& products)
+      : depth(depth_of(job.shape)),
+        pitch(job.in.pitch),
         in_row(job.in.row()),
-        out(job.out_channels),
+        out(filled(job.shape.out, kMapLanes)),
         stride(kTiles * depth),
+        left((__mmask64{1} << depth % 64) - 1),
         constants(static_cast<const int32_t*>(job.weights)),
         weights(static_cast<const int8_t*>(job.weights) + constants_bytes(out)),
-        offset((Bytes)_mm512_set1_epi8(offset_at(0, 0, kOffsets[job.in_bits], job.in_signed))),
-        offset11((Bytes)_mm512_set1_epi8(offset_at(1, 1, kOffsets[job.in_bits], job.in_signed))),
+        offset((Bytes)_mm512_set1_epi8(offset_at(0, 0, kOffsets[job.shape.in_bits], job.shape.in_signed))),
+        offset11((Bytes)_mm512_set1_epi8(offset_at(1, 1, kOffsets[job.shape.in_bits], job.shape.in_signed))),
         tiles(tiles),
         products(products) {}
 
   QSR_INLINE void transform(const uint8_t* from, int64_t t) const {
-    for (int64_t c = 0; c < depth; c += 64)
-      transform_channels(from + c, in_row, depth, tiles + t * depth + c, stride, offset, offset11);
+    uint8_t* to = tiles + t * depth;
+    int64_t c = 0;
+    for (; c + 64 <= depth; c += 64)
+      transform_channels<false>(from + c, in_row, pitch, to + c, stride, offset, offset11, 0);
+    if (c < depth)
+      transform_channels<true>(from + c, in_row, pitch, to + c, stride, offset, offset11, left);
   }
 
   QSR_INLINE Rows multiply(int64_t b, int64_t) const {
-    for (int64_t j = 0; j < kForms; ++j)
-      multiply_column(tiles + kForms * j * stride, stride, depth,
-                      weights + (b / kBlock * kForms + j) * kForms * depth * kBlock,
-                      products[j][0][0][0]);
+    const int64_t width = width_of_block(b, out);
+    const int8_t* w = weights + kForms * kForms * depth * b;
+    for (int64_t j = 0; j < kForms; ++j, w += kForms * depth * width) {
+      const uint8_t* in = tiles + kForms * j * stride;
+      if (width == kBlock)
+        multiply_column<true>(in, stride, depth, w, products[j][0][0][0]);
+      else
+        multiply_column<false>(in, stride, depth, w, products[j][0][0][0]);
+    }
     return {products, constants + b, out};
   }
 };
 
 }  // namespace
 
-const Conv3x3Kernel kConv3x3Vnni = {
-    "winograd-vnni", has_vnni, kTile, kMostBits, laid_out_bytes, lay_out, drive<Group>};
+const ConvKernel kConvWinogradVnni = {
+    "winograd-vnni", has_vnni, kTile, takes, laid_out_bytes, lay_out, scratch_bytes<Group>,
+    drive<Group>};
 
 }  // namespace qsr
 #pragma GCC pop_options
@@ -319,7 +356,8 @@ const Conv3x3Kernel kConv3x3Vnni = {
 #else
 
 namespace qsr {
-const Conv3x3Kernel kConv3x3Vnni = {"winograd-vnni", has_vnni, 4, 0, nullptr, nullptr, nullptr};
+const ConvKernel kConvWinogradVnni = {"winograd-vnni", has_vnni, 4, nullptr, nullptr, nullptr,
+                                      nullptr, nullptr};
 }  // namespace qsr
 
 #endif

@@ -1,0 +1,33 @@
+// The ways into the maps of convolutions (conv.h) and out of them: codes of numbers that lie pixel by
+// pixel or plane by plane, and planes of numbers.
+#pragma once
+#include "network/conv.h"
+
+namespace qsr {
+
+// Numbers of one picture, channel by channel: (c, y, x) at c * plane + y * row + x.
+struct Planes {
+  float* data;
+  int64_t plane, row;
+};
+
+// Writes code 0 around the rows [first, last) of a picture: left and right of them, above the first
+// row of the picture and below its last.
+void zero_frame(const CodeMap& map, int64_t first, int64_t last);
+
+// A row of the table; all work on the rows [first, last) of a picture of `width`.
+struct MapsKernel : Row {
+  // The codes of x. The frame is not touched.
+  void (*quantize)(const FloatMap& x, const CodeStore& to, int64_t first, int64_t last);
+  // The same of the first `channels` of planes.
+  void (*quantize_planes)(const Planes& x, int64_t channels, const CodeStore& to, int64_t first,
+                          int64_t last);
+  void (*to_planes)(const FloatMap& from, int64_t width, const Planes& to, int64_t first,
+                    int64_t last);
+};
+
+// maps_avx512.cpp, maps_avx2.cpp and maps_portable.cpp, by maps_kernel.h
+extern const MapsKernel kMapsAvx512, kMapsAvx2, kMapsPortable;
+const MapsKernel& maps_kernel();  // dispatch.cpp: the best that this processor runs
+
+}  // namespace qsr

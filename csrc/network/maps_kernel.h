@@ -1,0 +1,73 @@
+// The ways in and out of maps (maps.h): one source for every instruction set. A file includes this
+// inside its own anonymous namespace after finish.h, when it has chosen its target.
+//
+// Planes are read and written in squares of 16 channels x 16 pixels, turned by four rounds of
+// interleaving: after each, what lay 8 rows apart lies side by side.
+
+// The file has written kLanes, of a register of numbers: 8 or 16.
+
+constexpr int kSide = 16;
+typedef Vector<kLanes>::Float Float;
+
+template <class Numbers>
+QSR_INLINE void turn(Numbers (&square)[kSide]) {
+  for (int round = 0; round < 4; ++round) {
+    Numbers turned[kSide];
+#pragma GCC unroll 8
+    for (int i = 0; i < kSide / 2; ++i) {
+      const Numbers a = square[i], b = square[i + kSide / 2];
+      turned[2 * i] =
+          __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      turned[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,
+                                                  14, 30, 15, 31);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kSide; ++i) square[i] = turned[i];
+  }
+}
+
+void quantize(const FloatMap& x, const CodeStore& to, int64_t first, int64_t last) {
+  for (int64_t y = first; y < last; ++y)
+    for (int64_t c = 0; c < to.map.channels; c += kLanes) {
+      const Lanes<kLanes> from(x, c);
+      const Coder<kLanes> coder(to, c);
+      for (int64_t i = 0; i < to.map.width; ++i) coder(from.load(y, i), y, i);
+    }
+}
+
+void quantize_planes(const Planes& x, int64_t channels, const CodeStore& to, int64_t first,
+                     int64_t last) {
+  const Float step = Float{} + to.step, low = Float{} + to.low, high = Float{} + to.high;
+  const int64_t width = to.map.width;
+  for (int64_t y = first; y < last; ++y)
+    for (int64_t c = 0; c < to.map.channels; c += kSide)
+      for (int64_t i = 0; i < width; i += kSide) {
+        const float* from = x.data + y * x.row + i;
+        Vector<kSide>::Byte square[kSide] = {};
+        for (int64_t k = 0; k < kSide && c + k < channels; ++k)
+          for (int64_t part = 0; part < kSide && part < width - i; part += kLanes) {
+            const Float v =
+                load_some<kLanes>(from + (c + k) * x.plane + part, width - i - part);
+            const auto bytes = code_bytes<kLanes>((v + to.tau[c + k]) / step, low, high);
+            __builtin_memcpy(reinterpret_cast<uint8_t*>(square + k) + part, &bytes, kLanes);
+          }
+        turn(square);
+        for (int64_t k = 0; k < kSide && i + k < width; ++k)
+          *(Vector<kSide>::Byte*)(to.map.at(y, i + k) + c) = square[k];
+      }
+}
+
+void to_planes(const FloatMap& from, int64_t width, const Planes& to, int64_t first,
+               int64_t last) {
+  for (int64_t y = first; y < last; ++y)
+    for (int64_t c = 0; c < from.channels; c += kSide) {
+      const Lanes<kSide> lanes(from, c);
+      for (int64_t i = 0; i < width; i += kSide) {
+        Vector<kSide>::Float square[kSide] = {};
+        for (int64_t k = 0; k < kSide && i + k < width; ++k) square[k] = lanes.load(y, i + k);
+        turn(square);
+        for (int64_t k = 0; k < kSide && c + k < from.channels; ++k)
+          store_some<kSide>(to.data + (c + k) * to.plane + y * to.row + i, width - i, square[k]);
+      }
+    }
+}
