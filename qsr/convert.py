@@ -76,18 +76,13 @@ def why_not_packed(layer: nn.Module) -> str:
             return f"{type(q).__name__} shifts its input, and packed products have no shift"
     if isinstance(layer, Projection):
         return "there is no packed MultiheadAttention"
-    if isinstance(layer, QConv1d):
-        return "there is no packed Conv1d"
     if isinstance(layer, QConvTranspose2d):
         return "there is no packed ConvTranspose2d"
-    if isinstance(layer, QConv2d):
-        if set(layer.dilation) != {1}:
-            return f"`dilation` is {layer.dilation}; packed convolutions take 1"
-        if zero_padding(layer) is None:
-            return (
-                f"padding {layer.padding!r} with mode {layer.padding_mode!r}; packed convolutions "
-                "take as many zeros on both sides"
-            )
+    if isinstance(layer, (QConv1d, QConv2d)) and zero_padding(layer) is None:
+        return (
+            f"padding {layer.padding!r} with mode {layer.padding_mode!r}; packed convolutions "
+            "take as many zeros on both sides"
+        )
     return ""
 
 

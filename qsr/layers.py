@@ -191,7 +191,7 @@ class QuantizedConv(Quantized):
 class QConv1d(QuantizedConv, nn.Conv1d):
     """nn.Conv1d whose weights and input are quantised; see `QConv2d`.
 
-    x: float [N, in_channels, L]. It can be trained, not yet packed.
+    x: float [N, in_channels, L].
     """
 
 

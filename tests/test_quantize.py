@@ -518,9 +518,7 @@ def test_what_is_not_quantised_is_named_in_one_warning_and_refused_when_strict(m
 
 def test_what_can_be_trained_and_not_yet_packed_is_said_before_the_training():
     unpacked = {
-        "no packed Conv1d": "conv1d",
         "no packed ConvTranspose2d": "transposed",
-        "dilation": "conv2d, dilated",
         "padding 'same'": "conv2d, same",
         "'reflect'": "conv2d, reflect",
     }

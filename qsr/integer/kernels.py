@@ -97,10 +97,12 @@ def _quantize_pack(
     groups: int,
     row: str = "auto",
 ) -> Tensor:
+    step = step_size.item()
+    if not step > 0:  # here and not below, where torch.export could not look at it
+        raise ValueError(f"`step_size` is {step:g}; it is one positive number, in units of x.")
     if _is_reference("quantize_pack", row, x.device):
         return reference.quantize(x, step_size, tau, bits, signed, groups).words
     tau = None if tau is None else tau.contiguous()
-    step = step_size.item()
     return torch.ops.qsr_native.quantize_pack(x, step, tau, bits, signed, groups, row)
 
 
@@ -261,9 +263,9 @@ def quantize_pack(
         raise ValueError(f"`groups` is {groups} for {channels} channels; it must divide them.")
     if tau is not None and tau.shape != (channels,):
         raise ValueError(f"`tau` has shape {tuple(tau.shape)} for {channels} channels; one each.")
-    if step_size.numel() != 1 or not step_size.item() > 0:
+    if step_size.numel() != 1:
         raise ValueError(
-            f"`step_size` is {step_size.tolist()}; it is one positive number, in units of x."
+            f"`step_size` has shape {tuple(step_size.shape)}; it is one positive number."
         )
     words = torch.ops.qsr.quantize_pack(x, step_size.reshape(()), tau, bits, signed, groups, kernel)
     return BitPlanes(words, signed, channels)

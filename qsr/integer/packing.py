@@ -30,11 +30,12 @@ from ..backbone import ChannelNorm, DepthPlan, QuantSR, check_pictures
 from ..blocks import GELU, LayerNorm, WindowAttention
 from ..config import NetworkConfig
 from ..convert import copy_module, listed, not_packed, replace_layers, zero_padding
-from ..layers import QConv2d, QLinear, QMatmul, Quantized, no_autocast
+from ..layers import QConv1d, QConv2d, QLinear, QMatmul, Quantized, no_autocast
 from ..quantizer import Quantizer, QuantSpec, to_codes
 from ..system.once import SETTING_UP
 from . import kernels, reference
 from .bitplanes import BitPlanes, check_tail, words_for
+from .layer import ConvShape, LaidOut
 from .program_conv import ConvProgram
 from .program_swin import SwinProgram
 from .reference import epilogue
@@ -44,16 +45,18 @@ class PackedLayer(nn.Module):
     """Weight planes, steps, tau and bias of one quantised layer; base of the two below.
 
     The constructor makes buffers of the right shapes; `fill` or load_state_dict gives them values.
-    kernel: which kernel runs the layer, see `qsr.kernels`.
+    kernel: which kernel runs the layer, see `qsr.kernels`. Those that multiply bytes run it in one
+    call, from float to float (`qsr.integer.layer`), and so "auto" does; others by its planes.
     """
 
+    _laid_out: LaidOut | None = None  # made of the values below at the first use
     weight: Tensor
     step_size: Tensor
     scale: Tensor
     tau: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, layer: QConv2d | QLinear, kernel: str = "auto") -> None:
+    def __init__(self, layer: QConv1d | QConv2d | QLinear, kernel: str = "auto") -> None:
         super().__init__()
         self.kernel = kernel
         self.bits, self.narrow = layer.input_quantizer.bits, layer.input_quantizer.narrow
@@ -71,13 +74,18 @@ class PackedLayer(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         _refuse_another_type(fn)
+        self._laid_out = None
         return super()._apply(fn, recurse)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_laid_out": None}
+
     @torch.no_grad()
-    def fill(self, layer: QConv2d | QLinear) -> PackedLayer:
+    def fill(self, layer: QConv1d | QConv2d | QLinear) -> PackedLayer:
         """Take the values of a trained layer. Raises ValueError if it is not calibrated, or if the
         kernel of this name does not run such a layer.
         """
+        self._laid_out = None
         inputs, weights = layer.input_quantizer, layer.weight_quantizer
         codes = weights.codes(_weights_channels_last(layer).float())
         self.signed = inputs.spec.signed
@@ -99,8 +107,27 @@ class PackedLayer(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def shape(self) -> ConvShape:
+        """The convolution that the layer is."""
+        raise NotImplementedError
+
+    def laid_out(self) -> LaidOut:
+        """The values as one native call takes them. While PyTorch traces the layer nothing is laid
+        out: unless that was done, what it traces runs by planes.
+        """
+        if self._laid_out is None:
+            if torch.compiler.is_compiling():
+                return LaidOut("", [], self.weight, self.scale, [])
+            with SETTING_UP:  # by one of the threads that come together
+                if self._laid_out is None:
+                    self._laid_out = LaidOut.of(self, self.shape)
+        return self._laid_out
+
     def running_kernel(self) -> str:
         """The kernel that runs the layer on its device: its own, or what "auto" means for it."""
+        if row := self.laid_out().row:
+            return row
         codes = self._smallest_input()
         if self.kernel == "auto":
             for name in kernels.available("conv2d", self.weight.device):
@@ -110,7 +137,8 @@ class PackedLayer(nn.Module):
         return self.kernel
 
     def _smallest_input(self) -> BitPlanes:
-        shape = (1, *self.weight.shape[1:3], self.groups * self.channels)
+        taps = zip(self.weight.shape[1:3], self.shape.dilation, strict=True)
+        shape = (1, *(d * (k - 1) + 1 for k, d in taps), self.groups * self.channels)
         codes = torch.zeros(shape, dtype=self.spec.dtype, device=self.weight.device)
         return kernels.pack_codes(codes, bits=self.bits, signed=self.signed, groups=self.groups)
 
@@ -118,7 +146,7 @@ class PackedLayer(nn.Module):
         """The integer codes of the layer's input x, in the shape of x."""
         tau = self.tau
         if tau is not None and isinstance(self, PackedConv2d):
-            tau = tau.view(1, -1, 1, 1)
+            tau = tau.view(-1, *[1] * (x.ndim - 2))
         return to_codes(x, self.step_size, self.spec, tau)
 
     @property
@@ -151,38 +179,90 @@ class PackedLayer(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.signed = bool(state[0])
+        self._laid_out = None
 
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
+        self._laid_out = None
         check_tail(self.planes)
         _check_steps(self.step_size, self.scale)
 
 
 class PackedConv2d(PackedLayer):
-    """A QConv2d on integers. x: float32 [N, C, H, W] -> float32 [N, Cout, Ho, Wo]."""
+    """A QConv2d on integers. x: float [N, C, H, W] -> float32 [N, Cout, Ho, Wo], in the memory
+    format of x.
+    """
 
-    def __init__(self, layer: QConv2d, kernel: str = "auto") -> None:
+    def __init__(self, layer: QConv2d | QConv1d, kernel: str = "auto") -> None:
         super().__init__(layer, kernel)
-        self.stride = cast(tuple[int, int], layer.stride)
-        self.padding = cast(tuple[int, int], zero_padding(layer))  # `pack` refuses another
+        self.stride, self.dilation = _pair(layer.stride, 1), _pair(layer.dilation, 1)
+        self.padding = _pair(cast(tuple[int, ...], zero_padding(layer)), 0)  # or `pack` refuses it
+
+    @property
+    def shape(self) -> ConvShape:
+        return ConvShape(
+            self.groups * self.channels,
+            len(self.weight),
+            self.groups,
+            (self.weight.shape[1], self.weight.shape[2]),
+            self.stride,
+            self.dilation,
+            self.padding,
+            (self.bits, self.planes.bits),
+            self.signed,
+        )
+
+    @property
+    def spread(self) -> BitPlanes:
+        """The weights with taps of code 0 where a dilated kernel has none."""
+        if self.dilation == (1, 1):
+            return self.planes
+        (dy, dx), (out_channels, height, width, *rest) = self.dilation, self.weight.shape
+        words = self.weight.new_zeros(
+            out_channels, dy * (height - 1) + 1, dx * (width - 1) + 1, *rest
+        )
+        words[:, ::dy, ::dx] = self.weight
+        return BitPlanes(words, True, self.channels)
 
     def multiply(self, codes: BitPlanes, kernel: str = "") -> Tensor:
-        return kernels.conv2d(codes, self.planes, self.stride, self.padding, kernel or self.kernel)
+        return kernels.conv2d(codes, self.spread, self.stride, self.padding, kernel or self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
+        laid_out = self.laid_out()
+        if laid_out.row:
+            return laid_out.conv2d(x)
         acc = self.multiply(self.quantize(x))
         return epilogue(acc, self.scale, self.bias).permute(0, 3, 1, 2)
+
+
+class PackedConv1d(PackedConv2d):
+    """A QConv1d on integers: a convolution of pictures that are one row high.
+
+    x: float [N, C, L] -> float32 [N, Cout, Lo].
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.unsqueeze(2)).squeeze(2)
 
 
 class PackedLinear(PackedLayer):
     """A QLinear on integers. x: float32 [..., in_features] -> float32 [..., out_features]."""
 
+    @property
+    def shape(self) -> ConvShape:
+        one, none = (1, 1), (0, 0)
+        bits = (self.bits, self.planes.bits)
+        return ConvShape(self.channels, len(self.weight), 1, one, one, one, none, bits, self.signed)
+
     def multiply(self, codes: BitPlanes, kernel: str = "") -> Tensor:
         return kernels.linear(codes, self.planes, kernel or self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
+        laid_out = self.laid_out()
+        if laid_out.row:
+            return laid_out.linear(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], len(self.weight))
         acc = self.multiply(self.quantize(x.reshape(-1, x.shape[-1], 1, 1)))
-        return epilogue(acc, self.scale, self.bias).view(*x.shape[:-1], -1)
+        return epilogue(acc, self.scale, self.bias).view(*x.shape[:-1], len(self.weight))
 
 
 class PackedMatmul(nn.Module):
@@ -523,6 +603,8 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
             packed = PackedMatmul(layer)
         elif isinstance(layer, QConv2d):
             packed = PackedConv2d(layer, kernel)
+        elif isinstance(layer, QConv1d):
+            packed = PackedConv1d(layer, kernel)
         elif isinstance(layer, QLinear):
             packed = PackedLinear(layer, kernel)
         else:
@@ -567,10 +649,16 @@ def _refuse_another_type(fn: Callable[[Tensor], Tensor]) -> None:
         )
 
 
-def _weights_channels_last(layer: QConv2d | QLinear) -> Tensor:
+def _weights_channels_last(layer: QConv1d | QConv2d | QLinear) -> Tensor:
     """[Cout, kh, kw, Cin of a group], as the packed format wants them."""
-    weight = layer.weight.detach()
-    return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight[:, None, None, :]
+    weight = layer.weight.detach().movedim(1, -1)
+    return weight.reshape(len(weight), *[1] * (4 - weight.ndim), *weight.shape[1:])
+
+
+def _pair(values: Sequence[int], first: int) -> tuple[int, int]:
+    """(height, width) of a convolution of pictures or, as pictures of one row, of rows."""
+    height, width = (first, *values)[-2:]
+    return height, width
 
 
 def _tau(quantizer: Quantizer) -> Tensor | None:
