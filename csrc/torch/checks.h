@@ -28,6 +28,8 @@ inline constexpr auto kTypeOf<uint8_t> = torch::headeronly::ScalarType::Byte;
 template <>
 inline constexpr auto kTypeOf<int8_t> = torch::headeronly::ScalarType::Char;
 template <>
+inline constexpr auto kTypeOf<int64_t> = torch::headeronly::ScalarType::Long;
+template <>
 inline constexpr auto kTypeOf<int32_t> = torch::headeronly::ScalarType::Int;
 
 // The number of elements of an array of these sizes. Sizes come from outside, and the sizes of a

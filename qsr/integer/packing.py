@@ -577,8 +577,12 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
             "Keep them in full precision (skip them in qsr.quantize)."
         )
     with torch.device("cpu"):  # another may be the user's default
-        packed = _replace_layers(copy_module(module).cpu().float().eval(), kernel, fill=True)
-    return PackedModel(packed, kernel) if isinstance(packed, QuantSR) else packed
+        packed = _replace_layers(copy_module(module).cpu().float(), kernel, fill=True).eval()
+    if isinstance(packed, QuantSR):
+        return PackedModel(packed, kernel)
+    from .planned import planned  # which knows the layers above
+
+    return planned(packed, kernel)
 
 
 def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:

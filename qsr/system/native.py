@@ -67,6 +67,8 @@ OPS_SOURCES = (
     "torch/ops.cpp",
     "torch/ops_layer.cpp",
     "torch/ops_network.cpp",
+    "network/executor.cpp",
+    "torch/ops_plan.cpp",
     "train/fake_quantize.cpp",
     "torch/ops_train.cpp",
     "train/swin_step_bf16.cpp",
@@ -97,7 +99,7 @@ FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=
 # functions.
 NVCC_FLAGS = ("-O3", "-fmad=false", "--expt-relaxed-constexpr")
 # Operators that write into their arguments and return nothing; programs call them as they are.
-IN_PLACE = ("residual_body", "tail", "swin_layer", "swin_conv", "swin_norm")
+IN_PLACE = ("residual_body", "run_plan", "tail", "swin_layer", "swin_conv", "swin_norm")
 # What torch.compile and torch.export run to learn of shapes, by the name of an operator. Modules
 # that call operators with results add to it when they are imported.
 FAKES: dict[str, Callable[..., Any]] = dict.fromkeys(IN_PLACE, lambda *arguments, **options: None)

@@ -1,0 +1,352 @@
+// See executor.h.
+#include "network/executor.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+
+#include "cpu.h"
+#include "format.h"
+
+namespace qsr {
+namespace {
+
+#include "network/finish_steps.h"
+
+constexpr int kLanes = 16;
+constexpr int64_t kMostPixels = 1 << 24, kMostChannels = 1 << 16, kMostWindow = 1 << 10;
+constexpr int64_t kMostValues = 1 << 14, kMostSteps = 1 << 12;
+
+void check(bool fits, const char* what) {
+  if (!fits) throw std::invalid_argument(std::string("the plan does not fit: ") + what);
+}
+
+// Rows [first, last) of a step that begins with floats.
+QSR_CLONES void float_rows(const FloatMap& in, const Finish& f, int64_t width, int64_t channels,
+                           int64_t first, int64_t last) {
+  for (int64_t y = first; y < last; ++y)
+    for (int64_t c = 0; c < channels; c += kLanes)
+      with_finish<kLanes>(f, width, c, 0, [&](const auto& finish) QSR_INLINED {
+        const Lanes<kLanes> from(in, c);
+        if constexpr (requires { finish.finish(from.load(y, 0), y, 0); })
+          for (int64_t x = 0; x < width; ++x) finish.finish(from.load(y, x), y, x);
+      });
+}
+
+template <class Code>
+QSR_CLONES void pool_rows(const CodeMap& in, const CodeMap& to, const int64_t (&kernel)[2],
+                          const int64_t (&stride)[2], const int64_t (&padding)[2], int64_t first,
+                          int64_t last) {
+  const int64_t channels = in.channels;
+  for (int64_t y = first; y < last; ++y)
+    for (int64_t x = 0; x < to.width; ++x) {
+      Code* most = reinterpret_cast<Code*>(to.at(y, x));
+      bool begun = false;
+      for (int64_t dy = 0; dy < kernel[0]; ++dy)
+        for (int64_t dx = 0; dx < kernel[1]; ++dx) {
+          const int64_t iy = y * stride[0] + dy - padding[0], ix = x * stride[1] + dx - padding[1];
+          if (iy < 0 || iy >= in.height || ix < 0 || ix >= in.width) continue;
+          const Code* from = reinterpret_cast<const Code*>(in.at(iy, ix));
+          for (int64_t c = 0; c < channels; ++c)
+            most[c] = begun && most[c] > from[c] ? most[c] : from[c];
+          begun = true;
+        }
+    }
+}
+
+void nearest_rows(const CodeMap& in, const CodeMap& to, int64_t factor, int64_t first,
+                  int64_t last) {
+  for (int64_t y = first; y < last; ++y)
+    for (int64_t x = 0; x < to.width; ++x)
+      std::memcpy(to.at(y, x), in.at(y / factor, x / factor), static_cast<size_t>(in.channels));
+}
+
+// Channel c of the result at (y, x) is channel c * factor^2 + (y % factor) * factor + x % factor.
+void shuffle_rows(const CodeMap& in, const CodeMap& to, int64_t factor, int64_t first,
+                  int64_t last) {
+  for (int64_t y = first; y < last; ++y)
+    for (int64_t x = 0; x < to.width; ++x) {
+      const uint8_t* from = in.at(y / factor, x / factor) + y % factor * factor + x % factor;
+      uint8_t* at = to.at(y, x);
+      for (int64_t c = 0; c < in.channels / (factor * factor); ++c) at[c] = from[c * factor * factor];
+    }
+}
+
+}  // namespace
+
+// Reads the tables from front to back.
+class Executor::Reader {
+ public:
+  Reader(const Tables& tables, const std::string& kernel, std::vector<Value>& values)
+      : tables_(tables), kernel_(kernel), values_(values) {}
+
+  int64_t next(int64_t least, int64_t most, const char* what) {
+    check(at_ < tables_.numbers.count, "its numbers end too early");
+    const int64_t number = tables_.numbers.data[at_++];
+    check(number >= least && number <= most, what);
+    return number;
+  }
+
+  bool done() const { return at_ == tables_.numbers.count; }
+
+  void value(bool rows) {
+    Value v{};
+    v.is_float = next(0, 1, "kind of a value") == 1;
+    const int64_t home = next(0, 2, "home of a value");
+    const int64_t place = next(0, int64_t{1} << 62, "place of a value");
+    v.height = next(1, kMostPixels, "height of a value");
+    v.width = next(1, kMostPixels, "width of a value");
+    v.channels = next(1, kMostChannels, "channels of a value");
+    const int64_t frame_y = next(0, kMostWindow, "frame"), frame_x = next(0, kMostWindow, "frame");
+    v.bits = static_cast<int>(next(0, kMaxBits, "bits of a value"));
+    v.is_signed = next(0, 1, "sign of a value") == 1;
+    check(v.height * v.width <= int64_t{1} << 40, "pixels of a value");
+    int64_t bytes = 4 * v.height * v.width * v.channels;
+    if (!v.is_float) {
+      check(v.channels % kMapLanes == 0 && v.bits >= 1, "channels or bits of codes");
+      const Frame frame =
+          rows ? Frame{} : Frame::around(v.height, v.width, frame_y, frame_x);
+      v.codes = {nullptr, v.height, v.width, v.channels, v.channels, frame};
+      bytes = v.codes.bytes();
+    }
+    if (home == 0) {
+      check(place % 64 == 0 && bytes <= tables_.workspace.count - place, "place of a value");
+      v.codes.data = tables_.workspace.data + place;
+      v.floats.data = reinterpret_cast<float*>(v.codes.data);
+    } else {
+      const auto& rooms = home == 1 ? tables_.inputs : tables_.outputs;
+      check(v.is_float && place < static_cast<int64_t>(rooms.size()), "place of a value");
+      check(rooms[place].count * 4 == bytes, "size of an input or output");
+      v.floats.data = rooms[place].data;
+    }
+    if (v.is_float)
+      v.floats = {v.floats.data, v.width * v.channels, v.channels, v.channels};
+    values_.push_back(v);
+  }
+
+  Step step() {
+    Step s{};
+    s.op = next(kConv, kShuffle, "operation of a step");
+    s.source = &known("source of a step");
+    const int64_t out = next(-1, count() - 1, "result of a step");
+    s.height = next(1, kMostPixels, "height of a step");
+    s.width = next(1, kMostPixels, "width of a step");
+    s.channels = next(1, kMostChannels, "channels of a step");
+    check(s.source->is_float == (s.op == kFloat), "kind of a source");
+    s.cost = 4.0 * s.width * s.channels;
+    if (s.op == kConv) convolution(s);
+    if (s.op == kPool) {
+      pair(s.kernel, 1), pair(s.stride, 1), pair(s.padding, 0);
+      windows(s, s.kernel, s.stride, s.padding);
+      check(s.padding[0] < s.kernel[0] && s.padding[1] < s.kernel[1], "padding of a pool");
+    }
+    if (s.op == kNearest || s.op == kShuffle) {
+      s.factor = next(1, kMostWindow, "factor of a step");
+      check(s.height == s.source->height * s.factor && s.width == s.source->width * s.factor,
+            "size of a step");
+    }
+    if (s.op == kFloat)
+      check(alike(*s.source, s) && s.source->channels == s.channels, "size of a source");
+    Finish& f = s.conv.finish;
+    if (out >= 0) {
+      const Value& v = values_[out];
+      check(v.is_float && alike(v, s) && v.channels == s.channels, "size of a result");
+      f.out = v.floats;
+    }
+    operations(s);
+    stores(s);
+    return s;
+  }
+
+ private:
+  int64_t count() const { return static_cast<int64_t>(values_.size()); }
+  const Value& known(const char* what) { return values_[next(0, count() - 1, what)]; }
+
+  static bool alike(const Value& v, const Step& s) {
+    return v.height == s.height && v.width == s.width;
+  }
+
+  void pair(int64_t (&numbers)[2], int64_t least) {
+    for (int64_t& number : numbers) number = next(least, kMostWindow, "window of a step");
+  }
+
+  const float* floats(int64_t length) {
+    const int64_t begin = next(0, tables_.constants.count, "place of a constant");
+    check(length <= tables_.constants.count - begin, "place of a constant");
+    return tables_.constants.data + begin;
+  }
+
+  static void windows(const Step& s, const int64_t (&kernel)[2], const int64_t (&stride)[2],
+                      const int64_t (&padding)[2]) {
+    const int64_t size[2] = {s.source->height, s.source->width}, result[2] = {s.height, s.width};
+    for (int i = 0; i < 2; ++i) {
+      const int64_t room = size[i] + 2 * padding[i] - kernel[i];
+      check(room >= 0 && result[i] == room / stride[i] + 1, "size of a step");
+    }
+  }
+
+  void convolution(Step& s) {
+    const Value& v = *s.source;
+    ConvShape& shape = s.conv.shape;
+    const int64_t first = next(0, v.channels, "input channels");
+    shape.in = next(1, v.channels, "input channels");
+    shape.out = s.channels;
+    shape.groups = next(1, kMostChannels, "groups");
+    int64_t kernel[2], stride[2], dilation[2], padding[2];
+    pair(kernel, 1), pair(stride, 1), pair(dilation, 1), pair(padding, 0);
+    shape.kernel_h = kernel[0], shape.kernel_w = kernel[1];
+    shape.stride_h = stride[0], shape.stride_w = stride[1];
+    shape.dilation_h = dilation[0], shape.dilation_w = dilation[1];
+    shape.weight_bits = static_cast<int>(next(1, kMaxBits, "bits of weights"));
+    shape.in_bits = v.bits, shape.in_signed = v.is_signed;
+    check(shape.in % shape.groups == 0 && shape.out % shape.groups == 0, "groups");
+    int64_t reach[2];
+    for (int i = 0; i < 2; ++i) reach[i] = dilation[i] * (kernel[i] - 1) + 1;
+    windows(s, reach, stride, padding);
+    check(padding[0] <= v.codes.frame.top && padding[1] <= v.codes.frame.left, "frame");
+    check(shape.taps() * filled(shape.in, kMapLanes) << (shape.in_bits + shape.weight_bits - 1) <
+              int64_t{1} << 31,
+          "the sums could leave int32");
+    check(first % kMapLanes == 0 && filled(shape.in, kMapLanes) <= v.channels - first,
+          "input channels");
+    s.conv.in = v.codes;
+    s.conv.in.data += first;
+    s.conv.in.channels = filled(shape.in, kMapLanes);
+    s.conv.pad_h = padding[0], s.conv.pad_w = padding[1];
+    s.conv.height = s.height, s.conv.width = s.width;
+    s.row = find_conv(kernel_.c_str(), shape);
+    check(s.row != nullptr, "no kernel of this name runs a convolution of it");
+    const int64_t begin = next(0, tables_.weights.count, "place of weights");
+    check(begin % 64 == 0 && s.row->laid_out_bytes(shape) <= tables_.weights.count - begin,
+          "place of weights");
+    s.conv.weights = tables_.weights.data + begin;
+    const int64_t out = filled(shape.out, kMapLanes);
+    s.conv.finish.scale = floats(2 * out);
+    s.conv.finish.bias = s.conv.finish.scale + out;
+    s.cost = 0.125 * s.width * shape.taps() * shape.in / shape.groups * shape.out;
+  }
+
+  void operations(Step& s) {
+    enum { kRelu, kLeaky, kTimes, kPlus, kAdd, kMul, kMinus, kFrom };
+    Finish& f = s.conv.finish;
+    const int64_t lanes = filled(s.channels, kMapLanes), count = next(0, kMostOperations, "finish");
+    const auto put = [&](Operation operation) {
+      check(f.operation_count < kMostOperations, "finish");
+      f.operations[f.operation_count++] = operation;
+    };
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t op = next(kRelu, kFrom, "operation of a finish");
+      const int64_t id = next(-1, this->count() - 1, "operand of a finish");
+      const float* array = nullptr;
+      if (op == kLeaky || op == kTimes || op == kPlus)
+        array = floats(lanes);
+      else
+        next(0, 0, "operand of a finish");
+      FloatMap map{};
+      if (op >= kAdd) {
+        check(id >= 0 && values_[id].is_float && alike(values_[id], s) &&
+                  values_[id].channels == s.channels,
+              "operand of a finish");
+        map = values_[id].floats;
+      } else if (array) {  // the same for all pixels
+        map = {const_cast<float*>(array), 0, 0, lanes};
+      }
+      static const float minus_one = -1.0f;
+      switch (op) {
+        case kRelu: put({qsr::Op::kRelu, 1.0f, nullptr, 0, {}}); break;
+        case kLeaky: put({qsr::Op::kLeaky, 1.0f, array, 0, {}}); break;
+        case kTimes: case kMul: put({qsr::Op::kMultiply, 1.0f, nullptr, 0, map}); break;
+        case kFrom: put({qsr::Op::kFactors, 1.0f, &minus_one, 1, {}}); [[fallthrough]];
+        case kPlus: case kAdd: put({qsr::Op::kAdd, 1.0f, nullptr, 0, map}); break;
+        case kMinus: put({qsr::Op::kAdd, -1.0f, nullptr, 0, map}); break;
+      }
+    }
+  }
+
+  void stores(Step& s) {
+    Finish& f = s.conv.finish;
+    const bool moves = s.op > kFloat;
+    const int64_t count = next(moves ? 1 : 0, moves ? 1 : kMostCodes, "stores");
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t id = next(0, this->count() - 1, "value of a store");
+      const Value& v = values_[id];
+      check(!v.is_float && alike(v, s), "size of codes");
+      const int64_t at = next(0, v.channels, "channel of a store");
+      const int64_t stored = !moves              ? s.channels
+                             : s.op == kShuffle ? s.source->channels / (s.factor * s.factor)
+                                                : s.source->channels;
+      CodeMap map = v.codes;
+      map.data += at;
+      map.channels = filled(stored, kMapLanes);
+      check(at % kMapLanes == 0 && map.channels <= v.channels - at, "room of a store");
+      if (moves) {
+        check(v.is_signed == s.source->is_signed, "sign of codes");
+        s.to = map;
+      } else {
+        const float* tau = floats(map.channels);
+        const float* grid = floats(3);
+        f.codes[f.code_count++] = {map, tau, grid[0], grid[1], grid[2]};
+      }
+      if (begun_.size() < values_.size()) begun_.resize(values_.size());
+      if (!begun_[id]) s.begun.push_back(v.codes);
+      begun_[id] = true;
+    }
+  }
+
+  const Tables& tables_;
+  const std::string& kernel_;
+  std::vector<Value>& values_;
+  std::vector<bool> begun_;
+  int64_t at_ = 0;
+};
+
+Executor::Executor(const Tables& tables, const std::string& kernel) {
+  Reader reader(tables, kernel, values_);
+  const int64_t values = reader.next(1, kMostValues, "number of values");
+  const int64_t steps = reader.next(1, kMostSteps, "number of steps");
+  const bool rows = reader.next(0, 1, "kind of maps") == 1;
+  values_.reserve(values);  // steps point at them
+  for (int64_t i = 0; i < values; ++i) reader.value(rows);
+  for (int64_t i = 0; i < steps; ++i) steps_.push_back(reader.step());
+  check(reader.done(), "it has more numbers than it needs");
+}
+
+void Executor::run(int64_t number, const Bands& bands) const {
+  const Step& s = steps_[number];
+  const int64_t rows = s.op == kConv ? s.row->rows : 1;
+  bands((s.height + rows - 1) / rows, s.cost * rows,
+        [&](int64_t first, int64_t last) { band(s, first * rows, std::min(last * rows, s.height)); });
+}
+
+// Rows [first, last) of a step.
+void Executor::band(const Step& s, int64_t first, int64_t last) const {
+  for (const CodeMap& map : s.begun) zero_frame(map, first, last);
+  switch (s.op) {
+    case kConv: {
+      const int64_t rows = s.row->rows;
+      const std::unique_ptr<void, decltype(&std::free)> scratch(
+          std::aligned_alloc(64, filled(s.row->scratch_bytes(s.conv.shape) + 1, 64)), std::free);
+      if (!scratch) throw std::bad_alloc();
+      s.row->run(s.conv, first / rows, (last + rows - 1) / rows, scratch.get());
+      break;
+    }
+    case kFloat:
+      float_rows(s.source->floats, s.conv.finish, s.width, s.channels, first, last);
+      break;
+    case kPool:
+      (s.source->is_signed ? pool_rows<int8_t> : pool_rows<uint8_t>)(
+          s.source->codes, s.to, s.kernel, s.stride, s.padding, first, last);
+      break;
+    case kNearest:
+      nearest_rows(s.source->codes, s.to, s.factor, first, last);
+      break;
+    case kShuffle:
+      shuffle_rows(s.source->codes, s.to, s.factor, first, last);
+      break;
+  }
+}
+
+}  // namespace qsr

@@ -1,0 +1,272 @@
+"""A plan with the weights of a network: laid out once, then run for pictures of any size.
+
+What csrc/network/executor.h wants is made here: tables of numbers. What depends on the network is
+made when an executor is: laid out weights, and arrays filled up to whole vectors. What depends on
+the size of the picture is made when it changes: sizes, places in memory, the workspace. The
+workspace of a call is its own, so that several threads may call at once, and waits for the next
+call of that size (`program.Idle`); results are new tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import kernels
+from .lifetimes import ALIGNMENT, places
+from .packing import PackedConv2d, PackedLayer
+from .plan import OF_VALUES, Plan, Step, dilation, lanes
+from .plan_reference import parameter
+from .program import Idle
+from .regions import MOVES
+
+STEPS = ("conv", "float", "pool", "nearest", "shuffle")  # Op of executor.h
+FINISHES = ("relu", "leaky", "times", "plus", "add", "mul", "minus", "from")
+HOMES = {"workspace": 0, "input": 1, "output": 2}
+
+
+class Executor:
+    """One region of a network, ready to run. plan, network: which; kernel: "auto" or the name of a
+    row of csrc/network/conv.h.
+
+    It copies what it needs; `stale` says whether the network has other values since.
+    """
+
+    def __init__(self, plan: Plan, network: nn.Module, kernel: str = "auto") -> None:
+        self.plan, self.kernel = plan, kernel
+        self._constants: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        self._ends = [0, 0]  # how much both hold: numbers, and bytes
+        self._layers = {name: _layer(network, name) for name in self._names()}
+        self._made_of = [(x, _writes(x)) for x in self._sources(network)]
+        self._steps = [self._step(step, network) for step in plan.steps]
+        constants = torch.cat(self._constants) if self._constants else torch.zeros(0)
+        self.constants = constants.float().contiguous()
+        self.weights = _aligned(self._ends[1])
+        end = 0
+        for laid in self._weights:
+            self.weights[end : end + len(laid)] = laid
+            end += _up(len(laid))
+        self._weights, self._constants = [], []
+        self._sizes: tuple[tuple[tuple[int, int], ...], Tensor, int] | None = None
+        self._idle = Idle()
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """float32 [H, W, C] each, contiguous -> the outputs, likewise, new."""
+        sizes = tuple((x.shape[0], x.shape[1]) for x in inputs)
+        numbers, needed = self._numbers(sizes)
+        buffers = self._idle.take(sizes)  # type: ignore[arg-type]
+        if buffers is None:
+            with torch.inference_mode(False):  # the next call may come without that mode
+                buffers = (_aligned(needed),)
+        outputs = self.outputs(sizes)
+        self.run(inputs, numbers, buffers[0], outputs, 0, len(self.plan.steps))
+        self._idle.give(sizes, buffers)  # type: ignore[arg-type]
+        return outputs
+
+    def outputs(self, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Room for them."""
+        values = [self.plan.values[v] for _, v in self.plan.outputs]
+        return [torch.empty(*v.size.of(sizes), v.channels, dtype=torch.float32) for v in values]
+
+    def run(
+        self,
+        inputs: Sequence[Tensor],
+        numbers: Tensor,
+        workspace: Tensor,
+        outputs: Sequence[Tensor],
+        first: int,
+        last: int,
+    ) -> None:
+        """The steps [first, last)."""
+        torch.ops.qsr_native.run_plan(
+            list(inputs),
+            numbers,
+            self.constants,
+            self.weights,
+            first,
+            last,
+            self.kernel,
+            workspace,
+            list(outputs),
+        )
+
+    def stale(self, network: nn.Module) -> bool:
+        """Whether a value was changed or replaced since."""
+        now = self._sources(network)
+        return any(
+            x is not y or _writes(x) != writes
+            for x, (y, writes) in zip(now, self._made_of, strict=True)
+        )
+
+    def release(self) -> None:
+        """Free the workspaces that wait for the next call."""
+        self._idle.clear()
+
+    # For a size
+
+    def _numbers(self, sizes: tuple[tuple[int, int], ...]) -> tuple[Tensor, int]:
+        """The tables for inputs of these sizes, and the bytes of the workspace."""
+        known = self._sizes
+        if known is None or known[0] != sizes:
+            offsets, needed = places(self.plan, sizes)
+            known = self._sizes = (sizes, self._tables(sizes, offsets), needed)
+        return known[1], known[2]
+
+    def _tables(self, sizes: Sequence[tuple[int, int]], offsets: Sequence[int]) -> Tensor:
+        plan = self.plan
+        outputs = {value: i for i, (_, value) in enumerate(plan.outputs)}
+        table = [len(plan.values), len(plan.steps), int(plan.rows)]
+        for i, value in enumerate(plan.values):
+            home, at = HOMES["workspace"], offsets[i]
+            if i < len(plan.inputs):
+                home, at = HOMES["input"], i
+            elif i in outputs:
+                home, at = HOMES["output"], outputs[i]
+            table += [int(value.kind == "float"), home, at, *value.size.of(sizes), value.channels]
+            table += [*value.frame, value.bits, int(value.signed)]
+        for step, (before, after) in zip(plan.steps, self._steps, strict=True):
+            table += [*before, *step.size.of(sizes), *after]
+        return torch.tensor(table, dtype=torch.int64)
+
+    # For a network
+
+    def _names(self) -> list[str]:
+        """Of all layers that run or read."""
+        steps = self.plan.steps
+        return [*self.plan.layers, *(s.reader for step in steps for s in step.codes)]
+
+    def _sources(self, network: nn.Module) -> list[object]:
+        """All that tables are made of."""
+        found: list[object] = []
+        for name in self._layers:
+            layer = _layer(network, name)
+            found += [layer.weight, layer.scale, layer.step_size, layer.tau, layer.bias]
+            found.append(layer.signed)
+        for step in self.plan.steps:
+            found += [_tensor(v, network) for _, v in step.finish if isinstance(v, str)]
+        return found
+
+    def _step(self, step: Step, network: nn.Module) -> tuple[list[int], list[int]]:
+        """The numbers of a step, before and after its height and width."""
+        before = [STEPS.index(step.op), step.source, -1 if step.out is None else step.out]
+        after = [step.channels]
+        if step.op == "conv":
+            after += self._convolution(step)
+        for number in step.numbers:
+            after += number if isinstance(number, (tuple, list)) else [number]
+        after.append(len(step.finish))
+        width = lanes(step.channels)
+        for op, operand in step.finish:
+            value = operand if op in OF_VALUES else -1
+            at = 0
+            if operand is not None and op not in OF_VALUES:
+                at = self._constant(parameter(operand, network).expand(step.channels), width)
+            name = "leaky" if op == "prelu" else op
+            after += [FINISHES.index(name), value, at]
+        after.append(len(step.codes))
+        for store in step.codes:
+            after += [store.value, store.at]
+            if step.op in MOVES:
+                continue
+            layer, tau = self._layers[store.reader], torch.zeros(width)
+            if layer.tau is not None:
+                read = slice(store.first, store.first + store.count)
+                tau[read] = layer.tau.detach().cpu()[store.channels()]
+            grid = torch.tensor([layer.step_size.item(), layer.spec.qmin, layer.spec.qmax])
+            after += [self._constant(tau, width), self._constant(grid, 3)]
+        return before, after
+
+    def _convolution(self, step: Step) -> list[int]:
+        layer = self._layers[step.layer]
+        shape, codes = conv_shape(self.plan, step, layer)
+        laid = torch.ops.qsr_native.lay_out_conv(codes, shape, self.kernel)
+        place = self._ends[1]
+        self._weights.append(laid)
+        self._ends[1] += _up(len(laid))
+        width = lanes(step.channels)
+        scale = self._constant(layer.scale.detach().expand(step.channels), width)
+        self._constant(layer.bias, width)
+        padding = layer.padding if isinstance(layer, PackedConv2d) else (0, 0)
+        in_channels, _, groups, *windows, _, weight_bits, _ = shape
+        first = step.places[0][1] if len(step.places) == 1 else 0
+        return [first, in_channels, groups, *windows, *padding, weight_bits, place, scale]
+
+    def _constant(self, values: Tensor | None, length: int) -> int:
+        """Where these numbers lie, filled up with zeros."""
+        place = self._ends[0]
+        values = torch.zeros(0) if values is None else values.detach().float().cpu()
+        self._constants.append(F.pad(values, (0, length - len(values))))
+        self._ends[0] += length
+        return place
+
+
+def conv_shape(plan: Plan, step: Step, layer: PackedLayer) -> tuple[list[int], Tensor]:
+    """A convolution step as `lay_out_conv` and `conv_row` want it, and its weight codes int8
+    [out, kh, kw, in / groups], with zeros for channels of the source that the layer does not read.
+    """
+    codes = kernels.unpack_codes(layer.planes)
+    stride, dilated = (1, 1), (1, 1)
+    if isinstance(layer, PackedConv2d):
+        stride, dilated = layer.stride, dilation(layer)
+    in_channels, groups = layer.groups * layer.channels, layer.groups
+    if len(step.places) > 1:
+        whole = codes.new_zeros(*codes.shape[:3], plan.values[step.source].channels)
+        parts = _dense(codes, groups).split([count for count, _ in step.places], 3)
+        for (count, at), part in zip(step.places, parts, strict=True):
+            whole[..., at : at + count] = part
+        codes, in_channels, groups = whole, whole.shape[3], 1
+    source = plan.values[step.source]
+    shape = [in_channels, len(codes), groups, *codes.shape[1:3], *stride, *dilated]
+    bits = [source.bits, layer.planes.bits, int(source.signed)]
+    return [*shape, *bits], codes.contiguous()
+
+
+def _dense(codes: Tensor, groups: int) -> Tensor:
+    """[out, kh, kw, in / groups] -> [out, kh, kw, in], zeros for channels of other groups."""
+    blocks = codes.chunk(groups)
+    width = codes.shape[3]
+    return torch.cat(
+        [F.pad(b, (i * width, (groups - 1 - i) * width)) for i, b in enumerate(blocks)]
+    )
+
+
+def kernel_of(plan: Plan, step: Step, network: nn.Module, kernel: str = "auto") -> str:
+    """The row of csrc/network/conv.h that runs a convolution step; "" for another step, or none."""
+    if step.op != "conv":
+        return ""
+    with contextlib.suppress(AttributeError, RuntimeError):
+        shape, _ = conv_shape(plan, step, _layer(network, step.layer))
+        return torch.ops.qsr_native.conv_row(shape, kernel)
+    return ""
+
+
+def _layer(network: nn.Module, name: str) -> PackedLayer:
+    layer = network.get_submodule(name)
+    assert isinstance(layer, PackedLayer)
+    return layer
+
+
+def _tensor(key: str, network: nn.Module) -> Tensor:
+    name, _, last = key.rpartition(".")
+    return getattr(network.get_submodule(name), last)
+
+
+def _writes(x: object) -> int:
+    """How often a tensor was written to."""
+    return x._version if isinstance(x, Tensor) and not x.is_inference() else 0
+
+
+def _up(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _aligned(size: int) -> Tensor:
+    """uint8 [size, filled up], at a multiple of 64 bytes."""
+    whole = torch.empty(_up(size) + ALIGNMENT, dtype=torch.uint8)
+    begin = -whole.data_ptr() % ALIGNMENT
+    return whole[begin : begin + _up(size)]

@@ -1,0 +1,406 @@
+"""A plan: the steps that a region of a network takes, and the values between them.
+
+A step reads codes (a convolution) or floats, makes lanes of float32 numbers of them, does a row of
+small operations on these, its *finish*, and stores what they have become: as floats, if somebody
+wants floats, and as codes for each packed layer that reads them, by that layer's step and tau.
+Whatever follows a convolution and has no other reader is in its finish, so that most values never
+exist in memory. Moves (`qsr.integer.regions`) are steps from codes to codes, or no step at all: a
+concatenation is two stores into one map, side by side.
+
+A plan is a value: no weights (a step names its layer), no addresses and no picture's size. A size
+is written as what becomes of the height and width of an input, `Size`. So a plan serves all
+pictures, can be kept in a file and be run by whoever can read it; `qsr.integer.lifetimes` gives its
+values places in memory, for one picture size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import fx, nn
+
+from .packing import PackedConv2d, PackedLayer
+from .regions import LANES, LAYERS, MOVES, Op, Region
+
+MOST_OPERATIONS, MOST_CODES = 6, 4  # of a finish; kMostOperations, kMostCodes of conv.h
+Rule = tuple[int, int, int, int]  # n -> ((n + a) // b + c) * d
+
+
+@dataclass(frozen=True)
+class Size:
+    """Height and width of a map: what the rules make, one after another, of those of an input.
+
+    >>> Size(0, rows=((2, 2, 1, 1),), columns=()).of([(9, 7)])
+    (6, 7)
+    """
+
+    input: int
+    rows: tuple[Rule, ...] = ()
+    columns: tuple[Rule, ...] = ()
+
+    def of(self, inputs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """For these sizes of the inputs. Not above 0 where the picture is too small."""
+        height, width = inputs[self.input]
+        for a, b, c, d in self.rows:
+            height = ((height + a) // b + c) * d
+        for a, b, c, d in self.columns:
+            width = ((width + a) // b + c) * d
+        return height, width
+
+    def then(self, rows: Rule, columns: Rule) -> Size:
+        """The size after one more rule; a rule that changes nothing is left out."""
+        more = [() if rule == (0, 1, 0, 1) else (rule,) for rule in (rows, columns)]
+        return Size(self.input, self.rows + more[0], self.columns + more[1])
+
+
+def window(kernel: int, stride: int, padding: int, dilation: int = 1) -> Rule:
+    """How many windows fit: of a convolution or a pool, along one dimension.
+
+    >>> window(3, 1, 1), window(3, 2, 0)
+    ((0, 1, 0, 1), (-3, 2, 1, 1))
+    """
+    reach = 2 * padding - dilation * (kernel - 1) - 1
+    return (reach + 1, 1, 0, 1) if stride == 1 else (reach, stride, 1, 1)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A map in memory, channels last. kind: "codes", one byte each, or "float".
+
+    channels: from a pixel to the next; of codes a multiple of 16. bits, signed: of codes. frame:
+    pixels of code 0 around a map of codes, as its readers want them, (above and below, beside).
+    """
+
+    kind: str
+    channels: int
+    size: Size
+    bits: int = 0
+    signed: bool = False
+    frame: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Codes that a step writes: those of its lanes, into the channels from `at` on.
+
+    `count` lanes from `first` on are read: as lane first + i by the layer `reader`, as its input
+    channel (start + i) // repeat. What the others leave in memory is of no use.
+    """
+
+    value: int
+    at: int
+    first: int
+    count: int
+    reader: str
+    start: int = 0
+    repeat: int = 1
+
+    def channels(self) -> list[int]:
+        """The input channel of the reader that each of these lanes is.
+
+        >>> Store(value=0, at=0, first=0, count=4, reader="layer", start=2, repeat=2).channels()
+        [1, 1, 2, 2]
+        """
+        return [(self.start + i) // self.repeat for i in range(self.count)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """op: "conv" (also of rows), "float", or a move: "pool", "nearest", "shuffle".
+
+    source: the value that it reads. layer: of a convolution. places: where the input channels of
+    the layer lie in the source, (count, first channel) each. numbers: of a move, see `regions.Op`.
+    channels: lanes of the result. finish: (operation, operand) in order; the operand is a value, a
+    number or the key of a parameter, or None. out: the float value that it writes, or None. A move
+    writes the source's codes to `codes[0]`.
+    """
+
+    op: str
+    source: int
+    channels: int
+    size: Size
+    layer: str = ""
+    places: tuple[tuple[int, int], ...] = ()
+    numbers: tuple[Any, ...] = ()
+    finish: tuple[tuple[str, Any], ...] = ()
+    out: int | None = None
+    codes: tuple[Store, ...] = ()
+
+    def reads(self) -> list[int]:
+        """The values that it reads."""
+        return [self.source, *(v for op, v in self.finish if op in OF_VALUES)]
+
+    def writes(self) -> list[int]:
+        """The values that it writes, wholly or in part."""
+        return [*([] if self.out is None else [self.out]), *(s.value for s in self.codes)]
+
+
+OF_VALUES = ("add", "mul", "minus", "from")  # y + v, y * v, y - v, v - y
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a region. values: its inputs first. equal: pairs of sizes that must agree, by
+    the node that wants it.
+    """
+
+    inputs: tuple[str, ...]  # names of the nodes that give them
+    outputs: tuple[tuple[str, int], ...]  # names of nodes, and their values
+    rows: bool
+    values: tuple[Value, ...]
+    steps: tuple[Step, ...]
+    equal: tuple[tuple[str, Size, Size], ...]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the packed layers that run, in order."""
+        return tuple(step.layer for step in self.steps if step.op == "conv")
+
+
+# Making -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Draft:
+    """A step that is being made. result: the node whose value its lanes are now."""
+
+    op: str
+    source: fx.Node | int
+    result: fx.Node
+    layer: str = ""
+    places: list[tuple[int, int]] = field(default_factory=list)
+    numbers: tuple[Any, ...] = ()
+    finish: list[tuple[str, Any]] = field(default_factory=list)
+    codes: list[Store] = field(default_factory=list)
+
+
+def plan(region: Region, network: nn.Module) -> Plan:
+    """The plan of a region of a network."""
+    return _Planner(region, network).plan()
+
+
+class _Planner:
+    """Walks a region twice: forward, gathering what follows a layer into its finish; then from each
+    packed layer back to what it reads, asking for codes.
+    """
+
+    def __init__(self, region: Region, network: nn.Module) -> None:
+        self.region, self.ops, self.network = region, region.ops, network
+        self.sizes: dict[fx.Node, Size] = {}
+        self.equal: list[tuple[str, Size, Size]] = []
+        for i, node in enumerate(region.inputs):
+            self.sizes[node] = Size(i)
+        for node, op in self.ops.items():
+            self.sizes[node] = self._size(node, op)
+        self.values = [
+            Value("float", region.channels[node], self.sizes[node]) for node in region.inputs
+        ]
+        self.floats = {node: i for i, node in enumerate(region.inputs)}  # values by node
+        self.drafts: list[_Draft] = []
+        self.makers: dict[fx.Node, _Draft] = {}  # the step in which a node has its lanes
+        self.turn: dict[int, int] = {}  # of a draft, by its id
+        self.steps: list[_Draft] = []
+
+    def plan(self) -> Plan:
+        for node, op in self.ops.items():
+            if op.kind not in MOVES:
+                self._place(node, op)
+        for node in self.region.outputs:
+            self._float(node)
+        for draft in self.drafts:  # in an order in which everything is there when it is read
+            if draft.op == "conv":
+                assert isinstance(draft.source, fx.Node)
+                draft.source = self._codes_for(draft, draft.source)
+            self.steps.append(draft)
+        return Plan(
+            inputs=tuple(node.name for node in self.region.inputs),
+            outputs=tuple((node.name, self.floats[node]) for node in self.region.outputs),
+            rows=self.region.rows,
+            values=tuple(self.values),
+            steps=tuple(self._finished(draft) for draft in self.steps),
+            equal=tuple(self.equal),
+        )
+
+    def _size(self, node: fx.Node, op: Op) -> Size:
+        size = self.sizes[op.inputs[0]]
+        for x in op.inputs[1:]:
+            if self.sizes[x] != size:
+                self.equal.append((node.name, self.sizes[x], size))
+        if op.kind in ("nearest", "shuffle"):
+            return size.then((0, 1, 0, op.numbers[0]), (0, 1, 0, op.numbers[0]))
+        if op.kind == "pool":
+            kernel, stride, padding = op.numbers
+            rules = [window(*n) for n in zip(kernel, stride, padding, strict=True)]
+            return size.then(*rules)
+        if op.kind == "conv":
+            layer = self.network.get_submodule(str(node.target))
+            assert isinstance(layer, PackedConv2d)
+            kernel = layer.weight.shape[1:3]
+            each = zip(kernel, layer.stride, layer.padding, dilation(layer), strict=True)
+            return size.then(*[window(*n) for n in each])
+        return size
+
+    # Forward: steps and their finishes
+
+    def _place(self, node: fx.Node, op: Op) -> None:
+        """Give a node its lanes: in a new step, or at the end of one that only it reads."""
+        if op.kind in LAYERS:
+            self._begin(_Draft("conv", op.inputs[0], node, layer=str(node.target)))
+            return
+        hosts = [
+            x for i, x in enumerate(op.inputs) if self._can_host(x, node, op.inputs[1 - i :][:1])
+        ]
+        host = max(hosts, key=lambda x: self.turn[id(self.makers[x])], default=None)
+        if host is None:
+            host = op.inputs[0]
+            draft = self._begin(_Draft("float", self._float(host), node))
+        else:
+            draft = self.makers[host]
+            draft.result = self._now(node, draft)
+        others = [x for x in op.inputs if x is not host] or list(op.inputs[1:])
+        kind: str = op.kind
+        if kind == "sub":
+            kind = "minus" if host is op.inputs[0] else "from"
+        operand = self._float(others[0]) if others else op.numbers[0] if op.numbers else None
+        draft.finish.append((kind, operand))
+
+    def _begin(self, draft: _Draft) -> _Draft:
+        self.turn[id(draft)] = len(self.drafts)
+        self.drafts.append(draft)
+        draft.result = self._now(draft.result, draft)
+        return draft
+
+    def _now(self, node: fx.Node, draft: _Draft) -> fx.Node:
+        self.makers[node] = draft
+        return node
+
+    def _can_host(self, x: fx.Node, node: fx.Node, others: Sequence[fx.Node]) -> bool:
+        """Whether the step of x can go on with `node`: nobody else reads x, and the other operand
+        is there before that step begins.
+        """
+        draft = self.makers.get(x)
+        if draft is None or draft.result is not x or x in self.region.outputs:
+            return False
+        if len(x.users) != 1 or len(draft.finish) == MOST_OPERATIONS or x in others:
+            return False
+        makers = [self.makers[y] for y in others if y in self.makers]
+        return all(self.turn[id(maker)] < self.turn[id(draft)] for maker in makers)
+
+    def _float(self, node: fx.Node) -> int:
+        """The float value of a node; from now on its step stores it."""
+        if node not in self.floats:
+            self.floats[node] = len(self.values)
+            self.values.append(Value("float", self.region.channels[node], self.sizes[node]))
+        return self.floats[node]
+
+    # Back: codes for each layer
+
+    def _codes_for(self, draft: _Draft, source: fx.Node) -> int:
+        """The map of codes that a layer reads; whoever makes a part of it stores it."""
+        layer = self.network.get_submodule(draft.layer)
+        assert isinstance(layer, PackedLayer)
+        frame = layer.padding if isinstance(layer, PackedConv2d) else (0, 0)
+        value = self._new_codes(layer, self.sizes[source], frame)
+        draft.places = self._ask(source, draft.layer, (0, 1), value)
+        return value
+
+    def _new_codes(self, layer: PackedLayer, size: Size, frame: tuple[int, int] = (0, 0)) -> int:
+        self.values.append(Value("codes", 0, size, layer.bits, layer.signed, frame))
+        return len(self.values) - 1
+
+    def _ask(
+        self, node: fx.Node, reader: str, channel: tuple[int, int], value: int
+    ) -> list[tuple[int, int]]:
+        """Have the codes of `node` stored in `value`, beside what is there, where lane i is input
+        channel (start + i) // repeat of the reader; channel: (start, repeat). Returns where the
+        channels are, (count, first channel) each.
+        """
+        op, (start, repeat) = self.ops.get(node), channel
+        count = self.region.channels[node]
+        if op is None or op.kind not in MOVES:
+            return self._store(node, (0, count), reader, channel, value)
+        (x, *more) = op.inputs
+        if op.kind == "part":
+            return self._store(x, (op.numbers[0] * count, count), reader, channel, value)
+        if op.kind == "cat":
+            places: list[tuple[int, int]] = []
+            for part in (x, *more):
+                places += self._ask(part, reader, (start, repeat), value)
+                start += self.region.channels[part]
+            return places
+        layer = self.network.get_submodule(reader)
+        assert isinstance(layer, PackedLayer)
+        area = op.numbers[0] ** 2 if op.kind == "shuffle" else 1
+        source = self._new_codes(layer, self.sizes[x])
+        inner = self._ask(x, reader, (start * area, repeat * area), source)
+        at = self._room(value, self.values[source].channels // area)
+        move = _Draft(op.kind, source, node, numbers=op.numbers)
+        move.codes.append(Store(value, at, 0, self.values[source].channels // area, reader))
+        self.steps.append(move)
+        return [(n // area, at + place // area) for n, place in inner]
+
+    def _room(self, value: int, channels: int) -> int:
+        """The first channel of room for so many more in a map of codes."""
+        old = self.values[value]
+        self.values[value] = replace(old, channels=old.channels + lanes(channels))
+        return old.channels
+
+    def _store(
+        self,
+        node: fx.Node,
+        part: tuple[int, int],
+        reader: str,
+        channel: tuple[int, int],
+        value: int,
+    ) -> list[tuple[int, int]]:
+        """Let the step of a node store codes, of which the lanes `part`, (first, count), are read;
+        or one more step that reads its floats, if the node has no step, being an input, or one that
+        stores as many as it can. Returns as `_ask`.
+        """
+        at = self._room(value, self.region.channels[node])
+        draft = self.makers.get(node)
+        if draft is None or len(draft.codes) == MOST_CODES:
+            draft = self._now_reads(node)
+        first, count = part
+        draft.codes.append(Store(value, at, first, count, reader, *channel))
+        return [(count, at + first)]
+
+    def _now_reads(self, node: fx.Node) -> _Draft:
+        """A step from the floats of a node. It comes before the step that is being made."""
+        draft = _Draft("float", self._float(node), node)
+        self.makers[node] = draft
+        self.steps.append(draft)
+        return draft
+
+    def _finished(self, draft: _Draft) -> Step:
+        node, places = draft.result, tuple(draft.places)
+        stored = self.floats.get(node) if draft.op in ("conv", "float") else None
+        assert isinstance(draft.source, int)
+        return Step(
+            op=draft.op,
+            source=draft.source,
+            channels=self.region.channels[node],
+            size=self.sizes[node],
+            layer=draft.layer,
+            places=places,
+            numbers=draft.numbers,
+            finish=tuple(draft.finish),
+            out=None if stored == draft.source or draft.op not in ("conv", "float") else stored,
+            codes=tuple(draft.codes),
+        )
+
+
+def lanes(channels: int) -> int:
+    """Channels filled up to whole vectors.
+
+    >>> lanes(3), lanes(48)
+    (16, 48)
+    """
+    return -(-channels // LANES) * LANES
+
+
+def dilation(layer: PackedConv2d) -> tuple[int, int]:
+    """That of a packed convolution."""
+    return getattr(layer, "dilation", (1, 1))

@@ -1,0 +1,204 @@
+"""A plan to read: each step with its shape, bits, kernel, buffer, products and bytes.
+
+A plan knows no sizes, so they are measured: the network runs once, layer by layer, on a small
+picture, and what each layer multiplies is counted, also in the parts that run in PyTorch. The share
+of these products that integer regions have is the plan's *coverage*.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .executor import kernel_of
+from .lifetimes import places, value_bytes
+from .packing import PackedLayer
+from .plan import OF_VALUES, Plan, Step
+
+if TYPE_CHECKING:
+    from .planned import NetworkPlan
+
+SIDE = 128  # of the picture
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one pass: sizes of what nodes give, (height, width), of rows (number, 1); multiply-
+    accumulates of each packed layer by name; and of all that PyTorch multiplies.
+    """
+
+    sizes: dict[str, tuple[int, int]]
+    layers: dict[str, int]
+    floats: int
+
+
+def measure(plan: NetworkPlan, network: nn.Module) -> Measured:
+    """Run the network once, layer by layer, on a picture of SIDE x SIDE. Raises ValueError if its
+    inputs are not pictures or rows.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    layers: dict[str, int] = {}
+
+    def count(name: str) -> Any:
+        def hook(layer: nn.Module, _: Any, y: Tensor) -> None:
+            assert isinstance(layer, PackedLayer)
+            each = math.prod(layer.weight.shape[1:3]) * layer.channels
+            layers[name] = layers.get(name, 0) + y.numel() * each
+
+        return hook
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            y = super().run_node(n)
+            if isinstance(y, Tensor) and y.ndim == 4:
+                sizes[n.name] = (y.shape[2], y.shape[3])
+            elif isinstance(y, Tensor):
+                sizes[n.name] = (math.prod(y.shape[:-1]), 1)
+            return y
+
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for name, layer in network.named_modules():
+            if isinstance(layer, PackedLayer):
+                stack.callback(layer.register_forward_hook(count(name)).remove)
+        flops = stack.enter_context(FlopCounterMode(display=False))
+        assert plan.graph is not None
+        Watch(network, graph=plan.graph).run(*examples(plan.graph, network))
+    return Measured(sizes, layers, flops.get_total_flops() // 2)
+
+
+def examples(graph: fx.Graph, network: nn.Module) -> list[Tensor]:
+    """Zeros for each input: a picture for what a convolution reads, rows for a linear layer."""
+    made = []
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            shape = _shape(node, network, set())
+            if shape is None:
+                raise ValueError(f"the input {node.name!r} is read by no layer with channels")
+            made.append(torch.zeros(shape))
+    return made
+
+
+def _shape(node: fx.Node, network: nn.Module, seen: set[fx.Node]) -> tuple[int, ...] | None:
+    """By the first layer on the way from a node."""
+    seen.add(node)
+    for user in node.users:
+        if user.op == "call_module":
+            layer = network.get_submodule(str(user.target))
+            if isinstance(layer, PackedLayer):
+                channels = layer.groups * layer.channels
+                picture = hasattr(layer, "stride")
+                return (1, channels, SIDE, SIDE) if picture else (SIDE, channels)
+            if isinstance(layer, nn.Conv2d):
+                return (1, layer.in_channels, SIDE, SIDE)
+            if isinstance(layer, nn.Linear):
+                return (SIDE, layer.in_features)
+            if isinstance(layer, nn.LayerNorm):
+                return (SIDE, *layer.normalized_shape)
+        if user not in seen and (found := _shape(user, network, seen)):
+            return found
+    return None
+
+
+def coverage(plan: NetworkPlan, measured: Measured) -> float:
+    """The share of all multiply-accumulates that integer regions have, 0 to 1."""
+    inside = {name for part in plan.plans for name in part.layers}
+    covered = sum(n for name, n in measured.layers.items() if name in inside)
+    total = sum(measured.layers.values()) + measured.floats
+    return covered / total if total else 0.0
+
+
+# The table ----------------------------------------------------------------------------------------
+
+HEADS = ("", "step", "then", "shape", "bits", "kernel", "buffer", "MMAC", "KB")
+
+
+def table(plan: NetworkPlan, network: nn.Module) -> str:
+    """All steps in the order of execution, and what they need together."""
+    try:
+        measured = measure(plan, network)
+    except Exception as error:  # an input of another kind than guessed
+        return f"{len(plan.plans)} integer regions; sizes unknown ({error})"
+    rows: list[tuple[str, ...]] = [HEADS]
+    arenas = []
+    for part in plan.order:
+        if isinstance(part, Plan):
+            sizes = [measured.sizes[name] for name in part.inputs]
+            offsets, needed = places(part, sizes)
+            arenas.append(needed)
+            for step in part.steps:
+                rows.append(_row(part, step, network, sizes, offsets, measured))
+        elif part.op != "placeholder":
+            name = str(part.target) if part.op == "call_module" else part.name
+            height, width = measured.sizes.get(part.name, (0, 0))
+            shape = f"{height}x{width}" if height else "-"
+            rows.append(("torch", name, "", shape, "-", "float", "-", "", ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    share = coverage(plan, measured)
+    lines.append(
+        f"{len(arenas)} regions with {share:.1%} of the products; workspace "
+        f"{max(arenas) / 1024:,.0f} KB; for an input of {SIDE} x {SIDE}"
+    )
+    return "\n".join(lines)
+
+
+def step_bytes(plan: Plan, step: Step, sizes: list[tuple[int, int]]) -> int:
+    """Bytes that a step reads and writes in memory, without weights."""
+    total = 0
+    for v in step.reads():
+        value = plan.values[v]
+        total += value_bytes(value, value.size.of(sizes), plan.rows)
+    height, width = step.size.of(sizes)
+    total += 0 if step.out is None else 4 * height * width * step.channels
+    return total + sum(height * width * store.count for store in step.codes)
+
+
+def _row(
+    plan: Plan,
+    step: Step,
+    network: nn.Module,
+    sizes: list[tuple[int, int]],
+    offsets: list[int],
+    measured: Measured,
+) -> tuple[str, ...]:
+    height, width = step.size.of(sizes)
+    bits, kernel, products = "-", "-", ""
+    if step.op == "conv":
+        layer = network.get_submodule(step.layer)
+        assert isinstance(layer, PackedLayer)
+        each = math.prod(layer.weight.shape[1:3]) * layer.channels
+        bits = f"{layer.planes.bits}/{layer.bits}"
+        kernel = kernel_of(plan, step, network)
+        products = f"{height * width * step.channels * each / 1e6:,.1f}"
+    home = {v: f"out {i}" for i, (_, v) in enumerate(plan.outputs)}
+    written = [home.get(v, f"{offsets[v] / 1024:,.0f}") for v in step.writes()]
+    then = [_operation(op, operand) for op, operand in step.finish]
+    return (
+        "int",
+        step.layer or step.op,
+        ", ".join(then),
+        f"{height}x{width}x{step.channels}",
+        bits,
+        kernel,
+        ", ".join(dict.fromkeys(written)),
+        products,
+        f"{step_bytes(plan, step, sizes) / 1024:,.0f}",
+    )
+
+
+def _operation(op: str, operand: Any) -> str:
+    if op in OF_VALUES:
+        return {"add": "+", "mul": "x", "minus": "-", "from": "from"}[op] + f" v{operand}"
+    return (
+        op
+        if operand is None or op == "prelu"
+        else f"{op} {operand:.4g}"
+        if isinstance(operand, float)
+        else f"{op} {operand}"
+    )

@@ -1,0 +1,291 @@
+"""A packed network of any class, with its plan: integer regions in one call each, PyTorch between.
+
+`pack` gives a network this second nature: it keeps its class, its attributes and its layers, and
+its forward runs the plan instead. The layers stay the definition. They run when the plan does not
+fit: without native code, in training mode, while a module has a hook, with optional arguments, for
+inputs that are not float32 on the CPU; and they always give the same bits, as the regions do the
+same operations in the same order, and everything else is the same PyTorch on the same values.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..layers import never_fused
+from ..system import native
+from ..system.once import SETTING_UP
+from . import plan_table, regions
+from .executor import Executor
+from .plan import Plan, plan
+from .regions import levels
+from .trace import LAYER_BY_LAYER, Untraceable, required_arguments, trace
+
+
+class Unfit(Exception):
+    """Why a plan does not fit what the network was given; node: whose values have another size."""
+
+    def __init__(self, why: str, node: str = "") -> None:
+        super().__init__(why)
+        self.node = node
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """How a network runs: plans of regions, and nodes of its graph in PyTorch, in turn.
+
+    reason: why there are no regions, or "".
+    """
+
+    order: tuple[Plan | fx.Node, ...]
+    result: Any = None
+    reason: str = ""
+    graph: fx.Graph | None = field(default=None, repr=False, compare=False)
+    network: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    @functools.cached_property
+    def coverage(self) -> float:
+        """The share of the multiply-accumulates that integer regions have, 0 to 1, for a picture
+        of 128 x 128 (`plan_table`).
+        """
+        if self.network is None:
+            return 0.0
+        return plan_table.coverage(self, plan_table.measure(self, self.network))
+
+    def __str__(self) -> str:
+        if self.network is None:
+            return f"layer by layer: {self.reason}"
+        return plan_table.table(self, self.network)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """Those of the regions."""
+        return tuple(part for part in self.order if isinstance(part, Plan))
+
+
+def plan_network(network: nn.Module, without: Sequence[str] = ()) -> NetworkPlan:
+    """The plan of a packed network. without: names of nodes that stay in PyTorch."""
+    if type(network).__module__.startswith("torch.nn.") and not isinstance(network, nn.Sequential):
+        return NetworkPlan((), reason=f"{type(network).__name__} is a layer of PyTorch")
+    try:
+        graph = trace(network)
+    except Untraceable as error:
+        return NetworkPlan((), reason=str(error))
+    found = regions.find(graph, network, without)
+    if not found:
+        return NetworkPlan((), reason="no packed layer can be in a region")
+    ops = {node: op for region in found for node, op in region.ops.items()}
+    level, turn = levels(graph, ops), {node: i for i, node in enumerate(graph.nodes)}
+    parts: list[tuple[int, int, Plan | fx.Node]] = []
+    for region in found:
+        first = next(iter(region.ops))
+        parts.append((level[first], turn[first], plan(region, network)))
+    (last,) = (node for node in graph.nodes if node.op == "output")
+    needed = set(last.all_input_nodes)  # torch.chunk is not, where its parts are in regions
+    for node in reversed(graph.nodes):
+        if node in ops:
+            needed.update(ops[node].inputs)
+        elif node in needed or node.op == "placeholder":
+            needed.update(node.all_input_nodes)
+            parts.append((level[node], turn[node], node))
+    parts.sort(key=lambda part: part[:2])
+    return NetworkPlan(
+        tuple(part for *_, part in parts), last.args[0], graph=graph, network=network
+    )
+
+
+# Running ------------------------------------------------------------------------------------------
+
+
+class Running:
+    """A plan with the laid out weights of a network, and what is remembered between calls."""
+
+    def __init__(self, network: nn.Module, plan: NetworkPlan) -> None:
+        self.plan = plan
+        there = native.load().native
+        self.executors = {id(p): Executor(p, network) for p in plan.plans if there}
+        last = {name: i for i, part in enumerate(plan.order) for name in _reads(part)}
+        kept = {node.name for node in _nodes(plan.result)}
+        self.forget: list[list[str]] = [[] for _ in plan.order]
+        for name, i in last.items():
+            if name not in kept:
+                self.forget[i].append(name)
+
+    def stale(self, network: nn.Module) -> bool:
+        """Whether the network has other values since."""
+        return any(executor.stale(network) for executor in self.executors.values())
+
+    def __call__(self, network: nn.Module, inputs: Sequence[Any]) -> Any:
+        given, values = iter(inputs), dict[str, Any]()
+        for part, done in zip(self.plan.order, self.forget, strict=True):
+            if isinstance(part, Plan):
+                got = run_region(part, self.executors[id(part)], [values[n] for n in part.inputs])
+                values.update(zip((name for name, _ in part.outputs), got, strict=True))
+            elif part.op == "placeholder":
+                values[part.name] = next(given)
+            else:
+                values[part.name] = _run_node(part, network, values)
+            for name in done:
+                del values[name]
+        return fx.node.map_arg(self.plan.result, lambda n: values[n.name])
+
+
+def run_region(plan: Plan, run: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of a region for its inputs as PyTorch has them: [N, C, H, W], or [..., C] of
+    rows. run: gives those of one picture, [H, W, C] to [H, W, C]. Raises Unfit.
+    """
+    first = inputs[0]
+    for x, value in zip(inputs, plan.values, strict=False):
+        if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.device.type != "cpu":
+            raise Unfit("plans are for float32 on the processor")
+        if plan.rows:
+            fits = x.ndim >= 1 and x.shape[-1] == value.channels
+        else:
+            fits = x.ndim == 4 and x.shape[1] == value.channels and len(x) == len(first)
+        if not fits or x.numel() == 0:
+            raise Unfit(f"an input has the shape {tuple(x.shape)}")
+    if plan.rows:
+        sizes = [(math.prod(x.shape[:-1]), 1) for x in inputs]
+    else:
+        sizes = [(x.shape[2], x.shape[3]) for x in inputs]
+    for node, a, b in plan.equal:
+        leading = plan.rows and inputs[a.input].shape[:-1] != inputs[b.input].shape[:-1]
+        if leading or a.of(sizes) != b.of(sizes):
+            raise Unfit(f"{node!r} joins values of different sizes", node)
+    if any(min(value.size.of(sizes)) < 1 for value in plan.values):
+        raise Unfit("the picture is too small")
+    if plan.rows:
+        outputs = run([x.reshape(-1, 1, x.shape[-1]).contiguous() for x in inputs])
+        shapes = [inputs[plan.values[v].size.input].shape[:-1] for _, v in plan.outputs]
+        return [y.view(*shape, -1) for y, shape in zip(outputs, shapes, strict=True)]
+    pictures = [x.permute(0, 2, 3, 1).contiguous() for x in inputs]
+    results = [run([x[i] for x in pictures]) for i in range(len(first))]
+    return [
+        torch.stack(ys).permute(0, 3, 1, 2) if len(ys) > 1 else ys[0][None].permute(0, 3, 1, 2)
+        for ys in zip(*results, strict=True)
+    ]
+
+
+def _run_node(node: fx.Node, network: nn.Module, values: dict[str, Any]) -> Any:
+    args = fx.node.map_arg(node.args, lambda n: values[n.name])
+    options = fx.node.map_arg(node.kwargs, lambda n: values[n.name])
+    target = node.target
+    if node.op == "get_attr":
+        parent, _, name = str(target).rpartition(".")
+        return getattr(network.get_submodule(parent), name)
+    if node.op == "call_module":
+        return network.get_submodule(str(target))(*args, **options)
+    if node.op == "call_method":
+        return getattr(args[0], str(target))(*args[1:], **options)
+    assert callable(target)
+    return target(*args, **options)
+
+
+def _reads(part: Plan | fx.Node) -> Iterator[str]:
+    yield from part.inputs if isinstance(part, Plan) else (n.name for n in part.all_input_nodes)
+
+
+def _nodes(result: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(result, found.append)
+    return found
+
+
+# The network --------------------------------------------------------------------------------------
+
+
+class Planned(nn.Module):
+    """What a packed network of any class has besides: a plan, and `layer_by_layer`, its forward as
+    its class wrote it.
+    """
+
+    _inputs: ClassVar[int]  # that its forward must be given
+    _kernel: str
+    _running: Running | None
+    _apart: tuple[str, ...]  # nodes that turned out to run in PyTorch
+
+    @property
+    def plan(self) -> NetworkPlan:
+        """How the network runs; print it."""
+        return self._ready().plan
+
+    def _ready(self) -> Running:
+        running = self._running
+        if running is None or running.stale(self):
+            with SETTING_UP:  # by one of the threads that come together
+                running = self._running
+                if running is None or running.stale(self):
+                    plan = plan_network(self, self._apart) if running is None else running.plan
+                    running = self._running = Running(self, plan)
+        return running
+
+    def release(self) -> None:
+        """Free the working memory that is kept for the next call."""
+        self._running = None
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        while self._may_plan(args, options) and (running := self._ready()).plan.plans:
+            try:
+                with torch.no_grad():
+                    return running(self, args)
+            except Unfit as error:
+                if not error.node:
+                    break
+                self._apart, self._running = (*self._apart, error.node), None
+        return self.layer_by_layer(*args, **options)  # type: ignore[operator]
+
+    def _may_plan(self, args: Sequence[Any], options: dict[str, Any]) -> bool:
+        """Whether the plan may stand for the layers in this call."""
+        return (
+            not options
+            and self._kernel == "auto"
+            and not torch.compiler.is_compiling()
+            and len(args) == self._inputs
+            and not any(module.training or _hooked(module) for module in self.modules())
+            and native.load().native
+        )
+
+    def __getstate__(self) -> Any:
+        return {**self.__dict__, "_running": None}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled by the class that it had, as the one that it has stands in no module."""
+        return _new, (type(self).__mro__[2],), self.__getstate__()
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody is to be told when this module runs."""
+    before = module._forward_pre_hooks
+    return bool(module._forward_hooks) or any(hook is not never_fused for hook in before.values())
+
+
+@functools.cache
+def _kind(kind: Any) -> type[nn.Module]:
+    """The class that a network of this class gets."""
+    inputs = len(required_arguments(kind))
+    own = {LAYER_BY_LAYER: kind.forward, "_inputs": inputs, "__module__": kind.__module__}
+    return type(f"Packed{kind.__name__}", (Planned, kind), own)
+
+
+def _new(kind: Any) -> nn.Module:
+    return _kind(kind).__new__(_kind(kind))
+
+
+def planned(network: nn.Module, kernel: str) -> nn.Module:
+    """A packed network, which from now on runs by its plan. One warning says if it has none."""
+    if not any(True for _ in network.children()):
+        return network  # one layer
+    kind: Any = type(network)
+    network.__class__ = _kind(kind)
+    assert isinstance(network, Planned)
+    network._kernel, network._running, network._apart = kernel, None, ()
+    if reason := network.plan.reason:
+        warnings.warn(f"the network runs layer by layer: {reason}.", stacklevel=3)
+    return network

@@ -1,0 +1,365 @@
+"""Which parts of a traced network run on integers: regions around its packed layers.
+
+A region is a connected piece of the graph that holds a packed layer and, around it, what can be
+done between two of them without leaving the pass over the picture:
+
+    lanes   packed layers, and arithmetic on what they give: ReLU, LeakyReLU, PReLU, add, multiply
+    moves   what only brings numbers to other places: concat, split, max pooling, nearest, shuffle
+
+A move commutes with the quantizer of the layer that reads it: the codes of a concatenation are the
+concatenated codes, and as rounding never falls where x rises, the code of a maximum is the largest
+code (NaN apart, which has code 0). So a region moves bytes, not floats, and only takes a move that
+packed layers alone read.
+
+Everything else runs in PyTorch, before, between and after the regions. To find them, each node gets
+a level: that of what it reads, and one more where the kind changes. Nodes of one kind and level can
+run in any order that their edges allow, so no path can leave a region and come back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from .packing import PackedConv2d, PackedLayer, PackedLinear
+
+LAYERS = ("conv", "linear")
+MOVES = ("cat", "part", "pool", "nearest", "shuffle")
+LANES = 16  # kMapLanes of csrc/network/conv.h: a map of codes has a multiple of this
+
+
+@dataclass(frozen=True)
+class Op:
+    """What a node does, whichever way it is written: kind, what it reads, and numbers.
+
+    conv, linear     numbers: ()               `node.target` names the layer
+    relu             ()
+    leaky            (slope,)
+    prelu            (key of the slopes,)
+    times, plus      (a number, or the key of one)
+    add, sub, mul    ()                        two inputs
+    cat              ()                        of channels, any number of inputs
+    part             (index, parts)            channels [index, index + 1) / parts
+    pool             (kernel, stride, padding) pairs; the maximum
+    nearest, shuffle (factor,)
+    """
+
+    kind: str
+    inputs: tuple[fx.Node, ...]
+    numbers: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Region:
+    """Nodes in the order of execution, with what they read from outside and what leaves them.
+
+    rows: whether values are [..., channels] (linear layers) instead of [N, channels, H, W].
+    """
+
+    ops: dict[fx.Node, Op]
+    channels: dict[fx.Node, int]
+    rows: bool
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+
+# What a node does ---------------------------------------------------------------------------------
+
+
+def read(node: fx.Node, network: nn.Module) -> Op | None:
+    """The operation of a node, or None for one that runs in PyTorch."""
+    if node.op == "call_module":
+        return _read_module(node, network.get_submodule(str(node.target)))
+    if node.op not in ("call_function", "call_method"):
+        return None
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    name = name.rstrip("_")
+    args: tuple[Any, ...] = node.args
+    options: dict[str, Any] = {k: v for k, v in node.kwargs.items() if k != "inplace"}
+    x = args[0] if args else None
+    if name == "getitem":
+        return _part(node, network)
+    if name in ("cat", "concat", "concatenate") and isinstance(x, (tuple, list)):
+        dim = args[1] if len(args) > 1 else options.get("dim", 0)
+        whole = all(isinstance(part, fx.Node) for part in x)
+        return Op("cat", tuple(x)) if dim in (1, -3) and whole and len(x) > 1 else None
+    if not isinstance(x, fx.Node):
+        if name in _COMMUTE and len(args) == 2 and not options and isinstance(args[1], fx.Node):
+            return _binary(_COMMUTE[name], args[1], x, network)
+        return None
+    if name in _BINARY and len(args) == 2 and not options:
+        return _binary(_BINARY[name], x, args[1], network)
+    if name == "relu" and len(args) == 1 and not options:
+        return Op("relu", (x,))
+    if name == "leaky_relu" and set(options) <= {"negative_slope"}:
+        slope = args[1] if len(args) > 1 else options.get("negative_slope", 0.01)
+        return Op("leaky", (x,), (float(slope),)) if isinstance(slope, (int, float)) else None
+    if name == "pixel_shuffle" and len(args) == 2 and isinstance(args[1], int):
+        return Op("shuffle", (x,), (args[1],))
+    if name == "max_pool2d":
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        return _pool(x, **dict(zip(names, args[1:], strict=False)), **options)
+    if name == "interpolate" and len(args) == 1:
+        return _nearest(x, **options)
+    return None
+
+
+_COMMUTE = {"add": "add", "iadd": "add", "mul": "mul", "imul": "mul", "multiply": "mul"}
+_BINARY = {**_COMMUTE, "sub": "sub", "isub": "sub", "subtract": "sub"}
+_SCALAR = {"add": "plus", "mul": "times"}
+
+
+def _read_module(node: fx.Node, layer: nn.Module) -> Op | None:
+    if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+        return None
+    x, kind = (node.args[0],), type(layer)
+    if isinstance(layer, PackedLayer):
+        if layer.narrow and layer.signed and layer.tau is not None:
+            return None  # clamps before it shifts
+        return Op("linear" if isinstance(layer, PackedLinear) else "conv", x)
+    if kind is nn.ReLU:
+        return Op("relu", x)
+    if isinstance(layer, nn.LeakyReLU) and kind is nn.LeakyReLU:
+        return Op("leaky", x, (float(layer.negative_slope),))
+    if kind is nn.PReLU:
+        return Op("prelu", x, (f"{node.target}.weight",))
+    if isinstance(layer, nn.PixelShuffle) and kind is nn.PixelShuffle:
+        return Op("shuffle", x, (layer.upscale_factor,))
+    if isinstance(layer, nn.MaxPool2d) and kind is nn.MaxPool2d:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        return _pool(x[0], **{name: getattr(layer, name) for name in names})
+    if isinstance(layer, nn.Upsample) and layer.size is None:
+        return _nearest(x[0], scale_factor=layer.scale_factor, mode=layer.mode)
+    return None
+
+
+def _binary(kind: str, a: fx.Node, b: Any, network: nn.Module) -> Op | None:
+    if isinstance(b, bool) or not isinstance(b, (int, float, fx.Node)):
+        return None
+    if not isinstance(b, fx.Node):
+        return _scalar(kind, a, float(b))
+    for x, other in ((a, b), (b, a)):
+        if other.op == "get_attr":
+            value = _attribute(network, str(other.target))
+            if value is None or value.numel() != 1 or x.op == "get_attr" or kind == "sub":
+                return None
+            return _scalar(kind, x, str(other.target))
+    return Op(kind, (a, b))
+
+
+def _scalar(kind: str, x: fx.Node, number: float | str) -> Op | None:
+    if kind == "sub":
+        return None if isinstance(number, str) else Op("plus", (x,), (-number,))
+    return Op(_SCALAR[kind], (x,), (number,))
+
+
+def _attribute(network: nn.Module, name: str) -> Tensor | None:
+    parent, _, last = name.rpartition(".")
+    value = getattr(network.get_submodule(parent), last)
+    return value if isinstance(value, Tensor) and value.is_floating_point() else None
+
+
+def _part(node: fx.Node, network: nn.Module) -> Op | None:
+    """One of the equal parts of torch.chunk along the channels."""
+    source, index = node.args
+    if not isinstance(source, fx.Node) or not isinstance(index, int):
+        return None
+    name = source.target if isinstance(source.target, str) else source.target.__name__
+    x, *more = source.args or (None,)
+    options = dict(zip(("chunks", "dim"), more, strict=False)) | dict(source.kwargs)
+    chunks = options.get("chunks")
+    if name != "chunk" or options.get("dim") not in (1, -3) or not isinstance(chunks, int):
+        return None
+    if not isinstance(x, fx.Node) or not 0 <= index < chunks:
+        return None
+    return Op("part", (x,), (index, chunks))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _pool(
+    x: fx.Node,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Op | None:
+    sizes = [_pair(kernel_size), _pair(kernel_size if stride is None else stride), _pair(padding)]
+    whole = all(isinstance(n, int) for size in (*sizes, _pair(dilation)) for n in size)
+    if not whole or _pair(dilation) != (1, 1) or ceil_mode or return_indices:
+        return None
+    return Op("pool", (x,), tuple(sizes))
+
+
+def _nearest(x: fx.Node, scale_factor: Any = None, mode: str = "nearest", **more: Any) -> Op | None:
+    factors = scale_factor if isinstance(scale_factor, tuple) else (scale_factor,) * 2
+    whole = all(isinstance(f, (int, float)) and f == int(f) and f >= 1 for f in factors)
+    if mode != "nearest" or any(v is not None for v in more.values()) or not whole:
+        return None
+    return Op("nearest", (x,), (int(factors[0]),)) if factors[0] == factors[1] else None
+
+
+# Which nodes together -----------------------------------------------------------------------------
+
+
+def find(graph: fx.Graph, network: nn.Module, without: Collection[str] = ()) -> list[Region]:
+    """The regions of a network, in the order of execution.
+
+    without: names of nodes that run in PyTorch whatever they are.
+    """
+    ops = {n: op for n in graph.nodes if n.name not in without and (op := read(n, network))}
+    while True:
+        facts = _Facts(ops, network)
+        pieces = _pieces(graph, ops)
+        wrong = facts.wrong | {
+            n for piece in pieces for n in piece if not any(ops[m].kind in LAYERS for m in piece)
+        }
+        wrong |= {n for n, op in ops.items() if op.kind in MOVES and not _moves(n, ops, facts)}
+        if not wrong:
+            return [_region(piece, ops, facts) for piece in pieces]
+        for node in wrong:
+            del ops[node]
+
+
+class _Facts:
+    """Channels of each value and whether it is rows, as far as its neighbours tell."""
+
+    def __init__(self, ops: dict[fx.Node, Op], network: nn.Module) -> None:
+        self.channels: dict[fx.Node, int] = {}
+        self.rows: dict[fx.Node, bool] = {}
+        self.wrong: set[fx.Node] = set()
+        self.ops, self.network = ops, network
+        known = -1
+        while known != len(self.channels) + len(self.rows):
+            known = len(self.channels) + len(self.rows)
+            for node, op in ops.items():
+                self._learn(node, op)
+        self.wrong |= {n for n in ops for m in (n, *ops[n].inputs) if m not in self.channels}
+
+    def _know(self, user: fx.Node, node: fx.Node, channels: int | None, rows: bool | None) -> None:
+        """Set what is not known yet; the user of a value that is something else is wrong."""
+        if channels is not None and self.channels.setdefault(node, channels) != channels:
+            self.wrong.add(user)
+        if rows is not None and self.rows.setdefault(node, rows) != rows:
+            self.wrong.add(user)
+
+    def _learn(self, node: fx.Node, op: Op) -> None:
+        if op.kind in LAYERS:
+            layer = self.network.get_submodule(str(node.target))
+            assert isinstance(layer, PackedLayer)
+            rows = op.kind == "linear"
+            self._know(node, op.inputs[0], layer.groups * layer.channels, rows)
+            self._know(node, node, len(layer.weight), rows)
+            return
+        if op.kind in MOVES:
+            for n in (node, *op.inputs):
+                self._know(node, n, None, False)
+            self._learn_move(node, op)
+            return
+        for a in (node, *op.inputs):
+            for b in (node, *op.inputs):
+                self._know(node, b, self.channels.get(a), self.rows.get(a))
+
+    def _learn_move(self, node: fx.Node, op: Op) -> None:
+        if op.kind == "cat":
+            unknown = [n for n in (node, *op.inputs) if n not in self.channels]
+            parts = sum(self.channels.get(n, 0) for n in op.inputs)
+            if not unknown or unknown == [node]:
+                self._know(node, node, parts, None)
+            elif len(unknown) == 1 and op.inputs.count(unknown[0]) == 1:
+                self._know(node, unknown[0], self.channels[node] - parts, None)
+            return
+        factor = {"part": op.numbers[-1], "shuffle": op.numbers[0]}.get(op.kind, 1)
+        factor **= 2 if op.kind == "shuffle" else 1
+        (x,) = op.inputs
+        if x in self.channels:
+            if self.channels[x] % factor:
+                self.wrong.add(node)
+            self._know(node, node, self.channels[x] // factor, None)
+        elif node in self.channels:
+            self._know(node, x, self.channels[node] * factor, None)
+
+
+def _moves(node: fx.Node, ops: dict[fx.Node, Op], facts: _Facts) -> bool:
+    """Whether a move can be done on codes: packed layers read it, perhaps through other moves."""
+    op = ops[node]
+    read_by_layers = all(u in ops and ops[u].kind in (*LAYERS, *MOVES) for u in node.users)
+    if op.kind == "part":  # of whole vectors of lanes, and of what a step has in its registers
+        first = facts.channels.get(node, 0) * op.numbers[0]
+        return read_by_layers and first % LANES == 0 and not _is_move(op.inputs[0], ops)
+    if op.kind == "shuffle":
+        return read_by_layers and not _is_move(op.inputs[0], ops)
+    return read_by_layers
+
+
+def _is_move(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
+    return node in ops and ops[node].kind in MOVES
+
+
+def levels(graph: fx.Graph, ops: Mapping[fx.Node, Op]) -> dict[fx.Node, int]:
+    """The level of each node; even ones run in PyTorch, odd ones in regions."""
+    level: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        inputs = ops[node].inputs if node in ops else node.all_input_nodes
+        before = max((level[n] for n in inputs), default=0)
+        level[node] = before + ((before % 2 == 1) != (node in ops))
+    return level
+
+
+def _pieces(graph: fx.Graph, ops: dict[fx.Node, Op]) -> list[list[fx.Node]]:
+    """Nodes that edges within one level connect, in the order of execution."""
+    level, group = levels(graph, ops), dict[fx.Node, fx.Node]()
+
+    def root(node: fx.Node) -> fx.Node:
+        while group[node] is not node:
+            node = group[node]
+        return node
+
+    for node, op in ops.items():
+        group[node] = node
+        for x in op.inputs:
+            if x in ops and level[x] == level[node]:
+                group[root(x)] = node
+    pieces: dict[fx.Node, list[fx.Node]] = {}
+    for node in ops:
+        pieces.setdefault(root(node), []).append(node)
+    return sorted(pieces.values(), key=lambda piece: level[piece[0]])
+
+
+def _region(piece: list[fx.Node], ops: dict[fx.Node, Op], facts: _Facts) -> Region:
+    inside = set(piece)
+    inputs = dict.fromkeys(x for n in piece for x in ops[n].inputs if x not in inside)
+    outputs = [n for n in piece if any(u not in inside for u in _readers(n, ops))]
+    return Region(
+        ops={n: ops[n] for n in piece},
+        channels={n: facts.channels[n] for n in (*inputs, *piece)},
+        rows=facts.rows[piece[0]],
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+    )
+
+
+def _readers(node: fx.Node, ops: dict[fx.Node, Op]) -> Iterator[fx.Node]:
+    """Who reads a node; instead of torch.chunk, whose parts are all in regions, those parts."""
+    for user in node.users:
+        if user.users and all(u in ops and ops[u].kind == "part" for u in user.users):
+            yield from user.users
+        else:
+            yield user
+
+
+def multiplications(layer: PackedConv2d | PackedLinear | nn.Module) -> int:
+    """Multiply-accumulates of a layer for each pixel of its result; 0 for what has no matrix."""
+    if isinstance(layer, PackedLayer):
+        return len(layer.weight) * math.prod(layer.weight.shape[1:3]) * layer.channels
+    if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        return layer.weight.numel()
+    return 0

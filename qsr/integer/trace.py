@@ -1,0 +1,119 @@
+"""From a module to a graph: what a packed network does, as a list of named steps.
+
+torch.fx runs a network's forward once on stand-ins for tensors and writes down what is called. Here
+whole layers are written down, not what they are made of: everything in torch.nn and every packed
+layer is a *leaf*. So a node keeps the name of its module, which is where its weights are, and the
+graph reads like the network. Sizes are nodes as well (`x.shape[2] // 2`), so that one graph serves
+all pictures.
+
+What such a run cannot see is refused, with the node where it happened: a branch that depends on
+values or sizes, and an operation in place on something that is read elsewhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..system.errors import first_line
+
+LEAVES = ("torch.nn.", "qsr.layers", "qsr.integer.")  # modules that define layers
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+LAYER_BY_LAYER = "layer_by_layer"  # the forward of a network whose class has another one by now
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in eval mode
+
+
+class Untraceable(Exception):
+    """Why a network has no graph, in one line."""
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m.__module__.startswith(LEAVES) and not isinstance(m, CONTAINERS)
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """The required arguments as placeholders; the others keep their defaults."""
+        names = required_arguments(type(self.root))
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in names]
+        return root_fn, [self.root, *proxies]
+
+
+def required_arguments(kind: type[nn.Module]) -> list[str]:
+    """Names of what the forward of a kind of network must be given."""
+    forward = getattr(kind, LAYER_BY_LAYER, kind.forward)
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in positional and p.default is p.empty]
+
+
+def trace(network: nn.Module) -> fx.Graph:
+    """The graph of a packed network in eval mode; optional arguments at their defaults.
+
+    Nodes that do nothing (nn.Identity, dropout) are left out. Raises Untraceable.
+    """
+    if "forward" in vars(network):
+        raise Untraceable("its forward is not that of its class")
+    tracer = _Tracer()
+    if hasattr(network, LAYER_BY_LAYER):
+        tracer.traced_func_name = LAYER_BY_LAYER
+    try:
+        with torch.no_grad():  # as it will run
+            graph = tracer.trace(network)
+    except Exception as error:  # whatever a foreign forward makes of a stand-in
+        last = next(reversed(tracer.graph.nodes), None)
+        after = f" after {last.name!r}" if last is not None else ""
+        raise Untraceable(f"it cannot be traced{after}: {first_line(error)}") from error
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(network.get_submodule(node.target)) in NOTHING:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    for node in graph.nodes:
+        if in_place(node, network) and not _alone(node.args[0]):
+            raise Untraceable(
+                f"{node.name!r} works in place on {node.args[0].name!r}, which is read elsewhere"
+            )
+    for node in reversed(graph.nodes):
+        if not node.users and (node.op == "call_module" or not node.is_impure()):
+            graph.erase_node(node)
+    return graph
+
+
+def in_place(node: fx.Node, network: nn.Module) -> bool:
+    """Whether a node overwrites its first argument."""
+    if not (node.args and isinstance(node.args[0], fx.Node)):
+        return False
+    if node.op == "call_module":
+        return getattr(network.get_submodule(str(node.target)), "inplace", False)
+    if node.kwargs.get("inplace") or "out" in node.kwargs:
+        return True
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    if node.op == "call_method":
+        return name.endswith("_") and not name.startswith("__")
+    iadds = node.op == "call_function" and node.target.__module__ == "_operator"
+    return (iadds and name in _IN_PLACE) or name == "setitem" or (not iadds and name.endswith("_"))
+
+
+_VIEWS = (
+    "getitem",
+    "getattr",
+    "flatten",
+    "reshape",
+    "permute",
+    "transpose",
+    "squeeze",
+    "unsqueeze",
+)
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow", "imatmul")
+
+
+def _alone(node: fx.Node) -> bool:
+    """Whether what a node gives has one reader, and is no view of something that has another."""
+    fresh = node.op in ("call_module", "placeholder") or (
+        node.op == "call_function" and node.target.__name__ not in _VIEWS  # type: ignore[union-attr]
+    )
+    return fresh and len(node.users) == 1

@@ -1,0 +1,398 @@
+"""A packed network of any class runs by its plan, bit for bit as layer by layer."""
+
+import contextlib
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import qsr
+from qsr.integer import plan_reference
+from qsr.integer.executor import Executor
+from qsr.integer.planned import Running
+
+# Networks that somebody brings --------------------------------------------------------------------
+
+
+class DnCNN(nn.Module):
+    """Convolutions and ReLU in a row, and what they find is taken away from the picture."""
+
+    def __init__(self, channels=20, depth=4):
+        super().__init__()
+        layers = [nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(inplace=True)]
+        for _ in range(depth - 2):
+            layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+        self.body = nn.Sequential(*layers, nn.Conv2d(channels, 3, 3, padding=1))
+
+    def forward(self, x):
+        return x - self.body(x)
+
+
+class Attention(nn.Module):
+    """As RLFN's: few channels, far apart, back to size and multiplied."""
+
+    def __init__(self, features, inner):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, inner, 1)
+        self.conv_f = nn.Conv2d(inner, inner, 1)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride=2)
+        self.conv3 = nn.Conv2d(inner, inner, 3, padding=1)
+        self.conv4 = nn.Conv2d(inner, features, 1)
+
+    def forward(self, x):
+        low = self.conv1(x)
+        far = self.conv3(F.max_pool2d(self.conv2(low), kernel_size=7, stride=3))
+        size = (x.size(2), x.size(3))
+        far = F.interpolate(far, size, mode="bilinear", align_corners=False)
+        return x * torch.sigmoid(self.conv4(far + self.conv_f(low)))
+
+
+class Block(nn.Module):
+    def __init__(self, features, inner):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(features, features, 3, padding=1) for _ in range(3))
+        self.act = nn.LeakyReLU(0.05, inplace=True)
+        self.last = nn.Conv2d(features, features, 1)
+        self.attention = Attention(features, inner)
+
+    def forward(self, x):
+        y = x
+        for conv in self.convs:
+            y = self.act(conv(y))
+        return self.attention(self.last(y + x))
+
+
+class Rlfn(nn.Module):
+    def __init__(self, features=24, inner=8, blocks=2):
+        super().__init__()
+        self.head = nn.Conv2d(3, features, 3, padding=1)
+        self.blocks = nn.Sequential(*[Block(features, inner) for _ in range(blocks)])
+        self.conv = nn.Conv2d(features, features, 3, padding=1)
+        self.up = nn.Sequential(nn.Conv2d(features, 48, 3, padding=1), nn.PixelShuffle(4))
+
+    def forward(self, x):
+        x = self.head(x)
+        return self.up(self.conv(self.blocks(x)) + x)
+
+
+class UNet(nn.Module):
+    """Down by max pooling and a stride, up by nearest and pixel shuffle, with skip connections."""
+
+    def __init__(self, features=16):
+        super().__init__()
+        f = features
+
+        def conv(i, o, **options):
+            return nn.Sequential(nn.Conv2d(i, o, 3, padding=1, **options), nn.PReLU(o))
+
+        self.a = conv(3, f)
+        self.b = conv(f, 2 * f)
+        self.c = conv(2 * f, 3 * f, stride=2)
+        self.up1 = nn.Sequential(nn.Conv2d(3 * f, 8 * f, 1), nn.PixelShuffle(2))
+        self.d = conv(4 * f, 20)
+        self.up2 = nn.Upsample(scale_factor=2)
+        self.e = conv(20 + f, f)
+        self.last = nn.Conv2d(f, 3, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x):
+        a = self.a(x)
+        b = self.b(self.pool(a))
+        d = self.d(torch.cat([self.up1(self.c(b)), b], 1))
+        return x + self.last(self.e(torch.cat([self.up2(d), a], dim=1)))
+
+
+class Odds(nn.Module):
+    """What else there is: groups, dilation, constants, parts, a layer that runs twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(1.7))
+        self.first = nn.Conv2d(5, 32, 3, padding=1)
+        self.twice = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.deep = nn.Conv2d(32, 12, (1, 3), padding=(0, 2), stride=(2, 1), bias=False)
+        self.join = nn.Conv2d(24, 7, 1)
+
+    def forward(self, x):
+        left, right = torch.chunk(F.relu(self.first(x)), 2, dim=1)
+        left = self.twice(self.twice(left) * self.gain) - 0.25
+        y = self.deep(torch.cat((left, right), 1))
+        y = y * y + 0.5 * y
+        return self.join(torch.cat((F.leaky_relu(y, 0.1), 2 - y), 1)), left
+
+
+class Rows(nn.Module):
+    """Linear layers on [..., channels]."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(20)
+        self.fc1, self.fc2 = nn.Linear(20, 50), nn.Linear(50, 20)
+
+    def forward(self, x):
+        return x + self.fc2(F.relu(self.fc1(self.norm(x))))
+
+
+NETWORKS = {
+    "dncnn": (DnCNN, (2, 3, 9, 13)),
+    "rlfn": (Rlfn, (1, 3, 26, 23)),
+    "u-net": (UNet, (1, 3, 12, 8)),
+    "odds": (Odds, (2, 5, 7, 6)),
+    "rows": (Rows, (2, 3, 20)),
+}
+
+
+def packed(name, bits=4, skip=(), **options):
+    """A network as training leaves it, packed."""
+    torch.manual_seed(3)
+    kind, shape = NETWORKS[name]
+    low = qsr.quantize(kind(), bits, skip=skip, **options)
+    qsr.calibrate(low, torch.randn(shape))
+    with torch.no_grad():
+        for key, p in low.named_parameters():
+            if key.endswith(("tau", "step_size")):
+                p.mul_(1 + 0.2 * torch.rand(p.shape)).add_(1e-3 + 0.1 * p.abs().mean())
+    return qsr.pack(low)
+
+
+def same(a, b):
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b)
+
+
+class Slowly(Executor):
+    """The steps of a plan by their definition."""
+
+    def __init__(self, plan, network):
+        self.plan, self.network = plan, network
+
+    def __call__(self, inputs):
+        return plan_reference.run(self.plan, self.network, inputs)
+
+
+def run(net, x, executor):
+    running = Running(net, net.plan)
+    running.executors = {id(p): executor(p, net) for p in net.plan.plans}
+    with torch.no_grad():
+        return running(net, (x,))
+
+
+@pytest.mark.parametrize("executor", [Slowly, Executor])
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("bits", [4, (2, 3), 8])
+def test_a_plan_gives_the_bits_of_the_layers(name, executor, bits):
+    net, x = packed(name, bits), torch.randn(NETWORKS[name][1])
+    assert net.plan.plans and not net.plan.reason
+    assert same(run(net, x, executor), net.layer_by_layer(x))
+
+
+@settings(deadline=None, max_examples=6)
+@given(st.integers(1, 3), st.integers(9, 40), st.integers(9, 40), st.integers(1, 3))
+def test_any_size_batch_and_number_of_threads_give_the_same_bits(n, height, width, threads):
+    net = packed("dncnn")
+    x = torch.randn(n, 3, height, width)
+    expected = net.layer_by_layer(x)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(net(x), expected)
+        assert torch.equal(net(x.contiguous(memory_format=torch.channels_last)), expected)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_several_threads_may_call_one_network_at_once():
+    net = packed("u-net")
+    xs = [torch.randn(1, 3, 8 + 4 * (i % 3), 12) for i in range(12)]
+    expected = [net.layer_by_layer(x) for x in xs]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(torch.equal, pool.map(net, xs), expected))
+
+
+def test_a_result_is_new_memory_each_time():
+    net, x = packed("dncnn"), torch.randn(1, 3, 10, 10)
+    first = net(x)
+    kept = first.clone()
+    net(2 * x)
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
+def test_values_without_an_end_get_the_codes_of_the_layers(value):
+    net, x = packed("dncnn"), torch.randn(1, 3, 9, 9)
+    x[0, 1, 4, 4] = value
+    assert torch.equal(net(x).isnan(), net.layer_by_layer(x).isnan())
+    assert torch.equal(net(x).nan_to_num(), net.layer_by_layer(x).nan_to_num())
+
+
+# What a planned network still is ------------------------------------------------------------------
+
+
+def test_a_network_keeps_its_class_its_attributes_and_its_weights():
+    net = packed("odds")
+    assert isinstance(net, Odds) and net.gain.item() == pytest.approx(1.7)
+    assert {"gain", "first.weight", "join.scale"} <= set(net.state_dict())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_copy_runs_by_a_plan_of_its_own(duplicate):
+    net, x = packed("dncnn"), torch.randn(1, 3, 6, 5)
+    twin = duplicate(net)
+    assert type(twin) is type(net) and twin.plan.plans
+    with torch.no_grad():
+        net.body[0].bias.add_(1)
+    assert not torch.equal(twin(x), net(x))
+
+
+def test_values_that_change_after_the_first_call_reach_the_plan():
+    net, other = packed("dncnn"), packed("dncnn", 3)
+    x = torch.randn(1, 3, 6, 5)
+    before = net(x)
+    net.body[2].bias.add_(0.5)
+    assert not torch.equal(net(x), before) and torch.equal(net(x), net.layer_by_layer(x))
+    net.body[0] = other.body[0]
+    assert torch.equal(net(x), net.layer_by_layer(x))
+    net.body[4].load_state_dict(packed("dncnn").body[4].state_dict())
+    assert torch.equal(net(x), net.layer_by_layer(x))
+
+
+def test_who_hooks_a_layer_gets_the_layers():
+    net, x, seen = packed("dncnn"), torch.randn(1, 3, 6, 5), []
+    expected = net(x)
+    hook = net.body[2].register_forward_hook(lambda *_: seen.append(1))
+    assert torch.equal(net(x), expected) and seen == [1]
+    hook.remove()
+    assert torch.equal(net(x), expected) and seen == [1]
+
+
+class Options(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x, gain=None, flip=False):
+        y = self.conv(x.flip(-1) if flip else x)
+        return y if gain is None else y * gain
+
+
+def ready(net, *inputs, **options):
+    low = qsr.quantize(net, 4, **options)
+    qsr.calibrate(low, *inputs)
+    return qsr.pack(low)
+
+
+def test_optional_arguments_and_other_types_run_layer_by_layer():
+    x = torch.randn(1, 3, 6, 6)
+    net = ready(Options(), x)
+    plain = net(x)
+    assert torch.equal(net(x, 2.0), 2 * plain)
+    assert torch.equal(net(x, flip=True), net.layer_by_layer(x.flip(-1)))
+    assert torch.equal(net(x.double().float()), plain) and net(x.bfloat16()).dtype == torch.float32
+
+
+class Squeeze(nn.Module):
+    """Channel attention: one number a channel, whatever the size of the picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 3, 3, padding=1)
+        self.gate = nn.Conv2d(24, 24, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True))))
+
+
+def test_values_of_other_sizes_are_joined_by_pytorch():
+    x = torch.randn(2, 3, 7, 9)
+    net = ready(Squeeze(), x)
+    assert torch.equal(net(x), net.layer_by_layer(x))
+    assert len(net.plan.plans) == 3 and net.plan.coverage > 0.99
+    one = torch.randn(1, 3, 1, 1)
+    assert torch.equal(net(one), net.layer_by_layer(one))
+
+
+class Branch(Options):
+    def forward(self, x):
+        return self.conv(x) if x.shape[-1] > 8 else x
+
+
+class Overwritten(Options):
+    def forward(self, x):
+        y = self.conv(x)
+        return F.relu(y, inplace=True) + y
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(Branch, "cannot be traced after 'gt'"), (Overwritten, "'relu' works in place on 'conv'")],
+)
+def test_what_cannot_be_planned_says_so_in_one_line_and_runs(kind, why):
+    x = torch.randn(1, 3, 9, 9)
+    with pytest.warns(UserWarning, match=f"runs layer by layer: .*{why}"):
+        net = ready(kind(), x)
+    assert not net.plan.plans and why in str(net.plan)
+    assert torch.equal(net(x), net.layer_by_layer(x))
+
+
+def test_a_named_kernel_runs_layer_by_layer():
+    low = qsr.quantize(DnCNN(), 4)
+    x = torch.randn(1, 3, 6, 5)
+    qsr.calibrate(low, x)
+    assert torch.equal(qsr.pack(low, "reference")(x), qsr.pack(low)(x))
+
+
+# What is shown ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("net", "skip"),
+    [
+        (Rlfn(features=48, inner=16, blocks=6), ["head", "up.0", "*.attention.*"]),
+        (UNet(features=32), ["a.0", "last"]),
+    ],
+)
+def test_most_products_are_in_integer_regions(net, skip):
+    x = torch.rand(1, 3, 24, 24)
+    net = ready(net, x, skip=skip)
+    assert 0.9 < net.plan.coverage < 1
+    assert torch.equal(net(x), net.layer_by_layer(x))
+
+
+def test_a_plan_can_be_read():
+    shown = str(packed("u-net").plan).splitlines()
+    assert shown[0].split() == ["step", "then", "shape", "bits", "kernel", "buffer", "MMAC", "KB"]
+    (row,) = (line for line in shown if " up1.0 " in line)
+    assert "32x32x128" in row and "4/4" in row and " 6.3 " in row
+    assert "100.0% of the products" in shown[-1]
+
+
+# Tables that nobody should trust ------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_changed_tables_are_refused_or_run_and_never_read_outside(data):
+    net = packed("u-net")
+    (plan,) = net.plan.plans
+    run = Executor(plan, net)
+    sizes = ((8, 8),)
+    numbers, needed = run._numbers(sizes)
+    numbers = numbers.clone()
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(numbers) - 1))
+        numbers[at] = data.draw(
+            st.sampled_from([-1, 0, 1, 2, 16, 63, 64, 1 << 20, 1 << 40, 1 << 62])
+            | st.integers(-3, 100)
+        )
+    with contextlib.suppress(ValueError, RuntimeError):
+        workspace = torch.empty(needed + 64, dtype=torch.uint8)
+        workspace = workspace[-workspace.data_ptr() % 64 :][:needed]
+        inputs, steps = [torch.zeros(8, 8, 3)], len(plan.steps)
+        run.run(inputs, numbers, workspace, run.outputs(sizes), 0, steps)
