@@ -74,8 +74,6 @@ def why_not_packed(layer: nn.Module) -> str:
             )
         if isinstance(layer, QMatmul) and q.shift(q.step_size) is not None:
             return f"{type(q).__name__} shifts its input, and packed products have no shift"
-    if isinstance(layer, Projection):
-        return "there is no packed MultiheadAttention"
     if isinstance(layer, QConvTranspose2d):
         return "there is no packed ConvTranspose2d"
     if isinstance(layer, (QConv1d, QConv2d)) and zero_padding(layer) is None:

@@ -309,7 +309,6 @@ class QMultiheadAttention(nn.MultiheadAttention):
 
     Takes and gives what nn.MultiheadAttention does, but for nested tensors, and writes the
     probabilities [N, heads, L, S] out. A query that may look at no key gets zeros, never NaN.
-    It can be trained, not yet packed.
     """
 
     def __init__(

@@ -139,12 +139,43 @@ class Rows(nn.Module):
         return x + self.fc2(F.relu(self.fc1(self.norm(x))))
 
 
+class Transformer(nn.Module):
+    """Patches of 4 x 4 pixels as rows, attention among them, and back."""
+
+    def __init__(self, features=24, layers=2):
+        super().__init__()
+        self.embed = nn.Conv2d(3, features, 4, stride=4)
+        self.norms = nn.ModuleList(nn.LayerNorm(features) for _ in range(2 * layers))
+        self.attentions = nn.ModuleList(
+            nn.MultiheadAttention(features, 4, batch_first=True) for _ in range(layers)
+        )
+        self.mlps = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(features, 2 * features), nn.GELU(), nn.Linear(2 * features, features)
+            )
+            for _ in range(layers)
+        )
+        self.last = nn.Linear(features, 48)
+
+    def forward(self, x):
+        patches = self.embed(x)
+        rows = patches.flatten(2).transpose(1, 2)
+        for i, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
+            y = self.norms[2 * i](rows)
+            rows = rows + attention(y, y, y, need_weights=False)[0]
+            rows = rows + mlp(self.norms[2 * i + 1](rows))
+        n, height, width = x.shape[0], patches.shape[2], patches.shape[3]
+        rows = self.last(rows).transpose(1, 2).reshape(n, 48, height, width)
+        return x + F.pixel_shuffle(rows, 4)
+
+
 NETWORKS = {
     "dncnn": (DnCNN, (2, 3, 9, 13)),
     "rlfn": (Rlfn, (1, 3, 26, 23)),
     "u-net": (UNet, (1, 3, 12, 8)),
     "odds": (Odds, (2, 5, 7, 6)),
     "rows": (Rows, (2, 3, 20)),
+    "transformer": (Transformer, (2, 3, 8, 12)),
 }
 
 
@@ -229,6 +260,21 @@ def test_values_without_an_end_get_the_codes_of_the_layers(value):
     x[0, 1, 4, 4] = value
     assert torch.equal(net(x).isnan(), net.layer_by_layer(x).isnan())
     assert torch.equal(net(x).nan_to_num(), net.layer_by_layer(x).nan_to_num())
+
+
+@pytest.mark.parametrize("attention_bits", [None, 8])
+@pytest.mark.parametrize("options", [{}, {"kdim": 6, "vdim": 5}, {"bias": False}])
+def test_a_packed_attention_is_the_quantised_one_without_its_weights(attention_bits, options):
+    torch.manual_seed(2)
+    low = qsr.quantize(nn.MultiheadAttention(8, 2, **options), 4, attention_bits=attention_bits)
+    q = torch.randn(5, 2, 8)
+    k, v = (torch.randn(4, 2, options.get(n, 8)) for n in ("kdim", "vdim"))
+    qsr.calibrate(low, q, k, v)
+    net = qsr.pack(low)
+    for x, y in zip(net(q, k, v), low(q, k, v), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+    assert not any("_proj_weight" in key for key in net.state_dict())
+    assert not any(p.requires_grad for p in net.parameters())
 
 
 # What a planned network still is ------------------------------------------------------------------

@@ -116,15 +116,17 @@ def test_a_float_model_and_a_lone_layer_have_a_table():
     assert qsr.report(nn.ReLU()).layers == ()
 
 
-def test_no_part_of_an_attention_is_said_to_run_on_integers():
-    with pytest.warns(UserWarning, match="MultiheadAttention"):
-        net = qsr.quantize(nn.Sequential(nn.MultiheadAttention(4, 2)), attention_bits=4)
-    qsr.calibrate(net[0], *[torch.randn(3, 2, 4)] * 3)
+def test_the_parts_of_an_attention_are_layers_before_packing_and_after():
+    net = qsr.quantize(nn.Sequential(nn.MultiheadAttention(4, 2)), attention_bits=4)
     table = rows(net)
     parts = ("out_proj", "query", "key", "value", "scores", "mix")
     assert list(table) == [f"0.{part}" for part in parts]
-    assert {row.why_not for row in table.values()} == {"there is no packed MultiheadAttention"}
-    assert {row.kernel for row in table.values()} == {"float"}
+    assert {row.why_not for row in table.values()} == {"not calibrated"}
+    qsr.calibrate(net[0], *[torch.randn(3, 2, 4)] * 3)
+    before, after = rows(net), rows(qsr.pack(net[0]))
+    kernels = {row.layer[2:]: row.kernel for row in before.values()}
+    assert kernels == {row.layer: row.kernel for row in after.values()}
+    assert "float" not in kernels.values()
 
 
 @pytest.mark.parametrize(

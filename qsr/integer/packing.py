@@ -30,7 +30,17 @@ from ..backbone import ChannelNorm, DepthPlan, QuantSR, check_pictures
 from ..blocks import GELU, LayerNorm, WindowAttention
 from ..config import NetworkConfig
 from ..convert import copy_module, listed, not_packed, replace_layers, zero_padding
-from ..layers import QConv1d, QConv2d, QLinear, QMatmul, Quantized, no_autocast
+from ..layers import (
+    Projection,
+    QConv1d,
+    QConv2d,
+    QLinear,
+    QMatmul,
+    QMultiheadAttention,
+    Quantized,
+    become,
+    no_autocast,
+)
 from ..quantizer import Quantizer, QuantSpec, to_codes
 from ..system.once import SETTING_UP
 from . import kernels, reference
@@ -263,6 +273,15 @@ class PackedLinear(PackedLayer):
             return laid_out.linear(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], len(self.weight))
         acc = self.multiply(self.quantize(x.reshape(-1, x.shape[-1], 1, 1)))
         return epilogue(acc, self.scale, self.bias).view(*x.shape[:-1], len(self.weight))
+
+
+class PackedProjection(PackedLinear):
+    """A projection of a QMultiheadAttention on integers. It has its weight and bias, and takes no
+    others. x: float32 [..., features].
+    """
+
+    def forward(self, x: Tensor, weight: None = None, bias: None = None) -> Tensor:
+        return super().forward(x)
 
 
 class PackedMatmul(nn.Module):
@@ -602,6 +621,8 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
             for name in ("qkv", "proj", "scores", "mix"):
                 setattr(layer, name, replace_layers(getattr(layer, name), packed_twin))
             return PackedAttention(layer, kernel)
+        if isinstance(layer, QMultiheadAttention):
+            return _pack_attention(layer, kernel, packed_twin, fill)
         packed: PackedLayer | PackedMatmul
         if isinstance(layer, QMatmul):
             packed = PackedMatmul(layer)
@@ -618,6 +639,33 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
         return packed.fill(layer) if fill else packed  # type: ignore[arg-type]
 
     return replace_layers(module, packed_twin)
+
+
+def _pack_attention(
+    attention: QMultiheadAttention,
+    kernel: str,
+    packed_twin: Callable[[nn.Module], nn.Module | None],
+    fill: bool,
+) -> QMultiheadAttention:
+    """`attention` with packed parts in place of quantised ones, and without their weights."""
+    joined = attention.in_proj_bias
+    biases = [None] * 3 if joined is None else joined.chunk(3)
+    parts = zip(("query", "key", "value"), attention._in_projections(), biases, strict=True)
+    for name, weight, bias in parts:
+        projection = cast(Projection, getattr(attention, name))
+        linear = become(nn.Linear(weight.shape[1], len(weight), bias is not None), QLinear)
+        linear.weight.data = weight.detach()
+        if bias is not None:
+            linear.bias.data = bias.detach()
+        linear.weight_quantizer = projection.weight_quantizer
+        linear.input_quantizer = projection.input_quantizer
+        packed = PackedProjection(linear, kernel)
+        setattr(attention, name, packed.fill(linear) if fill else packed)
+    for name in ("scores", "mix", "out_proj"):
+        setattr(attention, name, replace_layers(getattr(attention, name), packed_twin))
+    for name in ("in_proj_weight", "in_proj_bias", *(f"{x}_proj_weight" for x in "qkv")):
+        attention.register_parameter(name, None)
+    return attention
 
 
 def _check_steps(*steps: Tensor) -> None:

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..backbone import QuantSR
 from ..convert import left_in_float, not_packed
-from ..layers import QMatmul, Quantized
+from ..layers import Projection, QMatmul, Quantized
 from ..quantizer import Quantizer, QuantSpec
 from .packing import FloatConv2d, PackedLayer, PackedMatmul, PackedModel, pack
 from .program_conv import ConvProgram
@@ -86,19 +86,21 @@ def report(model: nn.Module, *inputs: Tensor) -> Report:
     """
     network = model.network if isinstance(model, PackedModel) else model
     left, waiting, program = left_in_float(network), not_packed(network), _program(model)
-    rows = []
-    for name, layer in network.named_modules():
+    rows, layers = [], dict(network.named_modules())
+    for name, layer in layers.items():
         kind, factors = type(layer).__name__, _factors(layer)
         if factors is not None:
             whole = name.rpartition(".")[0]  # of an attention, if the layer is a part of one
             why_not = waiting.get(name) or waiting.get(whole) or _uncalibrated(factors)
+            if isinstance(layer, Projection) and not why_not:
+                layer = getattr(pack(layers[whole]), name.rpartition(".")[2])
             kernel = FLOAT if why_not else program or _kernel(layer)
             (a, b), signs = factors, tuple(factor.signed for factor in factors)
             rows.append(LayerReport(name, kind, (a.bits, b.bits), signs, kernel, why_not))
         elif name in left or isinstance(layer, FloatConv2d):
             why_not = left.get(name, "not quantised")
             rows.append(LayerReport(name, kind, None, None, FLOAT, why_not))
-    layers, named = dict(network.named_modules()), {row.layer for row in rows}
+    named = {row.layer for row in rows}
     for name, products in (_products(model, network, inputs) if inputs else {}).items():
         if name not in named:
             kind = type(layers[name]).__name__
