@@ -604,6 +604,18 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
     return planned(packed, kernel)
 
 
+def pack_empty(module: nn.Module) -> nn.Module:
+    """As `pack`, without values: load_state_dict gives them. module: quantised, calibrated or not,
+    and no QuantSR (`PackedModel.empty`).
+    """
+    if not any(isinstance(m, (Quantized, QMatmul)) for m in module.modules()):
+        raise ValueError("the network has no quantised layer; pass it through qsr.quantize.")
+    from .planned import planned
+
+    packed = _replace_layers(copy_module(module).cpu().float(), "auto", fill=False)
+    return planned(packed.eval(), "auto")
+
+
 def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
     """`module` with packed layers in place of quantised ones, in place."""
     exact_floats = isinstance(module, QuantSR)

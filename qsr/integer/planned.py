@@ -216,14 +216,18 @@ class Planned(nn.Module):
         """How the network runs; print it."""
         return self._ready().plan
 
+    @property
+    def original(self) -> type[nn.Module]:
+        """The class that the network had."""
+        return type(self).__mro__[2]
+
     def _ready(self) -> Running:
         running = self._running
         if running is None or running.stale(self):
             with SETTING_UP:  # by one of the threads that come together
                 running = self._running
                 if running is None or running.stale(self):
-                    plan = plan_network(self, self._apart) if running is None else running.plan
-                    running = self._running = Running(self, plan)
+                    running = self._running = Running(self, plan_network(self, self._apart))
         return running
 
     def release(self) -> None:
@@ -257,7 +261,7 @@ class Planned(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled by the class that it had, as the one that it has stands in no module."""
-        return _new, (type(self).__mro__[2],), self.__getstate__()
+        return _new, (self.original,), self.__getstate__()
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -4,8 +4,11 @@ A `.qsr` file is a safetensors file whose metadata says what it is:
 
     format, format_version   "qsr", and the version of this layout
     kind                     "trained" (float weights, steps, tau; full precision perhaps in
-                             float16) or "packed" (bit planes)
-    family, config           which network, as JSON of its configuration
+                             float16), "packed" (bit planes), or "network" (bit planes of a network
+                             that somebody brought)
+    config                   of a QuantSR: which network, as JSON of its configuration
+    class, layers, plan      of another network: its class, the bits of each packed layer, and how
+                             it runs (`qsr.integer.plan_json`); format version 2
     sha256                   of all of this and the tensors, so that a damaged file is noticed
     note                     free text: data, steps, scores
 
@@ -24,16 +27,19 @@ from typing import overload
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as as_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import baselines as baselines  # whose quantizers a file may name
 from ..backbone import QuantSR
 from ..config import ConvConfig, NetworkConfig, SwinConfig
-from ..integer.packing import PackedModel
+from ..integer.packing import PackedLayer, PackedMatmul, PackedModel, pack_empty
+from ..integer.plan_json import from_json, to_json
+from ..integer.planned import Planned
 from ..system.errors import first_line
 from ..system.files import replacing
 
-FILE_VERSION = 1
+FILE_VERSION = 1  # of a QuantSR
+NETWORK_VERSION = 2  # of another network
 FAMILIES = {cls.family: cls for cls in (ConvConfig, SwinConfig)}
 
 # Configuration <-> JSON ---------------------------------------------------------------------------
@@ -68,36 +74,35 @@ def config_from_json(data: dict) -> NetworkConfig:
 
 def save(
     path: str | os.PathLike,
-    model: QuantSR | PackedModel,
+    model: QuantSR | PackedModel | Planned,
     note: str = "",
     overwrite: bool = True,
     half: bool = False,
 ) -> None:
-    """Write a trained or packed network to a .qsr file.
+    """Write a trained or packed network to a .qsr file, or a packed network of your own.
 
     half: weights in float16, half the bytes; for full precision only, since a learned step that is
     rounded gives other codes. Raises TypeError for any other module, ValueError if the file can't
     be written, or `half` does not fit: a quantised network, or weights beyond float16's range.
     """
-    if isinstance(model, PackedModel):
-        kind, network = "packed", model.network
-    elif isinstance(model, QuantSR):
-        kind, network = "trained", model
+    network: nn.Module = model.network if isinstance(model, PackedModel) else model
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    metadata = {"format": "qsr", "format_version": str(FILE_VERSION), "note": note}
+    if isinstance(network, QuantSR):
+        tensors = _halved(tensors, network.config) if half else tensors
+        metadata["kind"] = "packed" if isinstance(model, PackedModel) else "trained"
+        metadata["config"] = json.dumps(config_to_json(network.config))
+    elif isinstance(network, Planned) and not half:
+        metadata |= {"format_version": str(NETWORK_VERSION), "kind": "network"}
+        metadata |= {"class": network.original.__name__, "layers": _layers(network)}
+        metadata["plan"] = json.dumps(to_json(network.plan))
+        tensors = {name: t.clone() for name, t in tensors.items()}  # tied ones: safetensors' rule
     else:
         raise TypeError(
-            f"`model` is a {type(model).__name__}; .qsr files hold a QuantSR or its packed form. "
-            "Save the state_dict() of your own module with safetensors."
+            f"`model` is a {type(model).__name__}; .qsr files hold a QuantSR, its packed form, or "
+            "what qsr.pack makes of another network. Save the state_dict() of other modules with "
+            "safetensors."
         )
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    if half:
-        tensors = _halved(tensors, network.config)
-    metadata = {
-        "format": "qsr",
-        "format_version": str(FILE_VERSION),
-        "kind": kind,
-        "config": json.dumps(config_to_json(network.config)),
-        "note": note,
-    }
     metadata["sha256"] = digest(metadata, tensors)
     # Not save_file, whose own temporary file would stay when the process is killed.
     content = _with_sorted_header(as_bytes(tensors, metadata))
@@ -137,16 +142,12 @@ def load_model(path: str | os.PathLike) -> QuantSR | PackedModel:
 
     Raises ValueError (one line) if the file is missing, damaged, foreign, or of another version.
     """
-    metadata, tensors = _read_safetensors(path)
-    if metadata.get("format") != "qsr":
-        raise ValueError(f"{path} is a safetensors file but no qsr model: it does not say so.")
-    if metadata.get("format_version") != str(FILE_VERSION):
+    metadata, tensors = _read_model(path)
+    if metadata.get("kind") == "network":
         raise ValueError(
-            f"{path} has format version {metadata.get('format_version')!r}; this version of qsr "
-            f"reads {FILE_VERSION}. Update qsr, or pack the model again."
+            f"{path} holds a packed {metadata.get('class')}, whose class is not in the file. Give "
+            "the network, quantised as it was: qsr.load(path, into=qsr.quantize(network, bits))."
         )
-    if metadata.get("sha256") != digest(metadata, tensors):
-        raise ValueError(f"{path} is damaged: its checksum does not match. Fetch it again.")
     try:
         config = config_from_json(json.loads(metadata["config"]))
         if metadata["kind"] not in ("trained", "packed"):
@@ -157,6 +158,68 @@ def load_model(path: str | os.PathLike) -> QuantSR | PackedModel:
             f"{path} does not fit its own description ({reason(error)}). Save the model again."
         ) from error
     return model.eval()
+
+
+def load_network(path: str | os.PathLike, into: nn.Module) -> nn.Module:
+    """Read a packed network of your own: a packed copy of `into` with the values of the file.
+
+    into: the network, quantised with the same options as before it was packed (`qsr.quantize`);
+    its values do not matter. Raises ValueError (one line) as `load_model`, or if layers, bits or
+    shapes are other ones.
+    """
+    metadata, tensors = _read_model(path)
+    if metadata.get("kind") != "network":
+        raise ValueError(f"{path} holds a QuantSR, which needs no `into`: qsr.load(path).")
+    network = pack_empty(into)
+    try:
+        from_json(json.loads(metadata["plan"]))
+        theirs, ours = json.loads(metadata["layers"]), json.loads(_layers(network))
+        for name in sorted(set(theirs) | set(ours)):
+            if theirs.get(name) != ours.get(name):
+                raise ValueError(
+                    f"the layer {name!r} is {theirs.get(name)} in the file and {ours.get(name)} in "
+                    "`into` (bits of weights and inputs, narrow)"
+                )
+        expected = network.state_dict()
+        for name in sorted(set(expected) ^ set(tensors)):
+            raise ValueError(
+                f"{name!r} is {'missing' if name in expected else 'not of this network'}"
+            )
+        for name, tensor in tensors.items():
+            _check_tensor(name, tensor, expected[name], half=False)
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit `into`: {reason(error)}.") from error
+    return network
+
+
+def _layers(network: nn.Module) -> str:
+    """What the tensors of packed layers do not say, as JSON: bits of weights and of inputs, and
+    whether these leave the lowest code out; of both factors of a product.
+    """
+    found: dict[str, list] = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, PackedLayer):
+            found[name] = [layer.planes.bits, layer.bits, layer.narrow]
+        elif isinstance(layer, PackedMatmul):
+            found[name] = [[spec.bits, spec.narrow] for spec in layer.specs.values()]
+    return json.dumps(found)
+
+
+def _read_model(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a .qsr file that is whole and of a version that is known."""
+    metadata, tensors = _read_safetensors(path)
+    if metadata.get("format") != "qsr":
+        raise ValueError(f"{path} is a safetensors file but no qsr model: it does not say so.")
+    version = NETWORK_VERSION if metadata.get("kind") == "network" else FILE_VERSION
+    if metadata.get("format_version") != str(version):
+        raise ValueError(
+            f"{path} has format version {metadata.get('format_version')!r}; this version of qsr "
+            f"reads {version}. Update qsr, or pack the model again."
+        )
+    if metadata.get("sha256") != digest(metadata, tensors):
+        raise ValueError(f"{path} is damaged: its checksum does not match. Fetch it again.")
+    return metadata, tensors
 
 
 @overload

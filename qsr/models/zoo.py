@@ -12,13 +12,16 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import overload
+
+from torch import nn
 
 from ..backbone import QuantSR
 from ..infer import Model
 from ..integer.packing import PackedModel
 from ..layers import split_bits
 from ..system.files import replacing
-from .file import load_model
+from .file import load_model, load_network
 
 FOLDER = Path(__file__).parent / "files"
 FULL = "32/32"  # bits on the card of a network in full precision; its file rounds weights to 16
@@ -106,13 +109,21 @@ def find(name: str | os.PathLike) -> Path:
     return path_of(plain)  # says which there are
 
 
-def load(name: str | os.PathLike) -> QuantSR | PackedModel:
+@overload
+def load(name: str | os.PathLike) -> QuantSR | PackedModel: ...
+@overload
+def load(name: str | os.PathLike, *, into: nn.Module) -> nn.Module: ...
+def load(name: str | os.PathLike, *, into: nn.Module | None = None) -> nn.Module:
     """A model by its name in the zoo, or from a .qsr file; in eval mode, on the CPU.
 
+    into: for a file of a network of your own, that network as qsr.quantize makes it, with the
+    options that it had when it was packed; see `file.load_network`.
     Raises ValueError (one line) for an unknown name, or a file that is missing, damaged, foreign or
     of another format version.
     """
     path = find(name)
+    if into is not None:
+        return load_network(path, into)
     if path != Path(name):  # by its name, so what its card says is expected
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != card(path.stem).get("sha256"):
