@@ -433,8 +433,8 @@ U_NET = functools.cache(lambda: packed("u-net"))
 def test_changed_tables_are_refused_or_run_and_never_read_outside(data):
     (plan,) = U_NET().plan.plans
     run = Executor(plan, U_NET())
-    sizes = ((8, 8),)
-    numbers, needed = run._numbers(sizes)
+    inputs, steps = [torch.zeros(8, 8, 3)], len(plan.steps)
+    numbers, workspace, outputs = run.prepare(inputs)
     numbers = numbers.clone()
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(numbers) - 1))
@@ -443,7 +443,4 @@ def test_changed_tables_are_refused_or_run_and_never_read_outside(data):
             | st.integers(-3, 100)
         )
     with contextlib.suppress(ValueError, RuntimeError):
-        workspace = torch.empty(needed + 64, dtype=torch.uint8)
-        workspace = workspace[-workspace.data_ptr() % 64 :][:needed]
-        inputs, steps = [torch.zeros(8, 8, 3)], len(plan.steps)
-        run.run(inputs, numbers, workspace, run.outputs(sizes), 0, steps)
+        run.run(inputs, numbers, workspace, outputs, 0, steps)

@@ -9,11 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..backbone import QuantSR
-from ..bench import cuda, curve, engine, training
+from ..bench import cuda, curve, engine, steps, training
 from ..bench.report import markdown, write_figure, write_json, write_twins
 from ..config import preset
 from ..integer.packing import PackedModel
 from ..models import zoo
+from ..models.file import load_regions
 from ..system.files import replacing
 from ..system.machine import check_threads
 from .arguments import check_blocks, check_writable
@@ -43,6 +44,9 @@ def run_bench(args: argparse.Namespace) -> Lines:
     if args.peer_onnx is not None:
         yield from _bench_curve(args, size, rounds)
         return
+    if args.steps:
+        yield from _bench_steps(args, size, rounds)
+        return
     if on_gpu:
         yield from _bench_cuda(args, size, rounds)
         return
@@ -70,6 +74,17 @@ def run_bench(args: argparse.Namespace) -> Lines:
     if args.plot is not None:
         remark(" ".join(map(str, write_figure(report, args.plot))))
     yield markdown(report)
+
+
+def _bench_steps(args: argparse.Namespace, size: int, rounds: int) -> Lines:
+    if not args.model or args.device != "cpu" or args.what != "network" or args.plot is not None:
+        raise ValueError("`--steps` times plans on the processor; name files by --model.")
+    for name in args.model:
+        plans, layers = load_regions(zoo.find(name))
+        for count in args.counts:
+            timed = steps.time_steps(plans, layers, size, count, rounds)
+            yield f"{Path(name).stem}, regions for {size} x {size} pixels, {count} thread(s)"
+            yield steps.table(timed)
 
 
 def _bench_curve(args: argparse.Namespace, size: int, rounds: int) -> Lines:

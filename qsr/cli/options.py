@@ -186,6 +186,11 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--json", dest="file", metavar="FILE", help="also write all numbers there")
     sub.add_argument(
+        "--steps",
+        action="store_true",
+        help="time each step of the plan of --model FILE, a packed network of your own",
+    )
+    sub.add_argument(
         "--plot", metavar="FILE.png", help="also draw networks, the zoo's depths among them"
     )
     sub.add_argument(

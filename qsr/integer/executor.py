@@ -41,7 +41,7 @@ class Executor:
         self._constants: list[Tensor] = []
         self._weights: list[Tensor] = []
         self._ends = [0, 0]  # how much both hold: numbers, and bytes
-        self._layers = {name: _layer(network, name) for name in self._names()}
+        self._layers = {name: _layer(network, name) for name in names_of(plan)}
         self._made_of = [(x, _writes(x)) for x in self._sources(network)]
         self._steps = [self._step(step, network) for step in plan.steps]
         constants = torch.cat(self._constants) if self._constants else torch.zeros(0)
@@ -57,7 +57,7 @@ class Executor:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """float32 [H, W, C] each, contiguous -> the outputs, likewise, new."""
-        sizes = tuple((x.shape[0], x.shape[1]) for x in inputs)
+        sizes = _sizes(inputs)
         numbers, needed = self._numbers(sizes)
         buffers = self._idle.take(sizes)  # type: ignore[arg-type]
         if buffers is None:
@@ -67,6 +67,12 @@ class Executor:
         self.run(inputs, numbers, buffers[0], outputs, 0, len(self.plan.steps))
         self._idle.give(sizes, buffers)  # type: ignore[arg-type]
         return outputs
+
+    def prepare(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What `run` wants beside its inputs: tables, a workspace and room for the outputs."""
+        sizes = _sizes(inputs)
+        numbers, needed = self._numbers(sizes)
+        return numbers, _aligned(needed), self.outputs(sizes)
 
     def outputs(self, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Room for them."""
@@ -135,11 +141,6 @@ class Executor:
 
     # For a network
 
-    def _names(self) -> list[str]:
-        """Of all layers that run or read."""
-        steps = self.plan.steps
-        return [*self.plan.layers, *(s.reader for step in steps for s in step.codes)]
-
     def _sources(self, network: nn.Module) -> list[object]:
         """All that tables are made of."""
         found: list[object] = []
@@ -205,6 +206,12 @@ class Executor:
         return place
 
 
+def names_of(plan: Plan) -> list[str]:
+    """Of all layers that run in a region or read its codes."""
+    readers = (store.reader for step in plan.steps for store in step.codes)
+    return list(dict.fromkeys((*plan.layers, *readers)))
+
+
 def conv_shape(plan: Plan, step: Step, layer: PackedLayer) -> tuple[list[int], Tensor]:
     """A convolution step as `lay_out_conv` and `conv_row` want it, and its weight codes int8
     [out, kh, kw, in / groups], with zeros for channels of the source that the layer does not read.
@@ -254,6 +261,10 @@ def _layer(network: nn.Module, name: str) -> PackedLayer:
 def _tensor(key: str, network: nn.Module) -> Tensor:
     name, _, last = key.rpartition(".")
     return getattr(network.get_submodule(name), last)
+
+
+def _sizes(inputs: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+    return tuple((x.shape[0], x.shape[1]) for x in inputs)
 
 
 def _writes(x: object) -> int:

@@ -32,9 +32,20 @@ from torch import Tensor, nn
 from .. import baselines as baselines  # whose quantizers a file may name
 from ..backbone import QuantSR
 from ..config import ConvConfig, NetworkConfig, SwinConfig
-from ..integer.packing import PackedLayer, PackedMatmul, PackedModel, pack_empty
+from ..integer.executor import names_of
+from ..integer.packing import (
+    PackedConv2d,
+    PackedLayer,
+    PackedLinear,
+    PackedMatmul,
+    PackedModel,
+    pack_empty,
+)
+from ..integer.plan import Plan, dilation
 from ..integer.plan_json import from_json, to_json
 from ..integer.planned import Planned
+from ..layers import QConv2d, QLinear
+from ..quantizer import LSQ, RLQ
 from ..system.errors import first_line
 from ..system.files import replacing
 
@@ -178,7 +189,7 @@ def load_network(path: str | os.PathLike, into: nn.Module) -> nn.Module:
             if theirs.get(name) != ours.get(name):
                 raise ValueError(
                     f"the layer {name!r} is {theirs.get(name)} in the file and {ours.get(name)} in "
-                    "`into` (bits of weights and inputs, narrow)"
+                    "`into`"
                 )
         expected = network.state_dict()
         for name in sorted(set(expected) ^ set(tensors)):
@@ -193,16 +204,86 @@ def load_network(path: str | os.PathLike, into: nn.Module) -> nn.Module:
     return network
 
 
-def _layers(network: nn.Module) -> str:
-    """What the tensors of packed layers do not say, as JSON: bits of weights and of inputs, and
-    whether these leave the lowest code out; of both factors of a product.
+def load_regions(path: str | os.PathLike) -> tuple[list[Plan], nn.Module]:
+    """The regions of a packed network of somebody's own, and its packed layers by their names: what
+    can be had without the class of the network. Raises ValueError (one line).
     """
-    found: dict[str, list] = {}
+    metadata, tensors = _read_model(path)
+    if metadata.get("kind") != "network":
+        raise ValueError(
+            f"{path} holds a QuantSR, which runs as a program and has no plan of steps yet; name "
+            "a file of a packed network of your own."
+        )
+    try:
+        plans, layers = from_json(json.loads(metadata["plan"])), nn.Module()
+        described = json.loads(metadata["layers"])
+        for name in dict.fromkeys(name for plan in plans for name in names_of(plan)):
+            held = {key: t for key, t in tensors.items() if key.startswith(f"{name}.")}
+            layer = _empty_layer(described[name], {k[len(name) + 1 :]: t for k, t in held.items()})
+            _put(layers, name, layer)
+        for key, tensor in tensors.items():  # slopes and factors of finishes
+            owner, _, last = key.rpartition(".")
+            if any(key == v for plan in plans for s in plan.steps for _, v in s.finish):
+                _put(layers, owner, nn.Module()).register_buffer(last, tensor)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path} does not fit its own description ({reason(error)}).") from error
+    return plans, layers
+
+
+def _put(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """`module` in its place under `root`, or what is there already."""
+    for part in filter(None, name.split(".")[:-1]):
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root._modules[part]  # type: ignore[assignment]
+    last = name.rpartition(".")[2]
+    if not last:
+        return root
+    if last not in root._modules:
+        root.add_module(last, module)
+    return root._modules[last]  # type: ignore[return-value]
+
+
+def _empty_layer(about: dict, held: dict[str, Tensor]) -> PackedLayer:
+    """A packed layer as it is described, with these tensors."""
+    out, *window, _, weight_bits, _ = held["weight"].shape
+    most = 64 * held["weight"].shape[-1]
+    if not (1 <= about["channels"] <= most and 1 <= about["groups"] <= out):
+        raise ValueError(f"a layer has {about['channels']} channels in {about['groups']} groups")
+    options: dict = {
+        "bias": "bias" in held,
+        "bits": (max(2, weight_bits), max(2, about["bits"][1])),
+        "quantizer": RLQ if "tau" in held else LSQ,
+        "per_channel": held["scale"].ndim > 0,
+    }
+    channels = about["groups"] * about["channels"]
+    layer: PackedLayer
+    if about["kind"] == "conv":
+        geometry = {key: tuple(about[key]) for key in ("stride", "padding", "dilation")}
+        options |= geometry | {"groups": about["groups"]}
+        layer = PackedConv2d(QConv2d(channels, out, tuple(window), **options))
+    else:
+        layer = PackedLinear(QLinear(channels, out, **options))
+    layer.narrow = bool(about["narrow"])
+    layer.load_state_dict(held)
+    return layer.eval()
+
+
+def _layers(network: nn.Module) -> str:
+    """What the tensors of packed layers do not say, as JSON, by their names."""
+    found: dict[str, dict] = {}
     for name, layer in network.named_modules():
-        if isinstance(layer, PackedLayer):
-            found[name] = [layer.planes.bits, layer.bits, layer.narrow]
-        elif isinstance(layer, PackedMatmul):
-            found[name] = [[spec.bits, spec.narrow] for spec in layer.specs.values()]
+        if isinstance(layer, PackedMatmul):
+            specs = [[spec.bits, spec.narrow] for spec in layer.specs.values()]
+            found[name] = {"kind": "matmul", "bits": specs}
+        elif isinstance(layer, PackedLayer):
+            bits = [layer.planes.bits, layer.bits]
+            about = {"kind": type(layer).__name__.removeprefix("Packed").lower(), "bits": bits}
+            if isinstance(layer, PackedConv2d):
+                geometry = {"stride": layer.stride, "padding": layer.padding}
+                about |= {"kind": "conv", **geometry, "dilation": dilation(layer)}
+            sizes = {"channels": layer.channels, "groups": layer.groups}
+            found[name] = {**about, **sizes, "narrow": layer.narrow}
     return json.dumps(found)
 
 
