@@ -2,23 +2,23 @@
 #include "network/executor.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <stdexcept>
 
 #include "cpu.h"
 #include "format.h"
+#include "network/maps.h"
 
 namespace qsr {
 namespace {
 
-#include "network/finish_steps.h"
+#include "network/finish.h"
 
 constexpr int kLanes = 16;
 constexpr int64_t kMostPixels = 1 << 24, kMostChannels = 1 << 16, kMostWindow = 1 << 10;
 constexpr int64_t kMostValues = 1 << 14, kMostSteps = 1 << 12;
+
+const float kZeros[kMostChannels + kLanes] = {};  // for steps without sums, which have no scale
 
 void check(bool fits, const char* what) {
   if (!fits) throw std::invalid_argument(std::string("the plan does not fit: ") + what);
@@ -92,7 +92,7 @@ class Executor::Reader {
 
   bool done() const { return at_ == tables_.numbers.count; }
 
-  void value(bool rows) {
+  void value() {
     Value v{};
     v.is_float = next(0, 1, "kind of a value") == 1;
     const int64_t home = next(0, 2, "home of a value");
@@ -107,9 +107,8 @@ class Executor::Reader {
     int64_t bytes = 4 * v.height * v.width * v.channels;
     if (!v.is_float) {
       check(v.channels % kMapLanes == 0 && v.bits >= 1, "channels or bits of codes");
-      const Frame frame =
-          rows ? Frame{} : Frame::around(v.height, v.width, frame_y, frame_x);
-      v.codes = {nullptr, v.height, v.width, v.channels, v.channels, frame};
+      v.codes = {nullptr, v.height, v.width, v.channels, v.channels,
+                 Frame::around(v.height, v.width, frame_y, frame_x)};
       bytes = v.codes.bytes();
     }
     if (home == 0) {
@@ -148,8 +147,10 @@ class Executor::Reader {
       check(s.height == s.source->height * s.factor && s.width == s.source->width * s.factor,
             "size of a step");
     }
-    if (s.op == kFloat)
+    if (s.op == kFloat) {
+      s.conv.finish.scale = s.conv.finish.bias = kZeros;
       check(alike(*s.source, s) && s.source->channels == s.channels, "size of a source");
+    }
     Finish& f = s.conv.finish;
     if (out >= 0) {
       const Value& v = values_[out];
@@ -200,6 +201,7 @@ class Executor::Reader {
     shape.kernel_h = kernel[0], shape.kernel_w = kernel[1];
     shape.stride_h = stride[0], shape.stride_w = stride[1];
     shape.dilation_h = dilation[0], shape.dilation_w = dilation[1];
+    shape.pad_h = padding[0], shape.pad_w = padding[1];
     shape.weight_bits = static_cast<int>(next(1, kMaxBits, "bits of weights"));
     shape.in_bits = v.bits, shape.in_signed = v.is_signed;
     check(shape.in % shape.groups == 0 && shape.out % shape.groups == 0, "groups");
@@ -215,7 +217,6 @@ class Executor::Reader {
     s.conv.in = v.codes;
     s.conv.in.data += first;
     s.conv.in.channels = filled(shape.in, kMapLanes);
-    s.conv.pad_h = padding[0], s.conv.pad_w = padding[1];
     s.conv.height = s.height, s.conv.width = s.width;
     s.row = find_conv(kernel_.c_str(), shape);
     check(s.row != nullptr, "no kernel of this name runs a convolution of it");
@@ -307,9 +308,8 @@ Executor::Executor(const Tables& tables, const std::string& kernel) {
   Reader reader(tables, kernel, values_);
   const int64_t values = reader.next(1, kMostValues, "number of values");
   const int64_t steps = reader.next(1, kMostSteps, "number of steps");
-  const bool rows = reader.next(0, 1, "kind of maps") == 1;
   values_.reserve(values);  // steps point at them
-  for (int64_t i = 0; i < values; ++i) reader.value(rows);
+  for (int64_t i = 0; i < values; ++i) reader.value();
   for (int64_t i = 0; i < steps; ++i) steps_.push_back(reader.step());
   check(reader.done(), "it has more numbers than it needs");
 }
@@ -327,10 +327,7 @@ void Executor::band(const Step& s, int64_t first, int64_t last) const {
   switch (s.op) {
     case kConv: {
       const int64_t rows = s.row->rows;
-      const std::unique_ptr<void, decltype(&std::free)> scratch(
-          std::aligned_alloc(64, filled(s.row->scratch_bytes(s.conv.shape) + 1, 64)), std::free);
-      if (!scratch) throw std::bad_alloc();
-      s.row->run(s.conv, first / rows, (last + rows - 1) / rows, scratch.get());
+      run_strips(*s.row, s.conv, first / rows, (last + rows - 1) / rows);
       break;
     }
     case kFloat:

@@ -5,7 +5,7 @@
 //
 // numbers, int64, one after another (kernel, stride ... are pairs, of rows and of columns):
 //
-//     how many values, how many steps, 1 if the maps are rows
+//     how many values, how many steps
 //     a value    kind (0 codes, 1 float), home (0 workspace, 1 input, 2 output), place (offset in
 //                bytes, or which input or output), height, width, channels, frame, bits, signed
 //     a step     op, source, out (-1: none), height, width, channels; of a
@@ -63,19 +63,19 @@ class Executor {
     bool is_float, is_signed;
     int64_t height, width, channels;
     int bits;
-    steps::CodeMap codes;
-    steps::FloatMap floats;
+    CodeMap codes;
+    FloatMap floats;
   };
 
   struct Step {
     int64_t op, height, width, channels;
     int64_t kernel[2], stride[2], padding[2], factor;
     const Value* source;
-    steps::CodeMap to;  // of a move
+    CodeMap to;  // of a move
     Conv conv;   // and the finish of other steps
     const ConvKernel* row;
     double cost;                 // of a row of the result
-    std::vector<steps::CodeMap> begun;  // maps that this step is the first to write: it makes their frames
+    std::vector<CodeMap> begun;  // maps that this step is the first to write: it makes their frames
   };
 
   class Reader;

@@ -9,17 +9,18 @@ call of that size (`program.Idle`); results are new tensors.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import kernels
+from .layer import ConvShape
 from .lifetimes import ALIGNMENT, places
-from .packing import PackedConv2d, PackedLayer
-from .plan import OF_VALUES, Plan, Step, dilation, lanes
+from .packing import PackedLayer
+from .plan import OF_VALUES, Plan, Step, lanes
 from .plan_reference import parameter
 from .program import Idle
 from .regions import MOVES
@@ -126,7 +127,7 @@ class Executor:
     def _tables(self, sizes: Sequence[tuple[int, int]], offsets: Sequence[int]) -> Tensor:
         plan = self.plan
         outputs = {value: i for i, (_, value) in enumerate(plan.outputs)}
-        table = [len(plan.values), len(plan.steps), int(plan.rows)]
+        table = [len(plan.values), len(plan.steps)]
         for i, value in enumerate(plan.values):
             home, at = HOMES["workspace"], offsets[i]
             if i < len(plan.inputs):
@@ -185,17 +186,18 @@ class Executor:
     def _convolution(self, step: Step) -> list[int]:
         layer = self._layers[step.layer]
         shape, codes = conv_shape(self.plan, step, layer)
-        laid = torch.ops.qsr_native.lay_out_conv(codes, shape, self.kernel)
+        laid = torch.ops.qsr_native.lay_out_layer(codes, shape.numbers, self.kernel)
+        begin = -laid.data_ptr() % ALIGNMENT
+        laid = laid[begin : begin + len(laid) - ALIGNMENT]
         place = self._ends[1]
         self._weights.append(laid)
         self._ends[1] += _up(len(laid))
         width = lanes(step.channels)
         scale = self._constant(layer.scale.detach().expand(step.channels), width)
         self._constant(layer.bias, width)
-        padding = layer.padding if isinstance(layer, PackedConv2d) else (0, 0)
-        in_channels, _, groups, *windows, _, weight_bits, _ = shape
         first = step.places[0][1] if len(step.places) == 1 else 0
-        return [first, in_channels, groups, *windows, *padding, weight_bits, place, scale]
+        channels, _, groups, *windows, _, weight_bits, _ = shape.numbers
+        return [first, channels, groups, *windows, weight_bits, place, scale]
 
     def _constant(self, values: Tensor | None, length: int) -> int:
         """Where these numbers lie, filled up with zeros."""
@@ -212,25 +214,18 @@ def names_of(plan: Plan) -> list[str]:
     return list(dict.fromkeys((*plan.layers, *readers)))
 
 
-def conv_shape(plan: Plan, step: Step, layer: PackedLayer) -> tuple[list[int], Tensor]:
-    """A convolution step as `lay_out_conv` and `conv_row` want it, and its weight codes int8
-    [out, kh, kw, in / groups], with zeros for channels of the source that the layer does not read.
+def conv_shape(plan: Plan, step: Step, layer: PackedLayer) -> tuple[ConvShape, Tensor]:
+    """The shape of a convolution step and its weight codes, int8 [out, kh, kw, in / groups]; where
+    the layer reads a concatenation with zeros for the channels in the gaps.
     """
-    codes = kernels.unpack_codes(layer.planes)
-    stride, dilated = (1, 1), (1, 1)
-    if isinstance(layer, PackedConv2d):
-        stride, dilated = layer.stride, dilation(layer)
-    in_channels, groups = layer.groups * layer.channels, layer.groups
+    codes, shape = kernels.unpack_codes(layer.planes), layer.shape
     if len(step.places) > 1:
         whole = codes.new_zeros(*codes.shape[:3], plan.values[step.source].channels)
-        parts = _dense(codes, groups).split([count for count, _ in step.places], 3)
+        parts = _dense(codes, shape.groups).split([count for count, _ in step.places], 3)
         for (count, at), part in zip(step.places, parts, strict=True):
             whole[..., at : at + count] = part
-        codes, in_channels, groups = whole, whole.shape[3], 1
-    source = plan.values[step.source]
-    shape = [in_channels, len(codes), groups, *codes.shape[1:3], *stride, *dilated]
-    bits = [source.bits, layer.planes.bits, int(source.signed)]
-    return [*shape, *bits], codes.contiguous()
+        codes, shape = whole, replace(shape, channels=whole.shape[3], groups=1)
+    return shape, codes.contiguous()
 
 
 def _dense(codes: Tensor, groups: int) -> Tensor:
@@ -242,14 +237,12 @@ def _dense(codes: Tensor, groups: int) -> Tensor:
     )
 
 
-def kernel_of(plan: Plan, step: Step, network: nn.Module, kernel: str = "auto") -> str:
-    """The row of csrc/network/conv.h that runs a convolution step; "" for another step, or none."""
+def kernel_of(plan: Plan, step: Step, network: nn.Module) -> str:
+    """The row of csrc/network/conv.h that runs a convolution step; "" for another step."""
     if step.op != "conv":
         return ""
-    with contextlib.suppress(AttributeError, RuntimeError):
-        shape, _ = conv_shape(plan, step, _layer(network, step.layer))
-        return torch.ops.qsr_native.conv_row(shape, kernel)
-    return ""
+    shape, _ = conv_shape(plan, step, _layer(network, step.layer))
+    return next(iter(shape.rows()), "layers")
 
 
 def _layer(network: nn.Module, name: str) -> PackedLayer:

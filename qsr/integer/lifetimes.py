@@ -79,15 +79,13 @@ def _aligned(size: int) -> int:
 # Of a plan ----------------------------------------------------------------------------------------
 
 
-def value_bytes(value: Value, size: tuple[int, int], rows: bool) -> int:
+def value_bytes(value: Value, size: tuple[int, int]) -> int:
     """Bytes of a map of this height and width. Codes of a picture lie in a frame that also fills
     its last tile (`Frame::around` of csrc/network/conv.h).
     """
     height, width = size
     if value.kind == "float":
         return 4 * height * width * value.channels
-    if rows:
-        return height * width * value.channels
     (above, beside), tiles = value.frame, [-(-n // TILE) * TILE for n in size]
     return (tiles[0] + 2 * above) * (tiles[1] + 2 * beside) * value.channels
 
@@ -133,7 +131,7 @@ def places(plan: Plan, inputs: Sequence[tuple[int, int]]) -> tuple[list[int], in
         Life(
             min(spans[v]),
             max(spans[v]),
-            value_bytes(plan.values[v], plan.values[v].size.of(inputs), plan.rows),
+            value_bytes(plan.values[v], plan.values[v].size.of(inputs)),
         )
         for v in homes
     ]

@@ -25,6 +25,7 @@ from .packing import PackedConv2d, PackedLayer
 from .regions import LANES, LAYERS, MOVES, Op, Region
 
 MOST_OPERATIONS, MOST_CODES = 6, 4  # of a finish; kMostOperations, kMostCodes of conv.h
+ROWS_WIDE = 48  # pixels of a row of rows; kWide of csrc/torch/ops_layer.cpp
 Rule = tuple[int, int, int, int]  # n -> ((n + a) // b + c) * d
 
 
@@ -238,7 +239,7 @@ class _Planner:
             layer = self.network.get_submodule(str(node.target))
             assert isinstance(layer, PackedConv2d)
             kernel = layer.weight.shape[1:3]
-            each = zip(kernel, layer.stride, layer.padding, dilation(layer), strict=True)
+            each = zip(kernel, layer.stride, layer.padding, layer.dilation, strict=True)
             return size.then(*[window(*n) for n in each])
         return size
 
@@ -392,6 +393,15 @@ class _Planner:
         )
 
 
+def as_picture(rows: int) -> tuple[int, int]:
+    """Height and width of a picture whose pixels are these rows, and perhaps some more.
+
+    >>> as_picture(20), as_picture(100)
+    ((1, 20), (3, 48))
+    """
+    return (1, rows) if rows < ROWS_WIDE else (-(-rows // ROWS_WIDE), ROWS_WIDE)
+
+
 def lanes(channels: int) -> int:
     """Channels filled up to whole vectors.
 
@@ -399,8 +409,3 @@ def lanes(channels: int) -> int:
     (16, 48)
     """
     return -(-channels // LANES) * LANES
-
-
-def dilation(layer: PackedConv2d) -> tuple[int, int]:
-    """That of a packed convolution."""
-    return getattr(layer, "dilation", (1, 1))

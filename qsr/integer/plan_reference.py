@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..quantizer import to_codes
 from . import kernels
 from .packing import PackedConv2d, PackedLayer
-from .plan import Plan, Step, Store, dilation
+from .plan import Plan, Step, Store
 from .reference import epilogue
 
 
@@ -55,7 +55,7 @@ def _sums(step: Step, source: Tensor, network: nn.Module) -> Tensor:
     weights = kernels.unpack_codes(layer.planes).permute(0, 3, 1, 2)
     options: dict[str, Any] = {"groups": layer.groups}
     if isinstance(layer, PackedConv2d):
-        options |= {"stride": layer.stride, "padding": layer.padding, "dilation": dilation(layer)}
+        options |= {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
     sums = F.conv2d(codes.permute(2, 0, 1)[None].double(), weights.double(), **options)
     return epilogue(sums[0].permute(1, 2, 0).int(), layer.scale, layer.bias)
 

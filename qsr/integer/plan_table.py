@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .executor import kernel_of
 from .lifetimes import places, value_bytes
 from .packing import PackedLayer
-from .plan import OF_VALUES, Plan, Step
+from .plan import OF_VALUES, Plan, Step, as_picture
 
 if TYPE_CHECKING:
     from .planned import NetworkPlan
@@ -59,7 +59,7 @@ def measure(plan: NetworkPlan, network: nn.Module) -> Measured:
             if isinstance(y, Tensor) and y.ndim == 4:
                 sizes[n.name] = (y.shape[2], y.shape[3])
             elif isinstance(y, Tensor):
-                sizes[n.name] = (math.prod(y.shape[:-1]), 1)
+                sizes[n.name] = as_picture(math.prod(y.shape[:-1]))
             return y
 
     with contextlib.ExitStack() as stack, torch.no_grad():
@@ -153,7 +153,7 @@ def step_bytes(plan: Plan, step: Step, sizes: list[tuple[int, int]]) -> int:
     total = 0
     for v in step.reads():
         value = plan.values[v]
-        total += value_bytes(value, value.size.of(sizes), plan.rows)
+        total += value_bytes(value, value.size.of(sizes))
     height, width = step.size.of(sizes)
     total += 0 if step.out is None else 4 * height * width * step.channels
     return total + sum(height * width * store.count for store in step.codes)

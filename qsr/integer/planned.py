@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from ..layers import never_fused
 from ..system import native
 from ..system.once import SETTING_UP
 from . import plan_table, regions
 from .executor import Executor
-from .plan import Plan, plan
+from .plan import Plan, as_picture, plan
 from .regions import levels
 from .trace import LAYER_BY_LAYER, Untraceable, required_arguments, trace
 
@@ -113,6 +114,8 @@ class Running:
         self.executors = {id(p): Executor(p, network) for p in plan.plans if there}
         last = {name: i for i, part in enumerate(plan.order) for name in _reads(part)}
         kept = {node.name for node in _nodes(plan.result)}
+        torch_reads = {n for part in plan.order if isinstance(part, fx.Node) for n in _reads(part)}
+        self.shown = kept | torch_reads
         self.forget: list[list[str]] = [[] for _ in plan.order]
         for name, i in last.items():
             if name not in kept:
@@ -124,10 +127,14 @@ class Running:
 
     def __call__(self, network: nn.Module, inputs: Sequence[Any]) -> Any:
         given, values = iter(inputs), dict[str, Any]()
+        by_planes = not _by_pixels(inputs)
         for part, done in zip(self.plan.order, self.forget, strict=True):
             if isinstance(part, Plan):
                 got = run_region(part, self.executors[id(part)], [values[n] for n in part.inputs])
-                values.update(zip((name for name, _ in part.outputs), got, strict=True))
+                for (name, _), y in zip(part.outputs, got, strict=True):
+                    # As the layers give it: PyTorch's sums and functions depend on the order of
+                    # the values in memory, in their last bits.
+                    values[name] = y.contiguous() if by_planes and name in self.shown else y
             elif part.op == "placeholder":
                 values[part.name] = next(given)
             else:
@@ -135,6 +142,15 @@ class Running:
             for name in done:
                 del values[name]
         return fx.node.map_arg(self.plan.result, lambda n: values[n.name])
+
+
+def _by_pixels(inputs: Sequence[Any]) -> bool:
+    """Whether pictures come channels last, and so go through the layers."""
+    pictures = [x for x in inputs if isinstance(x, Tensor) and x.ndim == 4]
+    return any(
+        x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        for x in pictures
+    )
 
 
 def run_region(plan: Plan, run: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -151,10 +167,10 @@ def run_region(plan: Plan, run: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
             fits = x.ndim == 4 and x.shape[1] == value.channels and len(x) == len(first)
         if not fits or x.numel() == 0:
             raise Unfit(f"an input has the shape {tuple(x.shape)}")
-    if plan.rows:
-        sizes = [(math.prod(x.shape[:-1]), 1) for x in inputs]
-    else:
-        sizes = [(x.shape[2], x.shape[3]) for x in inputs]
+    sizes = [
+        as_picture(math.prod(x.shape[:-1])) if plan.rows else (x.shape[2], x.shape[3])
+        for x in inputs
+    ]
     for node, a, b in plan.equal:
         leading = plan.rows and inputs[a.input].shape[:-1] != inputs[b.input].shape[:-1]
         if leading or a.of(sizes) != b.of(sizes):
@@ -162,15 +178,25 @@ def run_region(plan: Plan, run: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
     if any(min(value.size.of(sizes)) < 1 for value in plan.values):
         raise Unfit("the picture is too small")
     if plan.rows:
-        outputs = run([x.reshape(-1, 1, x.shape[-1]).contiguous() for x in inputs])
+        outputs = run([_rows(x) for x in inputs])
         shapes = [inputs[plan.values[v].size.input].shape[:-1] for _, v in plan.outputs]
-        return [y.view(*shape, -1) for y, shape in zip(outputs, shapes, strict=True)]
+        return [
+            y.flatten(0, 1)[: math.prod(shape)].view(*shape, -1)
+            for y, shape in zip(outputs, shapes, strict=True)
+        ]
     pictures = [x.permute(0, 2, 3, 1).contiguous() for x in inputs]
     results = [run([x[i] for x in pictures]) for i in range(len(first))]
-    return [
-        torch.stack(ys).permute(0, 3, 1, 2) if len(ys) > 1 else ys[0][None].permute(0, 3, 1, 2)
-        for ys in zip(*results, strict=True)
+    stacked = [
+        ys[0][None] if len(ys) == 1 else torch.stack(ys) for ys in zip(*results, strict=True)
     ]
+    return [y.permute(0, 3, 1, 2) for y in stacked]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[..., C] -> [H, W, C], filled up with zeros."""
+    x = x.reshape(-1, x.shape[-1])
+    height, width = as_picture(len(x))
+    return F.pad(x, (0, 0, 0, height * width - len(x))).view(height, width, -1).contiguous()
 
 
 def _run_node(node: fx.Node, network: nn.Module, values: dict[str, Any]) -> Any:

@@ -117,7 +117,8 @@ def _read_module(node: fx.Node, layer: nn.Module) -> Op | None:
     if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
         return None
     x, kind = (node.args[0],), type(layer)
-    if isinstance(layer, PackedLayer):
+    if kind is PackedConv2d or kind is PackedLinear:
+        assert isinstance(layer, PackedLayer)
         if layer.narrow and layer.signed and layer.tau is not None:
             return None  # clamps before it shifts
         return Op("linear" if isinstance(layer, PackedLinear) else "conv", x)

@@ -41,7 +41,7 @@ from ..integer.packing import (
     PackedModel,
     pack_empty,
 )
-from ..integer.plan import Plan, dilation
+from ..integer.plan import Plan
 from ..integer.plan_json import from_json, to_json
 from ..integer.planned import Planned
 from ..layers import QConv2d, QLinear
@@ -281,7 +281,7 @@ def _layers(network: nn.Module) -> str:
             about = {"kind": type(layer).__name__.removeprefix("Packed").lower(), "bits": bits}
             if isinstance(layer, PackedConv2d):
                 geometry = {"stride": layer.stride, "padding": layer.padding}
-                about |= {"kind": "conv", **geometry, "dilation": dilation(layer)}
+                about |= {"kind": "conv", **geometry, "dilation": layer.dilation}
             sizes = {"channels": layer.channels, "groups": layer.groups}
             found[name] = {**about, **sizes, "narrow": layer.narrow}
     return json.dumps(found)
