@@ -114,8 +114,6 @@ class Running:
         self.executors = {id(p): Executor(p, network) for p in plan.plans if there}
         last = {name: i for i, part in enumerate(plan.order) for name in _reads(part)}
         kept = {node.name for node in _nodes(plan.result)}
-        torch_reads = {n for part in plan.order if isinstance(part, fx.Node) for n in _reads(part)}
-        self.shown = kept | torch_reads
         self.forget: list[list[str]] = [[] for _ in plan.order]
         for name, i in last.items():
             if name not in kept:
@@ -127,14 +125,10 @@ class Running:
 
     def __call__(self, network: nn.Module, inputs: Sequence[Any]) -> Any:
         given, values = iter(inputs), dict[str, Any]()
-        by_planes = not _by_pixels(inputs)
         for part, done in zip(self.plan.order, self.forget, strict=True):
             if isinstance(part, Plan):
                 got = run_region(part, self.executors[id(part)], [values[n] for n in part.inputs])
-                for (name, _), y in zip(part.outputs, got, strict=True):
-                    # As the layers give it: PyTorch's sums and functions depend on the order of
-                    # the values in memory, in their last bits.
-                    values[name] = y.contiguous() if by_planes and name in self.shown else y
+                values.update(zip((name for name, _ in part.outputs), got, strict=True))
             elif part.op == "placeholder":
                 values[part.name] = next(given)
             else:
@@ -144,13 +138,11 @@ class Running:
         return fx.node.map_arg(self.plan.result, lambda n: values[n.name])
 
 
-def _by_pixels(inputs: Sequence[Any]) -> bool:
-    """Whether pictures come channels last, and so go through the layers."""
-    pictures = [x for x in inputs if isinstance(x, Tensor) and x.ndim == 4]
-    return any(
-        x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        for x in pictures
-    )
+def channels_last(value: Any) -> Any:
+    """Pictures as the layers of a packed network like them; anything else as it is."""
+    if isinstance(value, Tensor) and value.ndim == 4 and value.device.type == "cpu":
+        return value.contiguous(memory_format=torch.channels_last)
+    return value
 
 
 def run_region(plan: Plan, run: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -228,9 +220,7 @@ def _nodes(result: Any) -> list[fx.Node]:
 
 
 class Planned(nn.Module):
-    """What a packed network of any class has besides: a plan, and `layer_by_layer`, its forward as
-    its class wrote it.
-    """
+    """What a packed network of any class has besides: a plan, and `layer_by_layer`."""
 
     _inputs: ClassVar[int]  # that its forward must be given
     _kernel: str
@@ -261,6 +251,7 @@ class Planned(nn.Module):
         self._running = None
 
     def forward(self, *args: Any, **options: Any) -> Any:
+        args = tuple(map(channels_last, args))
         while self._may_plan(args, options) and (running := self._ready()).plan.plans:
             try:
                 with torch.no_grad():
@@ -269,7 +260,15 @@ class Planned(nn.Module):
                 if not error.node:
                     break
                 self._apart, self._running = (*self._apart, error.node), None
-        return self.layer_by_layer(*args, **options)  # type: ignore[operator]
+        return self.layer_by_layer(*args, **options)
+
+    def layer_by_layer(self, *args: Any, **options: Any) -> Any:
+        """The forward of its class: what the plan does, and its definition. Pictures go through it
+        channels last, which is how packed layers are fastest.
+        """
+        forward = getattr(self, LAYER_BY_LAYER)
+        options = {name: channels_last(value) for name, value in options.items()}
+        return forward(*map(channels_last, args), **options)
 
     def _may_plan(self, args: Sequence[Any], options: dict[str, Any]) -> bool:
         """Whether the plan may stand for the layers in this call."""

@@ -22,7 +22,7 @@ from ..system.errors import first_line
 
 LEAVES = ("torch.nn.", "qsr.layers", "qsr.integer.")  # modules that define layers
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-LAYER_BY_LAYER = "layer_by_layer"  # the forward of a network whose class has another one by now
+LAYER_BY_LAYER = "_forward_of_class"  # the forward of a network whose class has another one by now
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in eval mode
 
 
