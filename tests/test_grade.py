@@ -240,6 +240,14 @@ def test_what_cannot_be_graded_is_refused_in_one_line(tmp_path, capsys):
         new_key(tmp_path / "new.json", ["08"])
 
 
+def test_the_help_says_the_limits(capsys):
+    with pytest.raises(SystemExit):
+        main(["grade", "--help"])
+    told = capsys.readouterr().out
+    assert f"for one exercise ({Limits().seconds})" in told
+    assert f"for one student ({Limits().memory})" in told
+
+
 def test_a_student_may_not_write_formulas_into_the_table(tmp_path):
     one = grade("-1+2", [], KEY)
     write([one], tmp_path / "grades.csv")

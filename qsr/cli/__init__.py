@@ -33,7 +33,7 @@ COMMANDS = {  # name: the module with its add_NAME, and what it does
     "data": ("train", "List sets of pictures, or pack some into one file."),
     "bench": ("options", "Time kernels, a layer, or networks beside other engines."),
     "reproduce": ("reproduce", "Compute a table or a figure of the paper."),
-    "grade": ("grade", "Grade a folder of notebooks that students handed in."),
+    "grade": ("options", "Grade a folder of notebooks that students handed in."),
     "models": ("options", "List the models that come with qsr."),
     "info": ("options", "Say how qsr runs on this machine."),
     "completion": ("shell", "Print what completes these commands in bash, zsh or fish."),

@@ -11,45 +11,11 @@ from tqdm.auto import tqdm
 from ..course.grade import Limits, grade_all, new_key, notebooks_in, read_key, submissions, summary
 from ..course.grade import write as write_grades
 from .arguments import check_writable
-from .common import Lines, as_json, let_run, remark
+from .common import Lines, as_json, remark
 
 
-def add_grade(sub: argparse.ArgumentParser) -> None:
-    """The options of `qsr grade`."""
-    let_run(sub, _grade, threads=False)
-    sub.add_argument(
-        "folder",
-        metavar="FOLDER",
-        help="of submissions: a folder for each student, or a notebook for each",
-    )
-    sub.add_argument(
-        "--out", default="grades.csv", help="the table; feedback lies beside it (%(default)s)"
-    )
-    sub.add_argument(
-        "--key",
-        required=True,
-        metavar="FILE",
-        help="seed and points, which students do not have; written if it is not there, with a "
-        "point for each exercise of the notebooks in FOLDER",
-    )
-    sub.add_argument(
-        "--seconds",
-        type=float,
-        default=Limits.seconds,
-        metavar="N",
-        help="for one exercise (%(default)s)",
-    )
-    sub.add_argument(
-        "--memory",
-        type=float,
-        default=Limits.memory,
-        metavar="GB",
-        help="for one student (%(default)s)",
-    )
-    sub.add_argument("--jobs", type=int, metavar="N", help="students at a time (all processors)")
-
-
-def _grade(args: argparse.Namespace) -> Lines:
+def run_grade(args: argparse.Namespace) -> Lines:
+    """Grade, and write what comes of it."""
     for option, least in (("seconds", 1), ("memory", 2), ("jobs", 1)):
         value = getattr(args, option)
         if value is not None and not value >= least:
@@ -63,7 +29,8 @@ def _grade(args: argparse.Namespace) -> Lines:
         key = new_key(args.key, [n for paths in given.values() for n in notebooks_in(paths)[0]])
         remark(f"qsr: wrote {args.key}, with a seed of its own; keep it, and keep it to yourself")
     began = time.perf_counter()
-    limits = Limits(args.seconds, args.memory)
+    given_limits = {n: getattr(args, n) for n in ("seconds", "memory") if getattr(args, n)}
+    limits = Limits(**given_limits)
     running = grade_all(args.folder, key, limits, args.jobs)
     grades = list(tqdm(running, total=len(given), unit="student"))
     feedback = write_grades(grades, args.out)

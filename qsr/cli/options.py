@@ -218,3 +218,32 @@ def add_info(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--clean", action="store_true", help="remove what qsr has compiled into its cache instead"
     )
+
+
+# grade --------------------------------------------------------------------------------------------
+
+
+def add_grade(sub: argparse.ArgumentParser) -> None:
+    """The options of `qsr grade`."""
+    let_run(sub, later("grade.run_grade"), threads=False)
+    sub.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="of submissions: a folder for each student, or a notebook for each",
+    )
+    sub.add_argument(
+        "--out",
+        default="grades.csv",
+        metavar="FILE",
+        help="the table; feedback lies beside it (%(default)s)",
+    )
+    sub.add_argument(
+        "--key",
+        required=True,
+        metavar="FILE",
+        help="seed and points, which students do not have; written if it is not there, with a "
+        "point for each exercise of the notebooks in FOLDER",
+    )
+    sub.add_argument("--seconds", type=float, metavar="N", help="for one exercise (30)")
+    sub.add_argument("--memory", type=float, metavar="GB", help="for one student (8)")
+    sub.add_argument("--jobs", type=int, metavar="N", help="students at a time (all processors)")
