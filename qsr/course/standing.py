@@ -11,8 +11,6 @@ import os
 import re
 from pathlib import Path
 
-from .student import source_of, tags
-
 
 def progress(folder: str | os.PathLike = ".") -> None:
     """Print how many exercises are solved in the notebooks of a folder, as they were last saved.
@@ -39,6 +37,8 @@ def progress(folder: str | os.PathLike = ".") -> None:
 
 def _checks(path: Path) -> list[tuple[str, bool]]:
     """The answer that each check of a notebook asks for, and whether it was found right."""
+    from .student import source_of, tags  # a command too, which this room must not import before
+
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError, TypeError):  # is being written, or none of ours
