@@ -20,7 +20,8 @@ from .system.version import __version__ as __version__
 NAMES = {
     "quantizer": "Quantizer QuantSpec LSQ RLQ",
     "layers": "QConv2d QLinear QMatmul",
-    "convert": "quantize calibrate",
+    "convert": "quantize",
+    "calibration": "calibrate",
     "config": "TrainConfig preset srresnet quantsr_c swinir_s quantsr_t",
     "backbone": "QuantSR DepthPlan rank_blocks slice_depth",
     "train": "train_step",
@@ -59,13 +60,13 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers; a test compa
     from .baselines import PAMS as PAMS
     from .baselines import CADyQ as CADyQ
     from .baselines import DoReFa as DoReFa
+    from .calibration import calibrate as calibrate
     from .config import TrainConfig as TrainConfig
     from .config import preset as preset
     from .config import quantsr_c as quantsr_c
     from .config import quantsr_t as quantsr_t
     from .config import srresnet as srresnet
     from .config import swinir_s as swinir_s
-    from .convert import calibrate as calibrate
     from .convert import quantize as quantize
     from .course.check import check as check
     from .export.onnx import export_onnx as export_onnx

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # MultiheadAttention.out_proj
 from torch.nn.parameter import is_lazy
@@ -33,7 +32,7 @@ from .layers import (
     QuantizerFactory,
     become,
 )
-from .quantizer import RLQ, Quantizer
+from .quantizer import RLQ
 
 TWINS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: QConv1d,
@@ -314,37 +313,3 @@ def replace_layers(
         return twins[id(layer)]
 
     return replace(module)
-
-
-@torch.no_grad()
-def calibrate(net: nn.Module, batch: Tensor, *more: Tensor) -> None:
-    """Initialise every quantizer of `net` by what reaches it first, in one forward pass.
-
-    batch: what `net` takes, for a QuantSR float RGB [N, 3, H, W] in [0, 1]; more: what it takes
-    besides. So a weight is calibrated by itself and an input by what comes through the quantised
-    layers before it, in the order of execution. The same batch gives the same steps on every device
-    and rank. Raises ValueError if a quantizer is never reached.
-    """
-    waiting = {name: m for name, m in net.named_modules() if isinstance(m, Quantizer)}
-    reached: set[int] = set()
-
-    def calibrate_first(quantizer: Quantizer, args: tuple[Tensor, ...]) -> None:
-        if id(quantizer) not in reached:
-            quantizer.calibrate(args[0])
-            reached.add(id(quantizer))
-
-    hooks = [m.register_forward_pre_hook(calibrate_first) for m in waiting.values()]
-    modes = {module: module.training for module in net.modules()}
-    try:
-        net.eval()(batch, *more)  # the statistics of a user's batch normalisation stay as they are
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for hook in hooks:
-            hook.remove()
-    missed = [name for name, m in waiting.items() if id(m) not in reached]
-    if missed:
-        raise ValueError(
-            f"calibration never reached {missed[0]!r} ({len(missed)} in all); every quantised "
-            "layer must run in net(batch). Remove the unused layer, or skip it in quantize()."
-        )

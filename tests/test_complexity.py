@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from qsr.backbone import DepthPlan, QuantSR, slice_depth
+from qsr.calibration import calibrate
 from qsr.config import quantsr_c, quantsr_t, srresnet, swinir_s
-from qsr.convert import calibrate
 from qsr.paper.costs import RULES, complexity, layer_table
 
 quick = settings(deadline=None, max_examples=15)

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsr.backbone import DepthPlan, QuantSR
+from qsr.calibration import calibrate
 from qsr.config import quantsr_c
-from qsr.convert import calibrate
 from qsr.integer import kernels, reference
 from qsr.integer.packing import pack
 from qsr.integer.program_conv import ConvProgram

@@ -11,8 +11,8 @@ from matplotlib import rc_context
 from PIL import Image
 
 from qsr.backbone import QuantSR
+from qsr.calibration import calibrate
 from qsr.config import quantsr_c
-from qsr.convert import calibrate
 from qsr.course import viz
 from qsr.course.viz import Scene, before_after, demo
 from qsr.images.metrics import psnr_y

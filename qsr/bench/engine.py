@@ -44,8 +44,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..backbone import QuantSR
+from ..calibration import calibrate
 from ..config import NetworkConfig, quantsr_c
-from ..convert import calibrate
 from ..images.data import photo
 from ..integer import kernels
 from ..integer.packing import PackedModel, pack

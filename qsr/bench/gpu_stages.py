@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from ..backbone import QuantSR
+from ..calibration import calibrate
 from ..config import NetworkConfig, TrainConfig, quantsr_c, srresnet
-from ..convert import calibrate
 from ..images.data import PICTURES, Patches
 from ..integer import kernels
 from ..quantizer import RLQ, FakeQuantize, PhiSlope, Quantizer, QuantSpec, phi_slope

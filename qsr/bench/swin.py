@@ -14,8 +14,8 @@ from functools import partial
 import torch
 
 from ..backbone import QuantSR
+from ..calibration import calibrate
 from ..config import quantsr_t, swinir_s
-from ..convert import calibrate
 from ..integer.packing import pack
 from ..integer.program_swin import SwinProgram, _FloatConv
 from ..system.machine import check_threads

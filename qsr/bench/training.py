@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from ..backbone import QuantSR
+from ..calibration import calibrate
 from ..config import NetworkConfig, TrainConfig
-from ..convert import calibrate
 from ..paper.costs import complexity
 from ..paper.report import markdown
 from ..system import native

@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 
 from ..backbone import QuantSR, load_weights
 from ..baselines.cadyq import Patchwise
+from ..calibration import calibrate
 from ..config import (
     NetworkConfig,
     TrainConfig,
@@ -46,7 +47,6 @@ from ..config import (
     srresnet,
     swinir_s,
 )
-from ..convert import calibrate
 from ..course.viewers import DARK, LIGHT, PALETTE, STYLE, write_figure
 from ..course.viz import Crop
 from ..images.data import PICTURES, Pair, Patches, make_pair

@@ -30,8 +30,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..backbone import QuantSR, rank_blocks
+from ..calibration import calibrate
 from ..config import TrainConfig
-from ..convert import calibrate
 from ..images.data import Pair, Patches
 from ..objective import Objective
 from ..quantizer import Quantizer

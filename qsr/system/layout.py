@@ -20,7 +20,7 @@ from pathlib import Path
 LEVELS = (
     ("system",),
     ("quantizer", "images"),
-    ("layers", "convert", "blocks", "baselines"),
+    ("layers", "convert", "calibration", "blocks", "baselines"),
     ("config", "backbone"),
     ("objective", "train", "integer"),
     ("infer",),
