@@ -183,7 +183,7 @@ class Stage:
         return sums / count
 
 
-def make_optimizer(net: QuantSR, config: TrainConfig) -> torch.optim.Adam:
+def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Adam:
     """Adam over all parameters of `net`: weights, biases, shortcuts, and with a learning rate of
     their own (config.quantizer_rate times as large, and times `Quantizer.step_rate`) step sizes and
     tau. (CADyQ's paper has a second optimiser for its selectors, of the same rate: this one does
@@ -200,7 +200,7 @@ def make_optimizer(net: QuantSR, config: TrainConfig) -> torch.optim.Adam:
     rest = [p for p in net.parameters() if p.requires_grad and id(p) not in apart]
     groups = [{"params": rest, "rate": 1.0}]
     groups += [{"params": p, "rate": rate} for rate, p in own.items() if p]
-    device = net.mean.device
+    device = next(net.parameters()).device
     for group in groups:  # rates in tensors, which a recorded step reads when it is replayed
         # The kernel for GPUs takes them in 32 bits, that for the CPU as a float of Python.
         dtype = torch.float64 if device.type == "cpu" else torch.float32
@@ -266,14 +266,15 @@ def decay_at(config: TrainConfig, step: int) -> float:
 
 
 @torch.no_grad()
-def update_average(average: QuantSR, net: QuantSR, forget: Tensor) -> None:
+def update_average(average: nn.Module, net: nn.Module, forget: Tensor) -> None:
     """Move `average` a part `forget` of the way to `net`: weights, steps, tau and shortcuts; all
     else is copied. forget: float [], 1 - the decay.
     """
     own: list[Tensor] = list(average.parameters())
     new: list[Tensor] = list(net.parameters())
     torch._foreach_lerp_(own, new, [forget] * len(own))
-    torch._foreach_copy_(list(average.buffers()), list(net.buffers()))
+    if buffers := list(average.buffers()):
+        torch._foreach_copy_(buffers, list(net.buffers()))
 
 
 def _apart(objective: nn.Module) -> contextlib.AbstractContextManager:

@@ -22,7 +22,7 @@ from types import MappingProxyType
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbone import QuantSR
 from ..config import TrainConfig
@@ -35,12 +35,12 @@ CHECKPOINT_ERRORS = (OSError, KeyError, TypeError, ValueError, SafetensorError, 
 
 def save_checkpoint(
     folder: str | os.PathLike,
-    net: QuantSR,
+    net: nn.Module,
     optimizer: torch.optim.Optimizer,
     step: int,
     train_config: TrainConfig,
     keep: int = 2,
-    average: QuantSR | None = None,
+    average: nn.Module | None = None,
     progress: Mapping[str, object] = MappingProxyType({}),
 ) -> Path:
     """Write `folder`/step-N: weights, their moving average if there is one, each optimiser moment,
@@ -77,10 +77,11 @@ def clear_half_deleted(folder: str | os.PathLike) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _described(net: QuantSR, step: int, train_config: TrainConfig) -> dict:
+def _described(net: nn.Module, step: int, train_config: TrainConfig) -> dict:
+    network = config_to_json(net.config) if isinstance(net, QuantSR) else type(net).__name__
     return {
         "step": step,
-        "network": config_to_json(net.config),
+        "network": network,
         "training": dataclasses.asdict(train_config),
         "torch": str(torch.__version__),
     }
@@ -95,13 +96,13 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(errno.EIO, str(error)) from error
 
 
-def _values(net: QuantSR) -> dict[str, Tensor]:
+def _values(net: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
 
 
 def save_best(
     folder: str | os.PathLike,
-    net: QuantSR,
+    net: nn.Module,
     step: int,
     train_config: TrainConfig,
     depths: int,
@@ -150,16 +151,24 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[QuantSR, dict]:
 
     Raises ValueError (one line) if something is missing or damaged.
     """
+    state, tensors = load_state(path)
     try:
-        state = json.loads((Path(path) / "state.json").read_text())
-        tensors = load_file(Path(path) / "weights.safetensors")
         net = network_of(config_from_json(state["network"]), tensors)
     except CHECKPOINT_ERRORS as error:
         raise _incomplete(path, error) from error
     return net, state
 
 
-def load_average(path: str | os.PathLike, average: QuantSR) -> None:
+def load_state(path: str | os.PathLike) -> tuple[dict, dict[str, Tensor]]:
+    """(state.json, weights) of one checkpoint folder, of whatever network. Errors as above."""
+    try:
+        state = json.loads((Path(path) / "state.json").read_text())
+        return state, load_file(Path(path) / "weights.safetensors")
+    except CHECKPOINT_ERRORS as error:
+        raise _incomplete(path, error) from error
+
+
+def load_average(path: str | os.PathLike, average: nn.Module) -> None:
     """Restore the moving average of weights from a checkpoint folder.
 
     Raises ValueError (one line) if it is missing or damaged.
@@ -170,7 +179,9 @@ def load_average(path: str | os.PathLike, average: QuantSR) -> None:
         raise _incomplete(path, error) from error
 
 
-def load_optimizer(path: str | os.PathLike, net: QuantSR, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer(
+    path: str | os.PathLike, net: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     """Restore Adam's moments and step counts of `net`'s parameters from a checkpoint folder.
 
     Raises ValueError (one line) if something is missing or damaged.
@@ -203,7 +214,7 @@ def _incomplete(path: str | os.PathLike, error: Exception) -> ValueError:
     )
 
 
-def _moments(net: QuantSR, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+def _moments(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """{"exp_avg": {parameter name: tensor}, ...}: the optimiser's memory by parameter name."""
     moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
     for name, p in net.named_parameters():

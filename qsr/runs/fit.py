@@ -80,7 +80,7 @@ def fit(
     diverges, with the step and the layer where that began, at the next line of the log.
     """
     run = Run(net, data, config, folder, validation, teacher, tensorboard, graph)
-    with _stop_signals() as stop, contextlib.closing(run):
+    with stop_signals() as stop, contextlib.closing(run):
         while run.done < config.steps:
             run.step()
             late = max_seconds is not None and run.seconds() > max_seconds
@@ -361,7 +361,7 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
+def stop_signals() -> Iterator[_Stop]:
     """Let Ctrl-C and SIGTERM end the loop after its current step; a second one ends it at once."""
     stop = _Stop()
     previous: dict[int, Any] = {}
