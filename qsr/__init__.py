@@ -33,6 +33,7 @@ NAMES = {
     "integer.packing": "PackedModel pack",
     "integer.report": "report",
     "runs.fit": "fit",
+    "runs.sensitivity": "sensitivity",
     "runs.tune": "tune",
     "runs.linear_tail": "fit_tail",
     "models.file": "save",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers; a test compa
     from .quantizer import QuantSpec as QuantSpec
     from .runs.fit import fit as fit
     from .runs.linear_tail import fit_tail as fit_tail
+    from .runs.sensitivity import sensitivity as sensitivity
     from .runs.tune import tune as tune
     from .scores import Scores as Scores
     from .scores import evaluate as evaluate
