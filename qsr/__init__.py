@@ -21,6 +21,7 @@ NAMES = {
     "quantizer": "Quantizer QuantSpec LSQ RLQ",
     "layers": "QConv2d QLinear QMatmul",
     "convert": "quantize",
+    "equalization": "equalize",
     "calibration": "calibrate",
     "config": "TrainConfig preset srresnet quantsr_c swinir_s quantsr_t",
     "backbone": "QuantSR DepthPlan rank_blocks slice_depth",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers; a test compa
     from .config import swinir_s as swinir_s
     from .convert import quantize as quantize
     from .course.check import check as check
+    from .equalization import equalize as equalize
     from .export.onnx import export_onnx as export_onnx
     from .images import data as data
     from .images.data import Patches as Patches

@@ -20,7 +20,7 @@ from pathlib import Path
 LEVELS = (
     ("system",),
     ("quantizer", "images"),
-    ("layers", "convert", "calibration", "blocks", "baselines"),
+    ("layers", "convert", "equalization", "calibration", "blocks", "baselines"),
     ("config", "backbone"),
     ("objective", "train", "integer"),
     ("infer",),
