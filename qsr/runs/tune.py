@@ -219,6 +219,8 @@ class _Run:
             progress["start"] = self.score(rough)
             calibrate(self.student, inputs, method="output")
         progress["calibrated"] = score = self.score(self.student)
+        if math.isnan(progress["start"]):  # it came calibrated
+            progress["start"] = score
         save_best(self.folder, self.student, 0, self.config, 1, score, {})
         return 0, progress
 
