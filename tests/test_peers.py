@@ -1,5 +1,8 @@
 """Networks that others wrote: that ours are theirs, before anything is said about them."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import peers
 import pytest
@@ -38,3 +41,21 @@ def test_a_file_that_is_not_there_is_named(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("kind", "side"), [(peers.RLFN, 15), (peers.SMFANet, 16)])
 def test_without_its_file_a_network_still_enlarges_by_four(kind, side):
     assert kind(8, blocks=1)(torch.rand(2, 3, side, side)).shape == (2, 3, 4 * side, 4 * side)
+
+
+RECORDS = Path(__file__).parent.parent / "docs/results/tuned"  # of `python -m tests.tuned`
+
+
+@pytest.mark.skipif(not RECORDS.exists(), reason="docs/results: only in a checkout")
+@pytest.mark.parametrize("path", sorted(RECORDS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_record_says_what_was_lost_and_what_it_depends_on(path):
+    record = json.loads(path.read_text())
+    loss = {
+        name: record["float"]["Set5"]["psnr_y"] - record[name]["Set5"]["psnr_y"]
+        for name in ("calibrated", "tuned")
+        if name in record
+    }
+    assert loss["calibrated"] < {4: 3.0, 8: 0.1}[record["bits"]]
+    assert "tuned" not in loss or loss["tuned"] < 0.6
+    assert not {"Set5", "Set14", "B100"} & set(record["data"]["sets"])
+    assert record["layers"] and record["data"]["seed"] and record["torch"]
