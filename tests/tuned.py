@@ -6,6 +6,8 @@ the 1x1 convolutions and the last one, 8; the first layer and the attention stay
 records were made by
 
     N --steps 7500 --match 0.1 --precision bfloat16                w4a4, tuned
+    rlfn-s ... as above, and then
+      --steps 1500 --seed 2 --learning-rate 6e-4 --distill 0.5 --init FILE       stage 2 of it
     N --bits 8 --steps 0 --equalize --skip '*.c5' upsampler        w8a8, calibrated only
 
 A run can be stopped and called again (`--folder`). Pictures to choose the best state by are those
