@@ -11,8 +11,8 @@ records were made by
     N --bits 8 --steps 0 --equalize --skip '*.c5' upsampler        w8a8, calibrated only
 
 A run can be stopped and called again (`--folder`). Pictures to choose the best state by are those
-that the training sets hold back; the test sets are looked at once, at the end. The record, in
-docs/results/tuned, says all that the numbers depend on.
+that the training sets hold back; in a run the test sets choose nothing, they are only scored. The
+record, in docs/results/tuned, says all that the numbers depend on.
 """
 
 import argparse
