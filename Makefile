@@ -200,7 +200,8 @@ wheel: $(TOOLS) $(VENV)/test-$(WANTED)
 	@rm -rf build/wheel dist/quantsr-* && mkdir -p dist
 	@QSR_NATIVE=aot QSR_PYTHONS='$(PYTHONS)' $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/wheel .
 	@PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" $(TOOLS)/bin/auditwheel repair --exclude 'libtorch*' \
-	    --exclude 'libc10*' --wheel-dir dist build/wheel/quantsr-*.whl
+	    --exclude 'libc10*' --wheel-dir dist build/wheel/quantsr-*.whl 2> build/auditwheel.log || \
+	    { cat build/auditwheel.log; exit 1; }
 	@$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' > build/sdist.log
 	@$(BIN)/python -c 'from pathlib import Path; [print(f"{p}  {p.stat().st_size / 1e6:.2f} MB") \
 	    for p in sorted(Path("dist").iterdir())]'
