@@ -555,7 +555,7 @@ def test_in_so_many_seconds_the_deepest_network_that_is_done(
     assert code == 0 and err == "qsr: a.png: 2 blocks, about 3.7 s\n"
     assert np.array_equal(np.asarray(Image.open("b.png")), qsr.upscale("a.png", qsr.load(model)))
     err = refused(*args, "c.png", "--seconds", expected - 0.01)
-    assert "1 blocks, the fewest, take about 3.7 for 300 x 200 pixels" in err
+    assert "1 blocks, the fewest, take about 3.7 s for 300 x 200 pixels" in err
     for wrong in (0, -1, "nan"):
         assert "`--seconds` is" in refused(*args, "c.png", "--seconds", wrong)
     assert qsr_command(*args, "c.png", "--seconds", 1, "--blocks", 1)[0] == 2

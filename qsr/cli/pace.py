@@ -38,7 +38,7 @@ class Pace:
                 return depth, expected
         raise ValueError(
             f"`--seconds` is {seconds:g}, and {min(self.depths)} blocks, the fewest, take about "
-            f"{expected:.2g} for {width} x {height} pixels. Allow more, or take a smaller picture."
+            f"{expected:.2g} s for {width} x {height} pixels. Allow more, or a smaller picture."
         )
 
     def _measure(self, picture: Picture, depth: int, suffix: str) -> float:
