@@ -139,7 +139,7 @@ def test_every_command_has_help_that_fits_a_terminal(qsr_command, monkeypatch, c
         assert all(f"    {name}" in out for name in COMMANDS)
 
 
-FROM_TORCH = {"train", "convert", "pack", "data", "reproduce"}  # whose options are its types
+FROM_TORCH = {"train", "convert", "pack", "data", "reproduce", "grade"}  # for their options
 
 
 @pytest.mark.parametrize("command", [[], *([n] for n in COMMANDS if n not in FROM_TORCH)])
