@@ -73,8 +73,6 @@ def why_not_packed(layer: nn.Module) -> str:
             )
         if isinstance(layer, QMatmul) and q.shift(q.step_size) is not None:
             return f"{type(q).__name__} shifts its input, and packed products have no shift"
-    if isinstance(layer, QConvTranspose2d):
-        return "there is no packed ConvTranspose2d"
     if isinstance(layer, (QConv1d, QConv2d)) and zero_padding(layer) is None:
         return (
             f"padding {layer.padding!r} with mode {layer.padding_mode!r}; packed convolutions "

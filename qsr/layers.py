@@ -211,8 +211,7 @@ class QConv2d(QuantizedConv, nn.Conv2d):
 class QConvTranspose2d(QuantizedConv, nn.ConvTranspose2d):
     """nn.ConvTranspose2d whose weights and input are quantised; options as `QConv2d`.
 
-    x: float [N, in_channels, H, W]; output_size as nn.ConvTranspose2d takes it. It can be trained,
-    not yet packed.
+    x: float [N, in_channels, H, W]; output_size as nn.ConvTranspose2d takes it.
     """
 
     padding: tuple[int, ...]  # never a word

@@ -210,6 +210,15 @@ def test_kernels_and_layers_are_timed_in_one_table(what):
         assert "conv2d scalar w4a4" in text and "conv2d table w4a4" not in text
 
 
+def test_layers_are_timed_beside_those_of_pytorch_and_one_inside_a_network(capfd, tmp_path):
+    path = tmp_path / "layers.json"
+    assert cli.main(["bench", "layers", "--size", "8", "--rounds", "1", "--json", str(path)]) == 0
+    out = capfd.readouterr().out
+    assert "| 3x3, 52 | " in out and "Inside a network the first takes" in out
+    (contents,) = json.loads(path.read_text())
+    assert all(line["faster"] > 0 for line in contents["lines"])
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [

@@ -518,7 +518,6 @@ def test_what_is_not_quantised_is_named_in_one_warning_and_refused_when_strict(m
 
 def test_what_can_be_trained_and_not_yet_packed_is_said_before_the_training():
     unpacked = {
-        "no packed ConvTranspose2d": "transposed",
         "padding 'same'": "conv2d, same",
         "'reflect'": "conv2d, reflect",
     }

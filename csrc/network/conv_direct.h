@@ -145,7 +145,7 @@ __attribute__((noinline)) void finish_run(const Conv& job, const int32_t (*sums)
   with_finish<kLanes>(job.finish, job.width, o, 0,
                       [&](const auto& finish) __attribute__((always_inline)) {
                         for (int64_t i = 0; i < count; ++i)
-                          finish(*(const Int*)sums[i][v], y, x + i);
+                          finish(*(const Int*)sums[i][v], Spot{y, x + i, 0});
                       });
 }
 

@@ -77,7 +77,7 @@ void run(const Conv& job, int64_t first, int64_t last, void*) {
         with_finish<4>(job.finish, job.width, o + part, 0, [&](const auto& finish) {
           for (int64_t x = 0; x < job.width; ++x) {
             const Sums both = sums(job, span, chunk < 1 ? 1 : chunk, y, x, o);
-            finish(part ? both.high : both.low, y, x);
+            finish(part ? both.high : both.low, Spot{y, x, 0});
           }
         });
 }

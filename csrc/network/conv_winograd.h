@@ -112,7 +112,7 @@ QSR_INLINE void outputs(const Conv& job, const Rows& rows, int v, int64_t first,
       rows(t, v, r, y);
 #pragma GCC unroll 4
       for (int x = 0; x < kTile; ++x)
-        if (x < valid) use(y[x], kTile * ty + r, kTile * tx + x);
+        if (x < valid) use(y[x], Spot{kTile * ty + r, kTile * tx, x});
     }
     if (++tx == columns) tx = 0, ++ty;
   }

@@ -30,9 +30,9 @@ QSR_CLONES void float_rows(const FloatMap& in, const Finish& f, int64_t width, i
   for (int64_t y = first; y < last; ++y)
     for (int64_t c = 0; c < channels; c += kLanes)
       with_finish<kLanes>(f, width, c, 0, [&](const auto& finish) QSR_INLINED {
-        const Lanes<kLanes> from(in, c);
-        if constexpr (requires { finish.finish(from.load(y, 0), y, 0); })
-          for (int64_t x = 0; x < width; ++x) finish.finish(from.load(y, x), y, x);
+        const Lanes<kLanes, true> from(in, c);
+        if constexpr (requires(Spot at) { finish.finish(from.load(at), at); })
+          for (int64_t x = 0; x < width; ++x) finish.finish(from.load({y, x, 0}), {y, x, 0});
       });
 }
 

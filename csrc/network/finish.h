@@ -33,8 +33,15 @@ QSR_INLINE void store_some(float* to, int64_t left, typename Vector<n>::Float x)
   for (int64_t k = 0; k < left; ++k) to[k] = x[k];
 }
 
-// Channels [c, c + n) of a map.
-template <int n>
+// A pixel: i to the right of (y, x). Of neighbours all but i is computed once.
+struct Spot {
+  int64_t y, x;
+  int i;
+  QSR_INLINE int64_t in(int64_t row, int64_t pixel) const { return y * row + x * pixel + i * pixel; }
+};
+
+// Channels [c, c + n) of a map; some: of which not all need be there.
+template <int n, bool some>
 struct Lanes {
   float* data;
   int64_t row, pixel, left;
@@ -43,21 +50,21 @@ struct Lanes {
         row(map.row),
         pixel(map.pixel),
         left(map.channels - c) {}
-  QSR_INLINE typename Vector<n>::Float load(int64_t y, int64_t x) const {
-    return load_some<n>(data + y * row + x * pixel, left);
+  QSR_INLINE typename Vector<n>::Float load(Spot at) const {
+    return load_some<n>(data + at.in(row, pixel), some ? left : n);
   }
-  QSR_INLINE void store(int64_t y, int64_t x, typename Vector<n>::Float value) const {
-    store_some<n>(data + y * row + x * pixel, left, value);
+  QSR_INLINE void store(Spot at, typename Vector<n>::Float value) const {
+    store_some<n>(data + at.in(row, pixel), some ? left : n, value);
   }
 };
 
-template <int n, Op op>
+template <int n, Op op, bool some>
 struct Applied {
   typedef typename Vector<n>::Float Float;
   Float constant;  // slopes, or the factor
   const float* array;
   int64_t count;
-  Lanes<n> map;
+  Lanes<n, some> map;
 
   QSR_INLINE Applied(const Operation& o, int64_t c)
       : constant(op == Op::kLeaky ? load<n>(o.array + c) : Float{} + o.factor),
@@ -65,11 +72,11 @@ struct Applied {
         count(o.count),
         map(o.map, c) {}
 
-  QSR_INLINE Float operator()(Float v, int64_t y, int64_t x) const {
+  QSR_INLINE Float operator()(Float v, Spot at) const {
     if constexpr (op == Op::kRelu) return v < 0.0f ? Float{} : v;
     if constexpr (op == Op::kLeaky) return v > 0.0f ? v : v * constant;
-    if constexpr (op == Op::kAdd) return constant * map.load(y, x) + v;
-    if constexpr (op == Op::kMultiply) return map.load(y, x) * v;
+    if constexpr (op == Op::kAdd) return constant * map.load(at) + v;
+    if constexpr (op == Op::kMultiply) return map.load(at) * v;
     for (int64_t i = 0; i < count; ++i) v = array[i] * v;
     return v;
   }
@@ -79,19 +86,17 @@ struct Applied {
 template <int n, Op... ops>
 struct Chain {
   QSR_INLINE Chain(const Operation*, int64_t) {}
-  QSR_INLINE typename Vector<n>::Float operator()(typename Vector<n>::Float v, int64_t,
-                                                  int64_t) const {
+  QSR_INLINE typename Vector<n>::Float operator()(typename Vector<n>::Float v, Spot) const {
     return v;
   }
 };
 template <int n, Op first, Op... others>
 struct Chain<n, first, others...> {
-  Applied<n, first> one;
+  Applied<n, first, false> one;
   Chain<n, others...> rest;
   QSR_INLINE Chain(const Operation* o, int64_t c) : one(*o, c), rest(o + 1, c) {}
-  QSR_INLINE typename Vector<n>::Float operator()(typename Vector<n>::Float v, int64_t y,
-                                                  int64_t x) const {
-    return rest(one(v, y, x), y, x);
+  QSR_INLINE typename Vector<n>::Float operator()(typename Vector<n>::Float v, Spot at) const {
+    return rest(one(v, at), at);
   }
 };
 
@@ -101,16 +106,15 @@ struct AnyChain {
   const Finish& f;
   int64_t c;
   QSR_INLINE AnyChain(const Finish& f, int64_t c) : f(f), c(c) {}
-  QSR_INLINE typename Vector<n>::Float operator()(typename Vector<n>::Float v, int64_t y,
-                                                  int64_t x) const {
+  QSR_INLINE typename Vector<n>::Float operator()(typename Vector<n>::Float v, Spot at) const {
     for (int i = 0; i < f.operation_count; ++i) {
       const Operation& o = f.operations[i];
       switch (o.op) {
-        case Op::kRelu: v = Applied<n, Op::kRelu>(o, c)(v, y, x); break;
-        case Op::kLeaky: v = Applied<n, Op::kLeaky>(o, c)(v, y, x); break;
-        case Op::kAdd: v = Applied<n, Op::kAdd>(o, c)(v, y, x); break;
-        case Op::kMultiply: v = Applied<n, Op::kMultiply>(o, c)(v, y, x); break;
-        case Op::kFactors: v = Applied<n, Op::kFactors>(o, c)(v, y, x); break;
+        case Op::kRelu: v = Applied<n, Op::kRelu, true>(o, c)(v, at); break;
+        case Op::kLeaky: v = Applied<n, Op::kLeaky, true>(o, c)(v, at); break;
+        case Op::kAdd: v = Applied<n, Op::kAdd, true>(o, c)(v, at); break;
+        case Op::kMultiply: v = Applied<n, Op::kMultiply, true>(o, c)(v, at); break;
+        case Op::kFactors: v = Applied<n, Op::kFactors, true>(o, c)(v, at); break;
       }
     }
     return v;
@@ -144,20 +148,20 @@ struct Coder {
         row(store.map.row()),
         pitch(store.map.pitch) {}
 
-  QSR_INLINE void operator()(Float v, int64_t y, int64_t x) const {
-    *(typename Vector<n>::Byte*)(codes + y * row + x * pitch) =
+  QSR_INLINE void operator()(Float v, Spot at) const {
+    *(typename Vector<n>::Byte*)(codes + at.in(row, pitch)) =
         code_bytes<n>((v + tau) / step, low, high);
   }
 };
 
 // The finish of channels [c, c + n): made once for many pixels, so that constants are loaded.
-// code_count: how many readers; -1: any number, looked up for each pixel.
+// code_count: how many readers; -1: any number, looked up for each pixel, and any number of channels.
 template <int n, class Operations, int code_count>
 struct Finisher {
   typedef typename Vector<n>::Float Float;
   Float scale, bias;
   Operations operations;
-  Lanes<n> out;
+  Lanes<n, code_count == -1> out;
   Coder<n> coder;  // of the first reader
   const Finish& f;
   int64_t c;
@@ -172,17 +176,17 @@ struct Finisher {
         f(f),
         c(c) {}
 
-  QSR_INLINE void operator()(typename Vector<n>::Int sum, int64_t y, int64_t x) const {
-    finish(__builtin_convertvector(sum, Float) * scale + bias, y, x);
+  QSR_INLINE void operator()(typename Vector<n>::Int sum, Spot at) const {
+    finish(__builtin_convertvector(sum, Float) * scale + bias, at);
   }
 
   // The same from a value on that was no sum.
-  QSR_INLINE void finish(Float v, int64_t y, int64_t x) const {
-    v = operations(v, y, x);
-    if (out.data) out.store(y, x, v);
-    if constexpr (code_count == 1) coder(v, y, x);
+  QSR_INLINE void finish(Float v, Spot at) const {
+    v = operations(v, at);
+    if (out.data) out.store(at, v);
+    if constexpr (code_count == 1) coder(v, at);
     if constexpr (code_count == -1)
-      for (int i = 0; i < f.code_count; ++i) Coder<n>(f.codes[i], c)(v, y, x);
+      for (int i = 0; i < f.code_count; ++i) Coder<n>(f.codes[i], c)(v, at);
   }
 };
 
@@ -192,15 +196,24 @@ struct SumStore {
   int32_t* sums;
   int64_t row, pixel, left;
   int shift;
-  QSR_INLINE void operator()(typename Vector<n>::Int sum, int64_t y, int64_t x) const {
+  QSR_INLINE void operator()(typename Vector<n>::Int sum, Spot at) const {
     sum >>= shift;
-    int32_t* to = sums + y * row + x * pixel;
+    int32_t* to = sums + at.in(row, pixel);
     if (left >= n)
       *(typename Vector<n>::Int*)to = sum;
     else
       for (int64_t k = 0; k < left; ++k) to[k] = sum[k];
   }
 };
+
+// Whether all maps have the channels [c, c + n).
+template <int n>
+bool is_whole(const Finish& f, int64_t c) {
+  const auto whole = [c](const FloatMap& map) { return !map.data || map.channels >= c + n; };
+  bool all = whole(f.out);
+  for (int i = 0; i < f.operation_count; ++i) all = all && whole(f.operations[i].map);
+  return all;
+}
 
 template <Op... ops>
 bool is_chain(const Finish& f) {
@@ -220,8 +233,9 @@ QSR_INLINE void with_finish(const Finish& f, int64_t width, int64_t c, int shift
     use(SumStore<n>{f.sums + c, width * f.sum_channels, f.sum_channels, f.sum_channels - c, shift});
     return;
   }
+  const bool whole = is_whole<n>(f, c);
 #define QSR_CHAIN(codes, ...)                                                        \
-  if (f.code_count == codes && is_chain<__VA_ARGS__>(f)) {                           \
+  if (f.code_count == codes && whole && is_chain<__VA_ARGS__>(f)) {                           \
     typedef Chain<n, ##__VA_ARGS__> Operations;                                      \
     use(Finisher<n, Operations, codes>(f, c, shrink, Operations(f.operations, c))); \
     return;                                                                        \

@@ -29,9 +29,9 @@ QSR_INLINE void turn(Numbers (&square)[kSide]) {
 void quantize(const FloatMap& x, const CodeStore& to, int64_t first, int64_t last) {
   for (int64_t y = first; y < last; ++y)
     for (int64_t c = 0; c < to.map.channels; c += kLanes) {
-      const Lanes<kLanes> from(x, c);
+      const Lanes<kLanes, true> from(x, c);
       const Coder<kLanes> coder(to, c);
-      for (int64_t i = 0; i < to.map.width; ++i) coder(from.load(y, i), y, i);
+      for (int64_t i = 0; i < to.map.width; ++i) coder(from.load({y, i, 0}), {y, i, 0});
     }
 }
 
@@ -61,10 +61,10 @@ void to_planes(const FloatMap& from, int64_t width, const Planes& to, int64_t fi
                int64_t last) {
   for (int64_t y = first; y < last; ++y)
     for (int64_t c = 0; c < from.channels; c += kSide) {
-      const Lanes<kSide> lanes(from, c);
+      const Lanes<kSide, true> lanes(from, c);
       for (int64_t i = 0; i < width; i += kSide) {
         Vector<kSide>::Float square[kSide] = {};
-        for (int64_t k = 0; k < kSide && i + k < width; ++k) square[k] = lanes.load(y, i + k);
+        for (int64_t k = 0; k < kSide && i + k < width; ++k) square[k] = lanes.load({y, i + k, 0});
         turn(square);
         for (int64_t k = 0; k < kSide && c + k < from.channels; ++k)
           store_some<kSide>(to.data + (c + k) * to.plane + y * to.row + i, width - i, square[k]);

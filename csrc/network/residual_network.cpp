@@ -63,9 +63,9 @@ QSR_CLONES void enter(const Finish& f, const FloatMap& shallow, int64_t first, i
   for (int64_t c = 0; c < channels; c += kLanes) {
     typedef Chain<kLanes, Op::kFactors> Factors;
     const Finisher<kLanes, Factors, 1> finish(f, c, 1.0f, Factors(f.operations, c));
-    const Lanes<kLanes> from(shallow, c);
+    const Lanes<kLanes, false> from(shallow, c);
     for (int64_t y = first; y < last; ++y)
-      for (int64_t x = 0; x < shallow.row / channels; ++x) finish.finish(from.load(y, x), y, x);
+      for (int64_t x = 0; x < shallow.row / channels; ++x) finish.finish(from.load({y, x, 0}), {y, x, 0});
   }
 }
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..backbone import QuantSR
-from ..bench import cuda, curve, engine, steps, training
+from ..bench import cuda, curve, engine, layers, steps, training
 from ..bench.report import markdown, write_figure, write_json, write_twins
 from ..config import preset
 from ..integer.packing import PackedModel
@@ -52,6 +52,9 @@ def run_bench(args: argparse.Namespace) -> Lines:
         return
     if args.what == "train":
         yield from _bench_train(args, size, rounds)
+        return
+    if args.what == "layers":
+        yield from _bench_layers(args, size, rounds)
         return
     if args.what != "network":
         report = engine.bench_local(args.what, size, args.counts, rounds)
@@ -125,6 +128,17 @@ def _bench_cuda(args: argparse.Namespace, size: int, rounds: int) -> Lines:
         yield cuda.markdown(title, reports[title], args.device)
     if args.file is not None:
         cuda.write_json(reports, args.file, args.device)
+
+
+def _bench_layers(args: argparse.Namespace, size: int, rounds: int) -> Lines:
+    reports = []
+    for threads in args.counts:
+        reports.append(layers.bench_layers(size, threads, rounds))
+        yield layers.table(reports[-1])
+    if args.file is not None:
+        with replacing(args.file) as temporary:
+            rows = [report.as_dict() for report in reports]
+            temporary.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _bench_train(args: argparse.Namespace, size: int, rounds: int) -> Lines:

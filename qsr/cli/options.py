@@ -142,7 +142,11 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
     """The options of `qsr bench`, whose --threads and --json are its own."""
     let_run(sub, later("bench.run_bench"), threads=False, json=False)
     sub.add_argument(
-        "what", nargs="?", choices=["kernel", "layer", "network", "train"], default="network"
+        "what",
+        nargs="?",
+        choices=["kernel", "layer", "layers", "network", "train"],
+        default="network",
+        help="layers: packed layers of every kind beside float ones",
     )
     models = sub.add_mutually_exclusive_group()
     models.add_argument("--model", nargs="+", metavar="NAME", help="zoo models, or .qsr files")

@@ -12,7 +12,7 @@ What is laid out is made at the first use, and again when the values of the laye
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,6 +52,12 @@ class ConvShape:
         channels = (self.channels, self.out_channels, self.groups)
         return [*channels, *(n for pair in pairs for n in pair), int(self.signed)]
 
+    @property
+    def products(self) -> int:
+        """How many make an output."""
+        height, width = self.kernel_size
+        return height * width * self.channels // self.groups
+
     def rows(self) -> tuple[str, ...]:
         """Names of the rows that run it on this processor, best first; () without native code."""
         if not native.load().native:
@@ -74,7 +80,8 @@ class LaidOut:
     codes: list[float]
 
     @classmethod
-    def of(cls, layer: PackedLayer, shape: ConvShape) -> LaidOut:
+    def of(cls, layer: PackedLayer, shape: ConvShape, codes: Tensor | None = None) -> LaidOut:
+        """codes: of the weights, int8 [Cout, kh, kw, Cin of a group]; None: the layer's own."""
         names = shape.rows() if layer.weight.device.type == "cpu" else ()
         row = names[0] if names and layer.kernel == "auto" else layer.kernel
         if row not in names:
@@ -86,13 +93,13 @@ class LaidOut:
             return torch.zeros(longest) if x is None else F.pad(x, (0, longest - len(x)))
 
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+            if codes is None:
+                codes = kernels.unpack_codes(layer.planes)
             arrays = (layer.scale.expand(shape.out_channels), layer.bias, layer.tau)
             return cls(
                 row,
                 shape.numbers,
-                torch.ops.qsr_native.lay_out_layer(
-                    kernels.unpack_codes(layer.planes).contiguous(), shape.numbers, row
-                ),
+                torch.ops.qsr_native.lay_out_layer(codes.contiguous(), shape.numbers, row),
                 torch.stack([filled(x).float() for x in arrays]),
                 [layer.step_size.item(), layer.spec.qmin, layer.spec.qmax],
             )
@@ -100,7 +107,7 @@ class LaidOut:
     def conv2d(self, x: Tensor) -> Tensor:
         """float [N, C, H, W] -> float32 [N, Cout, Ho, Wo], in the memory format of x."""
         x = x.detach().float()
-        by_pixels = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        by_pixels = _by_pixels(x)
         x = x.permute(0, 2, 3, 1) if by_pixels else x.contiguous()
         values = (self.weights, self.arrays, self.codes, self.shape)
         y = torch.ops.qsr_native.packed_conv2d(x, *values, by_pixels, self.row)
@@ -111,6 +118,78 @@ class LaidOut:
         x = x.detach().float().contiguous()
         values = (self.weights, self.arrays, self.codes, self.shape)
         return torch.ops.qsr_native.packed_linear(x, *values, self.row)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """A transposed convolution of stride s as s * s convolutions, each of which makes every s-th
+    output of every s-th row: those take the same taps of the kernel, every s-th too.
+
+    parts: (first row, first column, rows and columns to leave out before them, the convolution).
+    """
+
+    row: str
+    stride: tuple[int, int]
+    parts: tuple[tuple[int, int, int, int, LaidOut], ...]
+
+    @classmethod
+    def of(cls, layer: PackedLayer, shape: ConvShape) -> Phases:
+        """shape: of the transposed convolution, whose kernel the layer keeps turned by 180 degrees.
+        Raises ValueError for a dilated one.
+        """
+        if shape.dilation != (1, 1):
+            raise ValueError(f"`dilation` is {shape.dilation}; phases have taps beside each other.")
+        codes = kernels.unpack_codes(layer.planes).flip(1, 2)
+        sides = [
+            [_phase(*side, first) for first in range(side[1])]
+            for side in zip(shape.kernel_size, shape.stride, shape.padding, strict=True)
+        ]
+        parts = []
+        for y, (rows, top, skip_y) in enumerate(sides[0]):
+            for x, (columns, left, skip_x) in enumerate(sides[1]):
+                taps = codes[:, rows][:, :, columns].flip(1, 2)
+                height, width = (max(n, 1) for n in taps.shape[1:3])
+                part = taps.new_zeros(len(taps), height, width, taps.shape[3])
+                part[:, : taps.shape[1], : taps.shape[2]] = taps  # none: an output of no products
+                of_part = replace(
+                    shape, kernel_size=(height, width), stride=(1, 1), padding=(top, left)
+                )
+                parts.append((y, x, skip_y, skip_x, LaidOut.of(layer, of_part, part)))
+        return cls(parts[0][-1].row, shape.stride, tuple(parts))
+
+    def conv2d(self, x: Tensor, height: int, width: int) -> Tensor:
+        """float [N, C, H, W] -> float32 [N, Cout, height, width], in the memory format of x."""
+        (sy, sx), by_pixels = self.stride, _by_pixels(x)
+        # By pixels in any case: strided copies by planes take ten times as long as turning twice.
+        x = x.contiguous(memory_format=torch.channels_last)
+        size = (x.shape[0], self.parts[0][-1].shape[1], height, width)
+        y = torch.empty(size, memory_format=torch.channels_last)
+        for first, left, skip_y, skip_x, part in self.parts:
+            to = y[:, :, first::sy, left::sx]
+            made = part.conv2d(x)
+            to.copy_(made[:, :, skip_y : skip_y + to.shape[2], skip_x : skip_x + to.shape[3]])
+        return y if by_pixels else y.contiguous()
+
+
+def _by_pixels(x: Tensor) -> bool:
+    """Whether a picture is channels-last and nothing else."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _phase(kernel: int, stride: int, padding: int, first: int) -> tuple[slice, int, int]:
+    """Along one side, of the outputs first, first + stride, ...: their taps, the padding of their
+    convolution, and how many of its outputs come before them.
+
+    Output stride * i + first takes the taps k = k0 + stride * m at the inputs i + q - m.
+    """
+    k0 = (first + padding) % stride
+    q = (first + padding - k0) // stride
+    taps = slice(k0, None, stride)
+    count = max(len(range(kernel)[taps]), 1)
+    # As many outputs as there can be, with the largest output padding: of input h at most h + more.
+    more = -(-(kernel - 2 * padding - 1 + stride - first) // stride) - 1
+    pad = max(0, count - 1 - q, more + q + 1)
+    return taps, pad, q - (count - 1) + pad
 
 
 def fake_conv2d(

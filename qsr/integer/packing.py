@@ -34,6 +34,7 @@ from ..layers import (
     Projection,
     QConv1d,
     QConv2d,
+    QConvTranspose2d,
     QLinear,
     QMatmul,
     QMultiheadAttention,
@@ -45,10 +46,12 @@ from ..quantizer import Quantizer, QuantSpec, to_codes
 from ..system.once import SETTING_UP
 from . import kernels, reference
 from .bitplanes import BitPlanes, check_tail, words_for
-from .layer import ConvShape, LaidOut
+from .layer import ConvShape, LaidOut, Phases
 from .program_conv import ConvProgram
 from .program_swin import SwinProgram
 from .reference import epilogue
+
+Packable = QConv1d | QConv2d | QConvTranspose2d | QLinear
 
 
 class PackedLayer(nn.Module):
@@ -59,14 +62,14 @@ class PackedLayer(nn.Module):
     call, from float to float (`qsr.integer.layer`), and so "auto" does; others by its planes.
     """
 
-    _laid_out: LaidOut | None = None  # made of the values below at the first use
+    _laid_out: LaidOut | Phases | None = None  # made of the values below at the first use
     weight: Tensor
     step_size: Tensor
     scale: Tensor
     tau: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, layer: QConv1d | QConv2d | QLinear, kernel: str = "auto") -> None:
+    def __init__(self, layer: Packable, kernel: str = "auto") -> None:
         super().__init__()
         self.kernel = kernel
         self.bits, self.narrow = layer.input_quantizer.bits, layer.input_quantizer.narrow
@@ -91,7 +94,7 @@ class PackedLayer(nn.Module):
         return {**self.__dict__, "_laid_out": None}
 
     @torch.no_grad()
-    def fill(self, layer: QConv1d | QConv2d | QLinear) -> PackedLayer:
+    def fill(self, layer: Packable) -> PackedLayer:
         """Take the values of a trained layer. Raises ValueError if it is not calibrated, or if the
         kernel of this name does not run such a layer.
         """
@@ -122,7 +125,10 @@ class PackedLayer(nn.Module):
         """The convolution that the layer is."""
         raise NotImplementedError
 
-    def laid_out(self) -> LaidOut:
+    def _lay_out(self) -> LaidOut | Phases:
+        return LaidOut.of(self, self.shape)
+
+    def laid_out(self) -> Any:
         """The values as one native call takes them. While PyTorch traces the layer nothing is laid
         out: unless that was done, what it traces runs by planes.
         """
@@ -131,7 +137,7 @@ class PackedLayer(nn.Module):
                 return LaidOut("", [], self.weight, self.scale, [])
             with SETTING_UP:  # by one of the threads that come together
                 if self._laid_out is None:
-                    self._laid_out = LaidOut.of(self, self.shape)
+                    self._laid_out = self._lay_out()
         return self._laid_out
 
     def running_kernel(self) -> str:
@@ -147,10 +153,14 @@ class PackedLayer(nn.Module):
         return self.kernel
 
     def _smallest_input(self) -> BitPlanes:
-        taps = zip(self.weight.shape[1:3], self.shape.dilation, strict=True)
-        shape = (1, *(d * (k - 1) + 1 for k, d in taps), self.groups * self.channels)
+        shape = (1, *self._smallest_sides(), self.groups * self.channels)
         codes = torch.zeros(shape, dtype=self.spec.dtype, device=self.weight.device)
         return kernels.pack_codes(codes, bits=self.bits, signed=self.signed, groups=self.groups)
+
+    def _smallest_sides(self) -> list[int]:
+        """Of a picture in which the kernel has room."""
+        taps = zip(self.weight.shape[1:3], self.shape.dilation, strict=True)
+        return [d * (k - 1) + 1 for k, d in taps]
 
     def codes(self, x: Tensor) -> Tensor:
         """The integer codes of the layer's input x, in the shape of x."""
@@ -203,7 +213,7 @@ class PackedConv2d(PackedLayer):
     format of x.
     """
 
-    def __init__(self, layer: QConv2d | QConv1d, kernel: str = "auto") -> None:
+    def __init__(self, layer: QConv1d | QConv2d | QConvTranspose2d, kernel: str = "auto") -> None:
         super().__init__(layer, kernel)
         self.stride, self.dilation = _pair(layer.stride, 1), _pair(layer.dilation, 1)
         self.padding = _pair(cast(tuple[int, ...], zero_padding(layer)), 0)  # or `pack` refuses it
@@ -253,6 +263,64 @@ class PackedConv1d(PackedConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.unsqueeze(2)).squeeze(2)
+
+
+class PackedConvTranspose2d(PackedConv2d):
+    """A QConvTranspose2d on integers: a convolution of codes with zeros between them, by the kernel
+    turned by 180 degrees.
+
+    x: float [N, C, H, W] -> float32 [N, Cout, Ho, Wo]; output_size as nn.ConvTranspose2d takes it.
+    """
+
+    def __init__(self, layer: QConvTranspose2d, kernel: str = "auto") -> None:
+        super().__init__(layer, kernel)
+        self.output_padding = _pair(layer.output_padding, 0)
+
+    def _smallest_sides(self) -> list[int]:
+        return [1 + 2 * pad for pad in self.padding]  # of which padding takes away
+
+    def _lay_out(self) -> LaidOut | Phases:
+        if self.dilation == (1, 1):
+            return Phases.of(self, self.shape)
+        return LaidOut("", [], self.weight, self.scale, [])
+
+    def multiply(
+        self, codes: BitPlanes, kernel: str = "", more: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """more: rows and columns of output beside the fewest."""
+        n, height, width, *rest = codes.words.shape
+        (sy, sx), spread = self.stride, self.spread
+        rows, columns = sy * (height - 1) + 1, sx * (width - 1) + 1
+        words = codes.words.new_zeros(n, rows + more[0], columns + more[1], *rest)
+        words[:, :rows:sy, :columns:sx] = codes.words
+        reach = [k - 1 - p for k, p in zip(spread.words.shape[1:3], self.padding, strict=True)]
+        for side, outside in enumerate(reach, 1):
+            cut = max(-outside, 0)  # padding takes away more than the kernel reaches over the edge
+            words = words.narrow(side, cut, words.shape[side] - 2 * cut)
+        padding = (max(reach[0], 0), max(reach[1], 0))
+        codes = BitPlanes(words.contiguous(), codes.signed, codes.channels)
+        return kernels.conv2d(codes, spread, 1, padding, kernel or self.kernel)
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        taps = zip(self.stride, self.padding, self.dilation, self.weight.shape[1:3], strict=True)
+        least = [
+            s * (n - 1) - 2 * p + d * (k - 1) + 1
+            for n, (s, p, d, k) in zip(x.shape[2:], taps, strict=True)
+        ]
+        more = self.output_padding
+        if output_size is not None:
+            more = (output_size[-2] - least[0], output_size[-1] - least[1])
+            most = [max(s, d) for s, d in zip(self.stride, self.dilation, strict=True)]
+            if not all(0 <= m < limit for m, limit in zip(more, most, strict=True)):
+                raise ValueError(
+                    f"`output_size` is {tuple(output_size[-2:])}; it is between {tuple(least)} and "
+                    f"{tuple(n + limit - 1 for n, limit in zip(least, most, strict=True))}."
+                )
+        laid_out = self.laid_out()
+        if isinstance(laid_out, Phases) and laid_out.row:
+            return laid_out.conv2d(x, least[0] + more[0], least[1] + more[1])
+        acc = self.multiply(self.quantize(x), more=more)
+        return epilogue(acc, self.scale, self.bias).permute(0, 3, 1, 2)
 
 
 class PackedLinear(PackedLayer):
@@ -642,6 +710,8 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
             packed = PackedConv2d(layer, kernel)
         elif isinstance(layer, QConv1d):
             packed = PackedConv1d(layer, kernel)
+        elif isinstance(layer, QConvTranspose2d):
+            packed = PackedConvTranspose2d(layer, kernel)
         elif isinstance(layer, QLinear):
             packed = PackedLinear(layer, kernel)
         else:
@@ -713,9 +783,12 @@ def _refuse_another_type(fn: Callable[[Tensor], Tensor]) -> None:
         )
 
 
-def _weights_channels_last(layer: QConv1d | QConv2d | QLinear) -> Tensor:
+def _weights_channels_last(layer: Packable) -> Tensor:
     """[Cout, kh, kw, Cin of a group], as the packed format wants them."""
-    weight = layer.weight.detach().movedim(1, -1)
+    weight = layer.by_output(layer.weight.detach())
+    if isinstance(layer, QConvTranspose2d):
+        weight = weight.flip(-2, -1)
+    weight = weight.movedim(1, -1)
     return weight.reshape(len(weight), *[1] * (4 - weight.ndim), *weight.shape[1:])
 
 

@@ -3,10 +3,11 @@
     layer  kind              bits  signed   kernel         why not
     0      Conv2d            -     -        float          not quantised
     2      QConv2d           4/4   yes/no   winograd-vnni
-    4      QConvTranspose2d  4/4   yes/yes  float          there is no packed ConvTranspose2d
+    4      QConv1d           4/4   yes/yes  float          padding (1,) with mode 'reflect'; ...
 
 Bits and signs are those of weights and input, or of both factors of a product. The kernel is the
-one that runs the layer on this machine; of a network that is not packed yet, the one that will.
+one that runs the layer on this machine; of a network that is not packed yet, the one that will. Of
+a layer that PyTorch runs faster in float it says so.
 
 A layer is a module, and modules are what can be listed. But a forward may multiply by itself:
 F.conv2d, @, torch.bmm, scaled_dot_product_attention. Given an input, `report` runs the network once
@@ -35,6 +36,9 @@ from .program_conv import ConvProgram
 from .program_swin import SwinProgram
 
 FLOAT = "float"
+# A layer that makes each output of so few products (a depthwise one, or the first of a network)
+# spends its time on quantising its input: alone it is slower than in float (`qsr bench layers`).
+FEW_PRODUCTS, FASTER = 32, ", float is faster"
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ def _uncalibrated(factors: tuple[Any, Any]) -> str:
 def _kernel(layer: nn.Module) -> str:
     packed = layer if isinstance(layer, (PackedLayer, PackedMatmul)) else pack(layer)
     if isinstance(packed, PackedLayer):
-        return packed.running_kernel()
+        slow = packed.shape.products < FEW_PRODUCTS and packed.laid_out().row
+        return packed.running_kernel() + (FASTER if slow else "")
     return "float32 of codes"  # exact, see PackedMatmul
 
 

@@ -274,6 +274,13 @@ def _native_calls() -> list[list]:
                     qsr.pack(net, kernel)(LR)
         codes = torch.randint(0, 16, (1, 3, 4, 70), dtype=torch.uint8)
         kernels.unpack_codes(kernels.pack_codes(codes, bits=4, signed=False))
+        for x, layer in (
+            (LR, qsr.QConv2d(3, 5, 3, bits=4, padding=1)),
+            (LR.contiguous(memory_format=torch.channels_last), qsr.QConv2d(3, 3, 2, groups=3)),
+            (LR, qsr.QLinear(6, 7)),
+        ):
+            qsr.calibrate(layer, x)
+            qsr.pack(layer)(x)
         wide = qsr.QuantSR(qsr.quantsr_c(2, 4, blocks=2, features=64))
         qsr.calibrate(wide, LR)
         qsr.pack(wide)(LR)
