@@ -98,11 +98,12 @@ def test_lines_of_code_fit_the_site(notebook):
 
 
 INSTALL = """\
-# Where qsr is missing, install it from a clone: nothing is fetched here.
+# Where qsr is missing, install it. Its package will be called quantsr; until
+# that is on the index, a clone is the place: nothing is fetched here.
 import importlib.util
 
 if importlib.util.find_spec("qsr") is None:
-    print("qsr is missing; in a clone of it run: pip install -e '.[lab]'")"""
+    print("qsr is missing; in a clone of it run: pip install '.[lab]'")"""
 
 
 def test_a_tutorial_says_how_to_install_qsr_from_a_clone(notebook):
