@@ -261,10 +261,15 @@ def network():
     return net
 
 
+def layer_by_layer(net, kernel="auto"):
+    """Packed without a plan."""
+    return nn.Sequential(*(m if isinstance(m, nn.ReLU) else qsr.pack(m, kernel) for m in net))
+
+
 @pytest.mark.parametrize("warm", [False, True], ids=["by planes", "in one call"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_network_of_packed_layers_is_exported_and_compiled(warm, dynamic):
-    made, x = qsr.pack(network()), torch.randn(1, 3, 9, 11)
+    made, x = layer_by_layer(network()), torch.randn(1, 3, 9, 11)
     if warm:
         made(x)
     shapes = ({2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},) if dynamic else None
@@ -274,7 +279,7 @@ def test_a_network_of_packed_layers_is_exported_and_compiled(warm, dynamic):
         one_call = torch.ops.qsr_native.packed_conv2d.default in called
         torch._dynamo.reset()
         compiled = torch.compile(made, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-        expected = qsr.pack(network(), "reference")(x)
+        expected = layer_by_layer(network(), "reference")(x)
         assert torch.equal(program.module()(x), expected)
         assert torch.equal(compiled(x), expected)
         if dynamic:
