@@ -33,7 +33,7 @@ help:
 	@echo "make student    the tutorials without solutions: build/student, and build/qsr-course.zip to hand out"
 	@echo "make gpu OUT=folder  a GPU for some minutes: build, test, train (docs/gpu.md)"
 	@echo "make gpu-rehearsal   the same on the CPU, with tiny networks, in half a minute"
-	@echo "make soak   what is too long for make test: kills, changed files, memory, sanitizers (MINUTES=10)"
+	@echo "make soak   what is too long for make test: kills, changed files, memory ... (soak-kills: a part)"
 	@echo "make fuzz   changed files and odd arguments of every kind (MINUTES=10)"
 	@echo "make fuzz-sanitize  the native operators' odd arguments under AddressSanitizer and UBSan"
 	@echo "make wheel  a wheel with the compiled core, and an sdist, into dist/"
@@ -151,22 +151,28 @@ fuzz-sanitize: $(VENV)/test-$(WANTED)
 test-threads: $(VENV)/test-$(WANTED)
 	QSR_ALL_ROWS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -k sanitizer tests/test_threads.py $(ARGS)
 
-# What is too long for `make test`, whose short forms are there. The record is kept: commit it.
+# What is too long for `make test`, whose short forms are there. `make soak-kills` is one part of it;
+# the record of each is kept in docs/results/soak, with its date: commit it.
 MINUTES ?= 10
-SOAK    := docs/results/soak/$(shell date +%F).txt
-soak: $(VENV)/test-$(WANTED)
+SOAKS := kills fuzz memory installs classrooms graders sanitize fuzz-sanitize threads
+SOAK_kills         = $(BIN)/python -m tests.kills $$(mktemp -d)
+SOAK_fuzz          = $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+SOAK_memory        = for args in "" "4 --scale 4" "1 --family t" "1 --family float"; do \
+                         $(BIN)/python -m tests.memory_soak $$args || exit 1; done
+SOAK_installs      = $(BIN)/python -m tests.installs
+SOAK_classrooms    = $(BIN)/python -m tests.classrooms
+SOAK_graders       = $(BIN)/python -m tests.graders
+SOAK_sanitize      = $(MAKE) --no-print-directory test-sanitize
+SOAK_fuzz-sanitize = $(MAKE) --no-print-directory fuzz-sanitize
+SOAK_threads       = $(MAKE) --no-print-directory test-threads
+soak: $(SOAKS:%=soak-%)
+$(SOAKS:%=soak-%): soak-%: $(VENV)/test-$(WANTED)
 	@$(call build_core)
-	@mkdir -p $(dir $(SOAK)) && rm -f $(SOAK)
-	@for part in "python -m tests.kills $$(mktemp -d)" "python -m tests.installs" \
-	    "python -m tests.classrooms" \
-	    "python -m tests.fuzz --minutes $(MINUTES)" \
-	    "python -m tests.memory_soak" "python -m tests.memory_soak 4 --scale 4" \
-	    "python -m tests.memory_soak 1 --family t" "python -m tests.memory_soak 1 --family float" \
-	    "python -m tests.graders"; do \
-	    { echo "$$part" && OMP_NUM_THREADS=1 $(BIN)/$$part || echo "FAILED"; } 2>&1 | tee -a $(SOAK); done
-	@for part in test-sanitize fuzz-sanitize test-threads; do \
-	    { $(MAKE) --no-print-directory $$part || echo "FAILED"; } 2>&1 | tail -5 | tee -a $(SOAK); done
-	@! grep -q FAILED $(SOAK)
+	@mkdir -p docs/results/soak
+	@{ echo "$$(date +%F), commit $$(git rev-parse --short HEAD), $$(nproc) cores: make $@"; \
+	   (OMP_NUM_THREADS=1; export OMP_NUM_THREADS; $(SOAK_$*)) 2>&1 || echo FAILED; } \
+	   | grep -v -e resource_tracker -e warnings.warn | tee docs/results/soak/$*.txt
+	@! grep -q FAILED docs/results/soak/$*.txt
 
 fuzz: $(VENV)/test-$(WANTED)
 	@$(call build_core)
