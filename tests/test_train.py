@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 import qsr
 from qsr import train
-from qsr.models import file
 from qsr.quantizer import Quantizer
 from qsr.runs import checkpoints
 from qsr.runs.checkpoints import list_checkpoints, load_checkpoint
@@ -401,7 +400,7 @@ def test_a_run_killed_between_checkpoints_repeats_its_last_steps(tmp_path, unint
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     tmp_path, uninterrupted, monkeypatch
 ):
-    save_file = file.save_file
+    save_file = checkpoints.save_file
 
     def killed_at_step_6(tensors, path):
         if path.name == "exp_avg.safetensors" and list_checkpoints(tmp_path):
