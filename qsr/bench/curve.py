@@ -294,13 +294,16 @@ def figure(curve: Curve, dark: bool = False) -> Figure:
             axes.plot(*at, marker, color=colour, label=f"others, {form}")
         for p in points:
             axes.annotate(
-                p.network, (p.timing.ms, p.psnr), (6, -3), textcoords="offset points",
-                fontsize=8, color=ink,
+                p.network, (p.timing.ms, p.psnr), (2, 5), textcoords="offset points",
+                fontsize=8, color=ink, rotation=40, rotation_mode="anchor",
             )  # fmt: skip
     axes.set_xscale("log")
+    axes.set_xticks([m * 10**e for e in range(-1, 5) for m in (1, 2, 3, 5)])
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.margins(x=0.12, y=0.08)
+    axes.xaxis.set_minor_formatter("")
+    axes.margins(x=0.12, y=0.15)
+    times = [p.timing.ms for p in timed]
+    axes.set_xlim(min(times) / 1.25, max(times) * 1.25)  # the ticks reach further
     axes.set_xlabel("ms (less is better)", color=ink)
     axes.set_ylabel(f"PSNR-Y on {curve.data}, dB (more is better)", color=ink)
     axes.set_title(title(curve), fontsize=10, loc="left", color=ink)
