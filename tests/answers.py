@@ -1357,6 +1357,245 @@ WRONG["start_without_outliers"] = {
 }
 
 
+# 08 Your own network ------------------------------------------------------------------------------
+
+
+def memory_by_events(lives):
+    """Up at the first step, down after the last."""
+    events = sorted([(a, b) for a, _, b in lives] + [(t + 1, -b) for _, t, b in lives])
+    now = most = 0
+    for _, change in events:
+        now += change
+        most = max(most, now)
+    return most
+
+
+def memory_by_first_fit(lives):
+    """In the order of the list, each into the first gap."""
+    placed = []
+    for first, last, size in lives:
+        at = 0
+        for other, begin, end in sorted(placed, key=lambda p: p[1]):
+            if other[0] <= last and first <= other[1] and at < end and begin < at + size:
+                at = end
+        placed.append(((first, last), at, at + size))
+    return max((end for _, _, end in placed), default=0)
+
+
+def memory_at(lives, steps, lives_at=lambda first, last, step: first <= step <= last):
+    sums = (sum(b for f, t, b in lives if lives_at(f, t, step)) for step in steps)
+    return max(sums, default=0)
+
+
+def all_steps(lives):
+    return range(1 + max((last for _, last, _ in lives), default=0))
+
+
+def memory_in_place(lives):
+    lives.sort()
+    return memory_by_events(lives)
+
+
+RIGHT["memory_at_once"] = [
+    memory_by_events,
+    lambda lives: memory_at(lives, all_steps(lives)),
+    lambda lives: max((memory_at(lives, [last]) for _, last, _ in lives), default=0),
+]
+WRONG["memory_at_once"] = {
+    "all values": lambda lives: sum(b for _, _, b in lives),
+    "the largest value": lambda lives: max((b for _, _, b in lives), default=0),
+    "the two largest": lambda lives: sum(sorted(b for _, _, b in lives)[-2:]),
+    "gone before its last step": lambda lives: memory_at(
+        lives, all_steps(lives), lambda f, t, s: f <= s < t
+    ),
+    "not there at its first step": lambda lives: memory_at(
+        lives, all_steps(lives), lambda f, t, s: f < s <= t
+    ),
+    "neither end": lambda lives: memory_at(lives, all_steps(lives), lambda f, t, s: f < s < t),
+    "one step too long": lambda lives: memory_at(
+        lives, all_steps(lives), lambda f, t, s: f <= s <= t + 1
+    ),
+    "the first step": lambda lives: memory_at(lives, [0]),
+    "at the last step of all": lambda lives: memory_at(lives, list(all_steps(lives))[-1:]),
+    "what meets a value, at once or not": lambda lives: max(
+        (sum(b for f, t, b in lives if f <= end and begin <= t) for begin, end, _ in lives),
+        default=0,
+    ),
+    "the middle of each life": lambda lives: memory_at(lives, [(f + t) // 2 for f, t, _ in lives]),
+    "neighbours in the list": lambda lives: max(
+        (
+            a[2] + b[2] * (a[0] <= b[1] and b[0] <= a[1])
+            for a, b in zip(lives, lives[1:] + lives, strict=False)
+        ),
+        default=0,
+    ),
+    "first fit in the order of the list": memory_by_first_fit,
+    "up to 64 bytes": lambda lives: -(-memory_by_events(lives) // 64) * 64,
+    "ten steps": lambda lives: memory_at(lives, range(10)),
+    "how many": lambda lives: memory_by_events([(f, t, 1) for f, t, _ in lives]),
+    "bytes times steps": lambda lives: sum((t - f + 1) * b for f, t, b in lives),
+    "lives are sorted": memory_in_place,
+}
+
+
+def share_of(layers, products):
+    counted = [products(*layer[:-1]) for layer in layers]
+    integers = sum(n for n, layer in zip(counted, layers, strict=True) if layer[-1])
+    return integers / sum(counted)
+
+
+def share_by_a_loop(layers):
+    found = {True: 0, False: 0}
+    for height, width, taps, inputs, outputs, groups, integer in layers:
+        found[integer] += height * width * outputs * taps * (inputs // groups)
+    return found[True] / (found[True] + found[False])
+
+
+def share_by_numpy(layers):
+    h, w, taps, i, o, groups, integer = np.array(layers, float).T
+    return np.average(integer, weights=h * w * taps * i * o / groups)
+
+
+RIGHT["integer_share"] = [
+    share_by_a_loop,
+    share_by_numpy,
+    lambda layers: share_of(layers, lambda *sizes: math.prod(sizes[:5]) / sizes[5]),
+]
+WRONG["integer_share"] = {
+    "layers": lambda layers: share_of(layers, lambda h, w, t, i, o, g: 1),
+    "weights": lambda layers: share_of(layers, lambda h, w, t, i, o, g: t * i * o / g),
+    "outputs": lambda layers: share_of(layers, lambda h, w, t, i, o, g: h * w * o),
+    "groups are ignored": lambda layers: share_of(
+        layers, lambda h, w, t, i, o, g: h * w * t * i * o
+    ),
+    "groups on both sides": lambda layers: share_of(
+        layers, lambda h, w, t, i, o, g: h * w * t * i * o / g**2
+    ),
+    "groups multiply": lambda layers: share_of(
+        layers, lambda h, w, t, i, o, g: h * w * t * i * o * g
+    ),
+    "taps are ignored": lambda layers: share_of(layers, lambda h, w, t, i, o, g: h * w * i * o / g),
+    "the kernel's side for its taps": lambda layers: share_of(
+        layers, lambda h, w, t, i, o, g: h * w * math.sqrt(t) * i * o / g
+    ),
+    "9 taps by heart": lambda layers: share_of(
+        layers, lambda h, w, t, i, o, g: h * w * 9 * i * o / g
+    ),
+    "outputs are ignored": lambda layers: share_of(
+        layers, lambda h, w, t, i, o, g: h * w * t * i / g
+    ),
+    "inputs are ignored": lambda layers: share_of(layers, lambda h, w, t, i, o, g: h * w * t * o),
+    "the width is ignored": lambda layers: share_of(
+        layers, lambda h, w, t, i, o, g: h * t * i * o / g
+    ),
+    "squares": lambda layers: share_of(layers, lambda h, w, t, i, o, g: h * h * t * i * o / g),
+    "a sum for the product of channels": lambda layers: share_of(
+        layers, lambda h, w, t, i, o, g: h * w * t * (i + o) / g
+    ),
+    "the share of float": lambda layers: 1 - share_by_a_loop(layers),
+    "per cent": lambda layers: 100 * share_by_a_loop(layers),
+    "integers over float": lambda layers: (
+        share_by_a_loop(layers) / (1.001 - share_by_a_loop(layers))
+    ),
+    "one decimal": lambda layers: round(share_by_a_loop(layers), 1),
+}
+
+
+def output_step(x, weight, qmax, steps, error=None, write=None):
+    """The step with the least error, of y - y' unless another is asked for."""
+
+    def plain(x, step):
+        return step * (x / step).round().clamp(0, qmax)
+
+    def variance(x, written):
+        return ((x - written) @ weight).var(0).sum()
+
+    found = [(error or variance)(x, (write or plain)(x, step)) for step in steps]
+    return steps[int(torch.stack(found).argmin())]
+
+
+def step_by_a_loop(x, weight, qmax, steps):
+    best, least = None, math.inf
+    for step in steps.tolist():
+        codes = np.clip(np.round(x.numpy() / step), 0, qmax)
+        found = np.var(x.numpy() @ weight.numpy() - step * codes @ weight.numpy(), axis=0).sum()
+        if found < least:
+            best, least = step, found
+    return best
+
+
+def step_all_at_once(x, weight, qmax, steps):
+    codes = (x / steps[:, None, None]).round().clamp(0, qmax)
+    d = (x - codes * steps[:, None, None]) @ weight
+    return steps[(d - d.mean(1, keepdim=True)).square().sum((1, 2)).argmin()]
+
+
+def step_in_place(x, weight, qmax, steps):
+    steps.copy_(steps.sort().values)
+    return step_all_at_once(x, weight, qmax, steps)
+
+
+def step_that_clips_nothing(x, weight, qmax, steps):
+    enough = steps[steps * qmax >= x.max()]
+    return enough.min() if len(enough) else steps.max()
+
+
+RIGHT["step_of_output"] = [output_step, step_by_a_loop, step_all_at_once]
+WRONG["step_of_output"] = {
+    "the input's error": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: (x - written).square().sum()
+    ),
+    "the mean counts": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: ((x - written) @ w).square().sum()
+    ),
+    "the mean alone": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: ((x - written) @ w).mean(0).abs().sum()
+    ),
+    "one mean for all outputs": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: ((x - written) @ w).var()
+    ),
+    "the first output": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: ((x - written) @ w)[:, 0].var()
+    ),
+    "the outputs' sum": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: ((x - written) @ w).sum(1).var()
+    ),
+    "the mean over outputs, not rows": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: ((x - written) @ w).var(1, unbiased=False).sum()
+    ),
+    "the largest error": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: ((x - written) @ w).abs().max()
+    ),
+    "the variance of the output": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: (written @ w).var(0).sum()
+    ),
+    "weights' sizes": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: ((x - written) @ w.abs()).var(0).sum()
+    ),
+    "nothing is clipped": step_that_clips_nothing,
+    "the smallest": lambda x, w, q, s: s.min(),
+    "the largest": lambda x, w, q, s: s.max(),
+    "the first": lambda x, w, q, s: s[0],
+    "its number": lambda x, w, q, s: (s == step_all_at_once(x, w, q, s)).nonzero()[0, 0],
+    "no clip": lambda x, w, q, s: output_step(
+        x, w, q, s, write=lambda x, step: step * (x / step).round()
+    ),
+    "rounded down": lambda x, w, q, s: output_step(
+        x, w, q, s, write=lambda x, step: step * (x / step).floor().clamp(0, q)
+    ),
+    "codes for values": lambda x, w, q, s: output_step(
+        x, w, q, s, write=lambda x, step: (x / step).round().clamp(0, q)
+    ),
+    "15 codes by heart": lambda x, w, q, s: output_step(
+        x, w, q, s, write=lambda x, step: step * (x / step).round().clamp(0, 15)
+    ),
+    "signed codes": lambda x, w, q, s: output_step(
+        x, w, q, s, write=lambda x, step: step * (x / step).round().clamp(-q // 2, q // 2)
+    ),
+    "steps are sorted": step_in_place,
+}
+
+
 # The measure --------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ in another order, or in float64, is right too.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -786,6 +787,128 @@ def start_without_outliers(f: Callable, draw: Draw) -> Claims:
     ):
         holds, said = near(make(), qmax)
         yield holds, f"{what}, qmax = {qmax}: {said}"
+
+
+# 08 Your own network ------------------------------------------------------------------------------
+
+
+@exercise("08_your_own_network", "my_memory")
+def memory_at_once(f: Callable, draw: Draw) -> Claims:
+    """Bytes of the values that live at once, at the worst step; no plan runs in fewer."""
+
+    def right(lives: list) -> int:
+        steps = {first for first, _, _ in lives}
+        return max((sum(b for f, t, b in lives if f <= step <= t) for step in steps), default=0)
+
+    def random(count: int, steps: int) -> list:
+        ends = [sorted(draw.some(2, range(steps))) for _ in range(count)]
+        return [(first, last, draw.whole(1, 999)) for first, last in ends]
+
+    yield same(f([(0, 3, 100)]), 100), "one value of 100 bytes"
+    yield same(f([(0, 1, 100), (2, 3, 64)]), 100), "64 bytes from step 2 on may lie where 100 lay"
+    lives = [(0, 4, 100), (4, 8, 64)]
+    yield same(f(lives), 164), "step 4 reads 100 bytes while it writes 64; both live"
+    lives = [(0, 1, 10), (0, 3, 10), (2, 3, 15)]
+    yield same(f(lives), 25), "10 bytes of steps 0 to 1, 10 of 0 to 3, 15 of 2 to 3"
+    lives = [(0, 1, 30), (0, 5, 20), (4, 5, 40)]
+    yield same(f(lives), 60), "20 bytes of steps 0 to 5 meet 30 and 40, but not at once"
+    picture, codes = 4 * 128 * 128 * 64, 130 * 132 * 64
+    block = [(1, 4, picture), (3, 4, picture), (1, 2, codes), (2, 3, codes), (3, 4, codes)]
+    yield same(f(block), 2 * (picture + codes)), "the residual block of docs/plan.md"
+    step, size = draw.whole(200, 900), draw.whole(2, 99)
+    sentence = f"{size} bytes that steps {step} to {step} need, between 7 and 5"
+    yield same(f([(0, 9, 7), (step, step, size), (step + 1, step + 4, 5)]), max(7, size)), sentence
+    for count, steps in ((4, 6), (9, 12), (30, 40)):
+        lives = random(count, steps)
+        yield same(f(lives), right(lives)), f"{count} values in {steps} steps, {lives[:3]} first"
+    yield same(f([]), 0), "nothing lives"
+
+
+@exercise("08_your_own_network", "my_share")
+def integer_share(f: Callable, draw: Draw) -> Claims:
+    """The share of the products of convolutions that integers have."""
+
+    def right(layers: list) -> float:
+        products = [h * w * taps * i * o / g for h, w, taps, i, o, g, _ in layers]
+        integers = sum(p for p, layer in zip(products, layers, strict=True) if layer[-1])
+        return integers / sum(products)
+
+    def layer(integer: bool, most: int = 4) -> tuple:
+        groups = 2 ** draw.whole(0, most)
+        inputs, outputs = (groups * draw.whole(1, 9) for _ in range(2))
+        h, w = draw.whole(8, 99), draw.whole(8, 99)
+        return h, w, draw.one((1, 9, 25)), inputs, outputs, groups, integer
+
+    body, small = (8, 8, 9, 16, 16, 1), (8, 8, 1, 16, 16, 1)
+    yield same(f([(*body, True), (*body, False)]), 0.5), "two layers alike, one on integers"
+    yield same(f([(*body, True), (*small, False)]), 0.9), "3 x 3 taps on integers, 1 x 1 in float"
+    wide = (8, 8, 9, 48, 16, 1)
+    yield (
+        same(f([(*body, True), (*wide, False)]), 0.25),
+        "the float layer reads three times as many",
+    )
+    large = (8, 24, 9, 16, 16, 1)
+    yield same(f([(*large, True), (*body, False)]), 0.75), "a map that is three times as wide"
+    depthwise = (8, 8, 9, 16, 16, 16)
+    sentence = "16 groups: each output reads one channel"
+    yield same(f([(*body, True), (*depthwise, False)]), 16 / 17), sentence
+    yield same(f([(*body, False)]), 0), "all in float"
+    yield same(f([(*body, True), (*small, True)]), 1), "all on integers"
+    for count, most in ((2, 0), (3, 0), (5, 4), (draw.whole(9, 20), 4)):
+        layers = [layer(i % 2 == 0, most) for i in range(count)]
+        sentence = f"{count} layers, {f'up to {2**most} groups' if most else 'one group each'}"
+        yield same(f(layers), right(layers)), sentence
+
+
+@exercise("08_your_own_network", "my_step")
+def step_of_output(f: Callable, draw: Draw) -> Claims:
+    """The step of an input with which the output changes least, but for its mean."""
+
+    def written(x: Tensor, qmax: int, step: Tensor) -> Tensor:
+        return step * (x / step).round().clamp(0, qmax)
+
+    def errors(x: Tensor, weight: Tensor, qmax: int, steps: Tensor) -> Tensor:
+        differences = [(written(x, qmax, step) - x).double() @ weight.double() for step in steps]
+        return torch.stack([(d - d.mean(0)).square().sum() for d in differences])
+
+    def clear(given: tuple) -> bool:
+        """Whether one step is best by far."""
+        least, second = errors(*given).sort().values[:2].tolist()
+        return least < 0.95 * second
+
+    def make(rows: int, inputs: int, outputs: int, qmax: int) -> tuple:
+        x = draw.normal(rows, inputs).relu() ** 2 * draw.uniform(0.2, 3.0, inputs)
+        steps = x.max() / qmax * draw.uniform(0.15, 1.0, 6)
+        return x, draw.normal(inputs, outputs), qmax, steps
+
+    one = torch.ones(1, 1)
+    x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    yield same(f(x, one, 3, torch.tensor([0.5, 1.0, 2.0])), 1), "0, 1, 2, 3 in codes 0 to 3"
+    x = torch.tensor([[0.4], [1.4], [2.4]])
+    sentence = "0.4, 1.4, 2.4: with step 1 the output is 0.4 less everywhere, which a bias mends"
+    yield same(f(x, one, 3, torch.tensor([0.7, 1.0])), 1), sentence
+    both = torch.tensor([[1.0, -1.0]])
+    sentence = "the same with weights 1 and -1: each output has a bias of its own"
+    yield same(f(x, both, 3, torch.tensor([0.7, 1.0])), 1), sentence
+    x = torch.tensor([[0.9], [1.9], [3.1]])
+    sentence = "0.9, 1.9, 3.1 round to 1, 2, 3"
+    yield same(f(x, one, 3, torch.tensor([0.8, 1.0])), 1), sentence
+    x, steps = torch.tensor([[0.5, 0.0], [1.0, 0.0], [1.5, 60.0]]), torch.tensor([20.0, 0.5])
+    weight = torch.tensor([[1.0], [0.0]])
+    yield same(f(x, weight, 3, steps), 0.5), "an outlier of 60 whose weight is 0"
+    yield same(f(x, weight.flip(0), 3, steps), 20), "an outlier of 60 whose weight is 1"
+    sentence = "an outlier of 60 that the second of two outputs sees"
+    yield same(f(x, torch.eye(2), 3, steps), 20), sentence
+    x, weight = x[:, [0, 1, 1]], torch.tensor([[1.0], [1.0], [-1.0]])
+    yield same(f(x, weight, 3, steps), 0.5), "outliers of 60 whose weights are 1 and -1"
+    sizes = ((40, 3, 1, 15), (60, 4, 3, 7), (90, 6, 5, 3), (50, 5, 8, 31), (99, 2, 2, 7))
+    for rows, inputs, outputs, qmax in sizes:
+        given = draw.until(clear, functools.partial(make, rows, inputs, outputs, qmax))
+        x, weight, _, steps = given
+        best = steps[errors(*given).argmin()]
+        sentence = f"x {[*x.shape]}, weight {[*weight.shape]}, qmax {qmax}, steps {_list(steps)}"
+        yield same(f(*given), best), sentence
+    yield same(f(x, weight, qmax, steps[2:3]), steps[2]), "a single step to choose from"
 
 
 def _no_ties(z: Tensor) -> bool:
