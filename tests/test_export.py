@@ -466,3 +466,12 @@ def test_the_command_refuses_bad_input_in_one_line(command, tmp_path):
         code, out, err = command(*args)
         assert code == 2 and out == "" and err.count("\n") == 1 and words in err
     assert command("trained.qsr", "there.onnx", "--overwrite")[0] == 0
+
+
+def test_a_network_of_ones_own_is_refused_in_one_line(tmp_path):
+    net = qsr.quantize(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1)), 4)
+    qsr.calibrate(net, torch.rand(1, 3, 8, 8))
+    for model in (net, qsr.pack(net)):
+        with pytest.raises(TypeError, match="ONNX files are written of a QuantSR") as error:
+            qsr.export_onnx(model, tmp_path / "m.onnx")
+        assert "\n" not in str(error.value)

@@ -440,9 +440,14 @@ def onnx_model(
     time; None leaves batch, height and width open. form: of the quantised layers, "plain" or "qdq",
     as the module explains.
     Raises ValueError for a depth that the network has not, for another form, if it can't be packed
-    (not calibrated, or CADyQ), or if onnx is not installed.
+    (not calibrated, or CADyQ), or if onnx is not installed; TypeError for another network.
     """
     require("onnx")
+    if not isinstance(model, (QuantSR, PackedModel)):
+        raise TypeError(
+            f"`model` is a {type(model).__name__}; ONNX files are written of a QuantSR, trained or "
+            "packed. Export your own network as it was before qsr.pack, by torch.export."
+        )
     if form not in FORMS:
         raise ValueError(
             f"`form` is {form!r}; quantised layers are written as {' or '.join(FORMS)}."
@@ -452,7 +457,7 @@ def onnx_model(
 
     plan, scale = model.plan(blocks), model.config.scale
     packed = pack(model) if isinstance(model, QuantSR) and model.config.bits is not None else model
-    network = cast(QuantSR, packed.network if isinstance(packed, PackedModel) else packed)
+    network = packed.network if isinstance(packed, PackedModel) else packed
     steps = OnnxSteps(network, form)
     walk(network, "lr", steps, plan)
     steps.nodes[-1].output[0] = "sr"
