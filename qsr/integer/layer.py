@@ -202,6 +202,8 @@ def fake_conv2d(
     row: str,
 ) -> Tensor:
     """What torch.compile and torch.export learn of the result."""
+    if x.ndim != 4 or len(shape) < 11 or min(shape[5:7]) < 1:
+        raise RuntimeError("x must be a batch of pictures, and the shape that of a convolution")
     kernel, stride, dilation, padding = (shape[i : i + 2] for i in (3, 5, 7, 9))
     height, width = (
         (x.shape[i + (1 if by_pixels else 2)] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1)
@@ -221,6 +223,8 @@ def fake_linear(
     shape: Sequence[int],
     row: str,
 ) -> Tensor:
+    if x.ndim != 2 or len(shape) < 2:
+        raise RuntimeError("x must be rows, and the shape that of a linear layer")
     return x.new_empty(x.shape[0], shape[1])
 
 
