@@ -148,9 +148,9 @@ def test_ceilings_are_rates_of_the_instructions_that_this_processor_has():
 
 def test_a_ceiling_of_codes_counts_bit_planes():
     rates = {"popcnt": 160.0, "maddubs": 20.0}
-    assert engine._ceiling(rates, "codes", (4, 4)) == 20.0
-    assert engine._ceiling(rates, "codes", (2, 2)) == 40.0
-    assert engine._ceiling(rates, "bfloat16") is None
+    assert engine.ceiling(rates, "codes", (4, 4)) == 20.0
+    assert engine.ceiling(rates, "codes", (2, 2)) == 40.0
+    assert engine.ceiling(rates, "bfloat16") is None
 
 
 # Reports ------------------------------------------------------------------------------------------

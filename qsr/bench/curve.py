@@ -122,6 +122,7 @@ def bench_curve(
                 labels.append((label, f"{depth} blocks"))
                 scores.append(evaluate(model, data, blocks=depth).psnr_y)
         for net in networks:
+            expected = net.expected(lr.numpy())
             for form in forms:
                 made = net if form != "openvino-int8" else net.int8(folder, patches)
                 precision = FORMS[form]
@@ -132,7 +133,7 @@ def bench_curve(
                         functools.partial(made.open, precision, size),
                         needs=("openvino",),
                         exact=form == "openvino-fp32",
-                        expected=None if made is not net else net.expected(lr.numpy()),
+                        expected=expected if made is net else None,
                     )
                 )
                 labels.append((net.name, form))

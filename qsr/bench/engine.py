@@ -84,7 +84,7 @@ def ceilings(seconds: float = 0.1) -> dict[str, float]:
     return best
 
 
-def _ceiling(rates: dict[str, float], kind: str, bits: tuple[int, int] = (8, 8)) -> float | None:
+def ceiling(rates: dict[str, float], kind: str, bits: tuple[int, int] = (8, 8)) -> float | None:
     """The best rate for "float32", "bfloat16" or "codes" of these widths; None if not measured."""
     planes = bits[0] * bits[1]
     kinds: dict[str, dict[str, float]] = {
@@ -100,6 +100,17 @@ def _ceiling(rates: dict[str, float], kind: str, bits: tuple[int, int] = (8, 8))
     }
     found = [rates[name] * factor for name, factor in kinds[kind].items() if name in rates]
     return max(found, default=None)
+
+
+@contextlib.contextmanager
+def threads_of(count: int) -> Iterator[None]:
+    """PyTorch and the kernels on so many threads, and afterwards on as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # Turns --------------------------------------------------------------------------------------------
@@ -171,7 +182,6 @@ def kernel_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) -
 
     Raises RuntimeError if two kernels disagree.
     """
-    torch.set_num_threads(threads)
     macs = size**2 * 64 * 64 * 9
     named, limits = {}, {}
     for bits in (4, 3, 2):
@@ -185,7 +195,7 @@ def kernel_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) -
                 except ValueError:
                     continue  # it does not take codes of this width
                 named[f"conv2d {name} w{bits}a{bits}"] = run
-                limits[f"conv2d {name} w{bits}a{bits}"] = _ceiling(rates, "codes", (bits, bits))
+                limits[f"conv2d {name} w{bits}a{bits}"] = ceiling(rates, "codes", (bits, bits))
         if any(not torch.equal(out, outputs[name]) for name in outputs for out in outputs.values()):
             raise RuntimeError(f"w{bits}a{bits}: kernels disagree; nothing was timed.")
     for name in kernels.available("conv2d_float"):
@@ -194,7 +204,7 @@ def kernel_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) -
             named[f"conv2d_float {name}"] = functools.partial(
                 kernels.conv2d_float, x, w, padding=1, kernel=name
             )
-            limits[f"conv2d_float {name}"] = _ceiling(rates, "float32")
+            limits[f"conv2d_float {name}"] = ceiling(rates, "float32")
     return _local_rows(named, limits, macs, threads, rounds, "kernels")
 
 
@@ -237,7 +247,6 @@ def layer_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) ->
     Inside a network a layer takes codes and gives codes, fused with what lies between. Its time is
     the difference of two depths of one network, divided by the layers between them.
     """
-    torch.set_num_threads(threads)
     macs = size**2 * 64 * 64 * 9
     x = torch.rand(1, 64, size, size)
     plain = nn.Conv2d(64, 64, 3, padding=1).requires_grad_(False)
@@ -248,7 +257,7 @@ def layer_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) ->
         "nn.Conv2d": functools.partial(plain, x),
         "nn.Conv2d channels-last": functools.partial(last, x_last),
     }
-    limits: dict[str, float | None] = dict.fromkeys(named, _ceiling(rates, "float32"))
+    limits: dict[str, float | None] = dict.fromkeys(named, ceiling(rates, "float32"))
     inside = {}
     for bits in (4, 3, 2):
         layer = QConv2d(64, 64, 3, padding=1, bits=bits)
@@ -261,7 +270,7 @@ def layer_rows(size: int, threads: int, rounds: int, rates: dict[str, float]) ->
         named[name] = functools.partial(packed, x)
         config = quantsr_c(2, bits, blocks=1 + DEEPER, depths=(1 + DEEPER, 1))
         inside[f"{name}, inside a network"] = pack(random_network(config, size))
-        limits[name] = _ceiling(rates, "codes", (bits, bits))
+        limits[name] = ceiling(rates, "codes", (bits, bits))
     rows = _local_rows(named, limits, macs, threads, rounds, "layers")
     lr = picture(size)
     runs = []
@@ -352,8 +361,8 @@ def network_rows(
             [process.time for _, _, process in ready], rounds, f"{threads} thread(s)"
         )
         for (contender, row, _), (best, median) in zip(ready, times, strict=True):
-            ceiling = _ceiling(rates, contender.kind, contender.bits)
-            rows.append(_with_times(row, best, median, macs, ceiling))
+            limit = ceiling(rates, contender.kind, contender.bits)
+            rows.append(_with_times(row, best, median, macs, limit))
     return sorted(rows, key=lambda row: (row.column != "packed", row.best_ms or 1e9))
 
 
@@ -632,15 +641,13 @@ def bench_local(what: str, size: int, threads: Sequence[int], rounds: int) -> Re
     """`what`: "kernel" or "layer". size: side of the square feature map."""
     for count in threads:
         check_threads(count)
-    before = torch.get_num_threads()
     measure = {"kernel": kernel_rows, "layer": layer_rows}[what]
-    rates = ceilings()
-    try:
-        rows = tuple(row for n in threads for row in measure(size, n, rounds, rates))
-    finally:
-        torch.set_num_threads(before)
+    rates, rows = ceilings(), list[Timing]()
+    for count in threads:
+        with threads_of(count):
+            rows += measure(size, count, rounds, rates)
     title = f"3x3 convolution, 64 -> 64 channels, {size} x {size}"
-    return Report(what, title, machine(), size, rounds, size**2 * 64 * 64 * 9, rates, rows)
+    return Report(what, title, machine(), size, rounds, size**2 * 64 * 64 * 9, rates, tuple(rows))
 
 
 def bench_network(

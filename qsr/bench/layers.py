@@ -22,7 +22,8 @@ from ..calibration import calibrate
 from ..config import quantsr_c
 from ..convert import quantize
 from ..integer.packing import pack
-from .engine import DEEPER, picture, random_network, take_turns, timed
+from ..paper import report as tables
+from .engine import DEEPER, picture, random_network, take_turns, threads_of, timed
 
 SMALL = 20  # side of the crop on which a layer meets the reference
 PIXELS = torch.channels_last
@@ -98,7 +99,11 @@ class LayerReport:
 @torch.inference_mode()
 def bench_layers(size: int, threads: int, rounds: int) -> LayerReport:
     """Compare and time. Raises RuntimeError for a layer that differs from the reference."""
-    torch.set_num_threads(threads)
+    with threads_of(threads):
+        return _timed(size, threads, rounds)
+
+
+def _timed(size: int, threads: int, rounds: int) -> LayerReport:
     network = pack(random_network(quantsr_c(2, 4, blocks=1 + DEEPER, depths=(1 + DEEPER, 1)), size))
     lr = picture(size)
     depths = [functools.partial(network, lr, blocks=blocks) for blocks in (1, 1 + DEEPER)]
@@ -151,21 +156,21 @@ def _best(runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
 def table(report: LayerReport) -> str:
     """Markdown."""
     plural = "s" if report.threads > 1 else ""
-    cells = [["", "kernel", "packed, NCHW", "channels-last", "float, NCHW", "channels-last", ""]]
+    heads = ["", "kernel", "packed, NCHW", "channels-last", "float, NCHW", "channels-last", ""]
+    cells = []
     for line in report.lines:
         times = [f"{ms:.3f}" for ms in (*line.ours, *line.float32)]
         cells.append([line.name, line.kernel, *times, f"{line.faster:.1f}x"])
     ours, float32 = report.linear
     linear = ["4096 rows, 768 to 768", "", f"{ours:.2f}", "", f"{float32:.2f}", ""]
     cells.append([*linear, f"{float32 / ours:.1f}x"])
-    cells.insert(1, ["---", "---", *["---:"] * 5])
     size, (planes, pixels) = report.size, report.alone
     return "\n".join(
         [
             f"**Packed layers, {size} x {size} pixels, {report.threads} thread{plural}**, ms, best "
             f"of {report.rounds}",
             "",
-            *("| " + " | ".join(row) + " |" for row in cells),
+            tables.markdown(heads, cells, right=2),
             "",
             f"Inside a network the first takes {report.inside:.3f} ms: alone {pixels:.2f} times as "
             f"long by channels-last, {planes:.2f} by NCHW.",

@@ -45,16 +45,12 @@ def time_steps(
     layers: the network, or whatever has its packed layers by their names. Raises ValueError where
     inputs of one size do not fit together.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with engine.threads_of(threads):
         rates, copied = engine.ceilings(), _copy_rate()
         found = []
         for plan in plans:
             found += _time_region(plan, layers, size, rounds, rates, threads, copied)
         return found
-    finally:
-        torch.set_num_threads(before)
 
 
 def _time_region(
@@ -88,7 +84,7 @@ def _time_region(
             each = math.prod(layer.weight.shape[1:3]) * layer.channels * step.channels
             products = math.prod(step.size.of(sizes)) * each
             bits = layer.planes.bits, layer.bits
-            rate = threads * (engine._ceiling(rates, "codes", bits) or math.inf)
+            rate = threads * (engine.ceiling(rates, "codes", bits) or math.inf)
         moved = step_bytes(plan, step, sizes)
         least = max(products / rate, moved / copied)
         kernel = kernel_of(plan, step, layers) or "-"
