@@ -3,6 +3,7 @@
 Each test runs a fresh Python, because a process loads the native code once.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -187,13 +188,19 @@ status = native.load()
 print(json.dumps([status.how, status.path, status.reason]))
 """
 
+SAYS_ITS_SOURCES = r"""
+#define QSR_STRING(x) #x
+#define QSR_QUOTE(x) QSR_STRING(x)
+extern "C" const char hash[] = "qsr-source-hash:" QSR_QUOTE(QSR_SOURCE_HASH);
+"""
+
 
 @pytest.fixture
 def small_core(package_copy):
     """A package whose core is quickly built: `small_core(code, **environment)` runs it there."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler here")
-    (package_copy / "csrc" / "small.cpp").write_text('extern "C" int answer() { return 42; }\n')
+    (package_copy / "csrc" / "small.cpp").write_text(SAYS_ITS_SOURCES)
     cache = package_copy.parent / "cache"
 
     def start(code=SMALL, inside=(), **changes):
@@ -286,9 +293,17 @@ def forget_the_sums(library):
     (library.parent / native.SUMS).unlink()
 
 
-@pytest.mark.parametrize(
-    "harm", [truncate, let_everybody_write, give_away, forget_the_sums], ids=lambda f: f.__name__
-)
+def come_from_other_sources(library):
+    other = re.sub(rb"(qsr-source-hash:)\w{16}", rb"\g<1>0123456789abcdef", library.read_bytes())
+    library.write_bytes(other)
+    sums = {library.name: hashlib.sha256(other).hexdigest()}
+    (library.parent / native.SUMS).write_text(json.dumps(sums))
+
+
+HARMS = [truncate, let_everybody_write, give_away, forget_the_sums, come_from_other_sources]
+
+
+@pytest.mark.parametrize("harm", HARMS, ids=lambda f: f.__name__)
 def test_a_library_that_somebody_touched_is_built_again_and_never_loaded(small_core, harm):
     _, library, _ = loaded(small_core())
     whole = library.read_bytes()

@@ -267,7 +267,7 @@ def _find_aot() -> Path:
     if path is None:
         raise Unusable("not compiled at installation")
     expected = source_hash()
-    if expected and f"qsr-source-hash:{expected}".encode() not in path.read_bytes():
+    if expected and not _is_made_from(path, expected):
         raise Unusable(f"{path.name} was compiled from other sources; install again")
     return path
 
@@ -346,7 +346,8 @@ def _why_not_to_trust(folder: Path) -> str:
     """Why the libraries in `folder` must not be loaded; "" where they can be.
 
     A library in a cache runs as the user who loads it. So it must be whole (the sums are beside
-    it), and nobody but that user or root may have been able to put it there.
+    it), nobody but that user or root may have been able to put it there, and it must say that it
+    was made from the sources that its folder names: sources can change while a compiler reads them.
     """
     try:
         sums = json.loads((folder / SUMS).read_text())
@@ -359,9 +360,16 @@ def _why_not_to_trust(folder: Path) -> str:
         for name, expected in sums.items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
                 return f"{folder / name} is damaged"
+        if not _is_made_from(folder / "_ops.so", folder.name.partition("-")[0]):
+            return f"{folder / '_ops.so'} was compiled from other sources"
     except (OSError, ValueError, AttributeError):
         return f"{folder} is not complete"
     return "" if "_ops.so" in sums else f"{folder} is not complete"
+
+
+def _is_made_from(library: Path, sources: str) -> bool:
+    """Whether a library says that it was compiled from the sources with this hash."""
+    return f"qsr-source-hash:{sources}".encode() in library.read_bytes()
 
 
 def _compile_into(folder: Path) -> None:
