@@ -145,6 +145,7 @@ test-sanitize: $(VENV)/test-$(WANTED)
 
 # Odd arguments of the native operators, where a read beside a tensor ends the process.
 fuzz-sanitize: $(VENV)/test-$(WANTED)
+	@$(SANITIZE) $(BIN)/python -c 'from qsr.system import native; native.load()'
 	@$(SANITIZE) OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz native --minutes $(MINUTES) $(ARGS)
 
 # torch does not start under ThreadSanitizer, so the kernels run there without it.

@@ -23,7 +23,8 @@ NAMES = {
     "convert": "quantize",
     "equalization": "equalize",
     "calibration": "calibrate",
-    "config": "TrainConfig preset srresnet quantsr_c swinir_s quantsr_t",
+    "schedule": "TrainConfig",
+    "config": "preset srresnet quantsr_c swinir_s quantsr_t",
     "backbone": "QuantSR DepthPlan rank_blocks slice_depth",
     "train": "train_step",
     "infer": "upscale",
@@ -64,7 +65,6 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers; a test compa
     from .baselines import CADyQ as CADyQ
     from .baselines import DoReFa as DoReFa
     from .calibration import calibrate as calibrate
-    from .config import TrainConfig as TrainConfig
     from .config import preset as preset
     from .config import quantsr_c as quantsr_c
     from .config import quantsr_t as quantsr_t
@@ -101,6 +101,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers; a test compa
     from .runs.linear_tail import fit_tail as fit_tail
     from .runs.sensitivity import sensitivity as sensitivity
     from .runs.tune import tune as tune
+    from .schedule import TrainConfig as TrainConfig
     from .scores import Scores as Scores
     from .scores import evaluate as evaluate
     from .train import train_step as train_step

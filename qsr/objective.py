@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backbone import DepthPlan, QuantSR
-from .config import TrainConfig
+from .schedule import TrainConfig
 
 
 @dataclass(frozen=True)

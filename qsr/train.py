@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .backbone import DepthPlan, QuantSR
-from .config import TrainConfig
 from .objective import Objective
 from .quantizer import Quantizer
+from .schedule import TrainConfig
 from .system import distributed
 
 

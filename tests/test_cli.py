@@ -26,11 +26,13 @@ from qsr.cli import pipe as cli_pipe
 from qsr.cli import train as cli_train
 from qsr.cli import use as cli_use
 from qsr.cli.arguments import DEFAULT_MODEL
+from qsr.cli.making import METHODS
 from qsr.images.colour import SRGB, SRGB_CURVE, profile
 from qsr.images.data import textures
 from qsr.models import zoo
 from qsr.models.file import describe
 from qsr.paper import table2
+from qsr.quantizer import QUANTIZERS
 from qsr.runs.checkpoints import list_checkpoints
 from qsr.system import files as system_files
 
@@ -139,14 +141,15 @@ def test_every_command_has_help_that_fits_a_terminal(qsr_command, monkeypatch, c
         assert all(f"    {name}" in out for name in COMMANDS)
 
 
-FROM_TORCH = {"train", "convert", "pack", "data", "reproduce", "grade"}  # for their options
-
-
-@pytest.mark.parametrize("command", [[], *([n] for n in COMMANDS if n not in FROM_TORCH)])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), *NESTED])
 def test_help_is_there_before_torch(command):
     code = f"import sys\nfrom qsr import cli\ntry:\n    cli.main({[*command, '--help']!r})\n"
     code += "except SystemExit:\n    sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_every_quantizer_can_be_asked_for():
+    assert set(METHODS) == set(QUANTIZERS)
 
 
 def test_the_version_is_that_of_the_package(qsr_command):

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from ..backbone import QuantSR
 from ..calibration import calibrate
-from ..config import NetworkConfig, TrainConfig, quantsr_c, srresnet
+from ..config import NetworkConfig, quantsr_c, srresnet
 from ..images.data import PICTURES, Patches
 from ..integer import kernels
 from ..quantizer import RLQ, FakeQuantize, PhiSlope, Quantizer, QuantSpec, phi_slope
+from ..schedule import TrainConfig
 from ..system import fused, graphs, native
 from ..system.errors import first_line
 from ..train import Stage, make_optimizer

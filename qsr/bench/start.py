@@ -17,6 +17,7 @@ WAITS = {  # what is waited for: the arguments of Python
     "qsr --help": ["-m", "qsr", "--help"],
     "qsr upscale --help": ["-m", "qsr", "upscale", "--help"],
     "qsr train --help": ["-m", "qsr", "train", "--help"],
+    "qsr reproduce --help": ["-m", "qsr", "reproduce", "--help"],
     "qsr models": ["-m", "qsr", "models"],
 }
 

@@ -33,9 +33,10 @@ from torch import Tensor
 
 from ..backbone import QuantSR
 from ..calibration import calibrate
-from ..config import NetworkConfig, TrainConfig
+from ..config import NetworkConfig
 from ..paper.costs import complexity
 from ..paper.report import markdown
+from ..schedule import TrainConfig
 from ..system import native
 from ..system.machine import check_threads, machine
 from ..train import make_optimizer, train_step

@@ -2,7 +2,7 @@
 
 Bad input gives one line on stderr and exit code 2; Ctrl-C exits with 130, SIGTERM with 143. Numbers
 go to stdout, as text or with `--json`; progress and remarks go to stderr. A command's module is
-imported when the command is asked for, and torch by most when it runs: help is there at once.
+imported when the command is asked for, and torch when it runs: help is there at once.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ COMMANDS = {  # name: the module with its add_NAME, and what it does
     "upscale": ("options", "Enlarge pictures, or all pictures of folders."),
     "demo": ("options", "Enlarge the bundled photograph with every model and depth."),
     "evaluate": ("options", "Score a model on test sets."),
-    "train": ("train", "Train a network; the same call resumes a stopped run."),
-    "convert": ("train", "Make a full-precision network of published EDSR-baseline weights."),
+    "train": ("making", "Train a network; the same call resumes a stopped run."),
+    "convert": ("making", "Make a full-precision network of published EDSR-baseline weights."),
     "pack": (
-        "train",
+        "making",
         "Pack a trained network into a small .qsr file; full precision as float16.",
     ),
     "export": ("options", "Write a model as ONNX, for pictures of any size."),
-    "data": ("train", "List sets of pictures, or pack some into one file."),
+    "data": ("making", "List sets of pictures, or pack some into one file."),
     "bench": ("options", "Time kernels, a layer, or networks beside other engines."),
-    "reproduce": ("reproduce", "Compute a table or a figure of the paper."),
+    "reproduce": ("tables", "Compute a table or a figure of the paper."),
     "grade": ("options", "Grade a folder of notebooks that students handed in."),
     "models": ("options", "List the models that come with qsr."),
     "info": ("options", "Say how qsr runs on this machine."),

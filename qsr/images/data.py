@@ -36,13 +36,12 @@ from tqdm.auto import tqdm
 
 from . import archive
 from .archive import Member, Source
-from .formats import FORMATS
+from .formats import FORMATS, SPLITS
 from .picture import Picture, read, size, to_uint8
 from .resize import imresize
 
 EMBEDDED = "embedded"
 PICTURES = Path(__file__).parent / "pictures"
-SPLITS = ("train", "validation", "all")
 
 # Named sets ---------------------------------------------------------------------------------------
 

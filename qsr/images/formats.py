@@ -11,3 +11,4 @@ READ_ONLY = (".tif", ".tiff", ".bmp", ".gif", ".avif")
 DECODER_BYTES = {"PNG": 4, "JPEG": 9, "WEBP": 14, "TIFF": 8, "BMP": 5, "GIF": 4, "AVIF": 10}
 ENCODER_BYTES = {"PNG": 0, "JPEG": 8, "WEBP": 44}
 DEFAULT_MEMORY = 2.0  # GB of planned working memory
+SPLITS = ("train", "validation", "all")  # of a set: what is trained on, what is held out

@@ -37,16 +37,17 @@ from tqdm.auto import tqdm
 
 from ..backbone import QuantSR
 from ..baselines.cadyq import Patchwise
-from ..config import NetworkConfig, TrainConfig, quantsr_c, srresnet
+from ..config import NetworkConfig, quantsr_c, srresnet
 from ..images.data import Patches
 from ..quantizer import QUANTIZERS
 from ..runs.fit import fit
+from ..schedule import TrainConfig
 from ..scores import evaluate
 from ..system.files import replacing
 from . import report
+from .terms import ABLATION_SETS as SETS
 
 SCALE, BLOCKS, FEATURES = 2, 4, 32
-SETS = ("Set5", "Set14", "B100")
 RELATIVE_RATE = 30.0  # of steps and tau over that of weights
 
 

@@ -31,20 +31,20 @@ from typing import Any
 import torch
 
 from ..backbone import QuantSR, load_weights
-from ..config import NetworkConfig, TrainConfig, preset
+from ..config import NetworkConfig, preset
 from ..images.data import Patches, held_out
 from ..models.file import config_to_json, digest, save
 from ..quantizer import QUANTIZERS
 from ..runs.checkpoints import load_checkpoint
 from ..runs.fit import fit
+from ..schedule import TrainConfig
 from . import records
+from .terms import BASELINE_STEPS, TRAINING_SETS
 
 SCALE = 4
 FULL = "full-precision"  # the record of what all rows start from
 METHODS = ("DoReFa", "PAMS", "CADyQ", "LSQ", "RLQ")  # in the order of the paper's figures, RLQ last
 RESULTS = records.RESULTS / "baselines"
-RUNS = Path("runs") / "baselines"  # where weights are looked for: not in the repository
-TRAINING_SETS = ("BSDS500-test", "BSDS500-train", "DIV2K-test-LRx4", "General100", "T91", "photos")
 # At their own scale, as the models that come with qsr; other methods as their recipes say.
 OWN_SCALE = {"relative_steps": True, "quantizer_rate": 30.0}
 
@@ -112,7 +112,7 @@ def chosen_rows(patterns: Sequence[str] = ()) -> tuple[Row, ...]:
 class Terms:
     """What all rows share. steps of `batch` patches of patch x patch lr pixels, from `data`."""
 
-    steps: int = 3000
+    steps: int = BASELINE_STEPS
     data: tuple[str, ...] = TRAINING_SETS
     patch: int = 24
     batch: int = 8

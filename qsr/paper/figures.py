@@ -39,14 +39,7 @@ from tqdm.auto import tqdm
 from ..backbone import QuantSR, load_weights
 from ..baselines.cadyq import Patchwise
 from ..calibration import calibrate
-from ..config import (
-    NetworkConfig,
-    TrainConfig,
-    quantsr_c,
-    quantsr_t,
-    srresnet,
-    swinir_s,
-)
+from ..config import NetworkConfig, quantsr_c, quantsr_t, srresnet, swinir_s
 from ..course.viewers import DARK, LIGHT, PALETTE, STYLE, write_figure
 from ..course.viz import Crop
 from ..images.data import PICTURES, Pair, Patches, make_pair
@@ -58,10 +51,12 @@ from ..models import zoo
 from ..models.file import describe, load_model, save
 from ..quantizer import QUANTIZERS, phi_slope
 from ..runs.log import read_log
+from ..schedule import TrainConfig
 from ..scores import bicubic
 from ..train import make_optimizer, set_learning_rate, train_step
-from .baselines import RUNS, all_rows
+from .baselines import all_rows
 from .records import RESULTS
+from .terms import BASELINE_RUNS as RUNS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,8 +26,8 @@ from ..models import zoo
 from ..scores import evaluate
 from ..system.machine import machine
 from . import records, report
-from .baselines import TRAINING_SETS
 from .table1 import method_and_bits, scale_of
+from .terms import TRAINING_SETS
 
 RESULTS = records.RESULTS / "heldout"
 HELD_OUT = "held out"

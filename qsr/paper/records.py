@@ -26,7 +26,7 @@ import torch
 
 from ..backbone import QuantSR
 from ..baselines.cadyq import Patchwise
-from ..config import NetworkConfig, TrainConfig, preset
+from ..config import NetworkConfig, preset
 from ..images.data import EMBEDDED, list_sets
 from ..infer import Model
 from ..integer.packing import pack
@@ -34,6 +34,7 @@ from ..models.file import config_to_json
 from ..quantizer import QUANTIZERS
 from ..runs.checkpoints import find_best, list_checkpoints, load_checkpoint
 from ..runs.log import read_log
+from ..schedule import TrainConfig
 from ..scores import Scores, evaluate
 from ..system.files import replacing
 from ..system.machine import machine

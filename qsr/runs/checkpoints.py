@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..backbone import QuantSR
-from ..config import TrainConfig
 from ..models.file import config_from_json, config_to_json, network_of, reason
+from ..schedule import TrainConfig
 from ..system.files import replacing_folder
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam remembers of a parameter

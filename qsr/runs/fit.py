@@ -31,10 +31,10 @@ from tqdm.auto import tqdm
 
 from ..backbone import QuantSR, rank_blocks
 from ..calibration import calibrate
-from ..config import TrainConfig
 from ..images.data import Pair, Patches
 from ..objective import Objective
 from ..quantizer import Quantizer
+from ..schedule import TrainConfig
 from ..scores import evaluate
 from ..system import distributed, graphs
 from ..train import Stage, make_optimizer, set_learning_rate, train_step

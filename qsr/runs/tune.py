@@ -48,10 +48,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..calibration import calibrate
-from ..config import TrainConfig
 from ..images.data import Patches, held_out
 from ..layers import Quantized
 from ..quantizer import Quantizer
+from ..schedule import TrainConfig
 from ..train import decay_at, make_optimizer, relative_step, set_learning_rate, update_average
 from .checkpoints import (
     best_score,

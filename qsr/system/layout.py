@@ -21,7 +21,7 @@ LEVELS = (
     ("system",),
     ("quantizer", "images"),
     ("layers", "convert", "equalization", "calibration", "blocks", "baselines"),
-    ("config", "backbone"),
+    ("schedule", "config", "backbone"),
     ("objective", "train", "integer"),
     ("infer",),
     ("scores", "models", "export"),
