@@ -8,6 +8,8 @@ records were made by
     N --steps 7500 --match 0.1 --precision bfloat16                w4a4, tuned
     rlfn-s ... as above, and then
       --steps 1500 --seed 2 --learning-rate 6e-4 --distill 0.5 --init FILE       stage 2 of it
+      --steps 3000 --seed 3 (else as stage 2)                                    stage 3
+      --steps 3000 --seed 4 --eight conv_2 (else as stage 2)    conv_2 at 8 bits from here on
     N --bits 8 --steps 0 --equalize --skip '*.c5' upsampler        w8a8, calibrated only
 
 A run can be stopped and called again (`--folder`). Pictures to choose the best state by are those
@@ -22,6 +24,7 @@ import json
 import platform
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,11 +41,22 @@ FLOAT = {"rlfn": ["conv_1", "blocks.*.esa"], "smfanet": ["to_feat"]}
 EIGHT = {"rlfn": ["*.c5", "upsampler"], "smfanet": ["to_img"]}
 
 
-def student_of(teacher: torch.nn.Module, name: str, bits: int, skip: list[str]) -> torch.nn.Module:
-    """The quantised copy that the records are about."""
+def student_of(
+    teacher: torch.nn.Module, name: str, bits: int, skip: Sequence[str], eight: Sequence[str]
+) -> torch.nn.Module:
+    """The quantised copy that the records are about; eight: more layers with 8 bits."""
     family = name.split("-")[0]
-    widths = {pattern: 8 for pattern in EIGHT[family]} | {"*": bits}
+    widths = {pattern: 8 for pattern in (*EIGHT[family], *eight)} | {"*": bits}
     return qsr.quantize(teacher, widths, skip=[*FLOAT[family], *skip], per_channel=True)
+
+
+def refine(student: torch.nn.Module, names: Sequence[str], bits: int) -> None:
+    """Layers that were trained at `bits` go on with the ranges of these, in the steps of 8 bits."""
+    for name in names:
+        layer = student.get_submodule(name)
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+            coarse = dataclasses.replace(quantizer.spec, bits=bits)
+            quantizer.step_size.data *= coarse.qmax / quantizer.spec.qmax
 
 
 def scores(net: torch.nn.Module) -> dict[str, dict[str, float]]:
@@ -69,6 +83,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="tuned weights of an earlier run to go on from")
     parser.add_argument("--equalize", action="store_true", help="powers of two first")
     parser.add_argument("--skip", nargs="*", default=[], help="more layers to leave in float")
+    parser.add_argument("--eight", nargs="*", default=[], help="more layers with 8 bits")
     parser.add_argument("--label", help="of the record; default: NAME-x4-wNaN")
     parser.add_argument("--max-seconds", type=float)
     parser.add_argument("--folder", help="of checkpoints; default: runs/tuned/NAME")
@@ -82,7 +97,7 @@ def main() -> None:
         pictures = qsr.Patches(SETS, peers.SCALE, args.patch, args.batch, args.seed)
         chosen = qsr.Patches(SETS, peers.SCALE, 48, 16, args.seed).batch(0)[0]
     start = qsr.equalize(teacher, chosen) if args.equalize else teacher
-    student = student_of(start, args.name, args.bits, args.skip)
+    student = student_of(start, args.name, args.bits, args.skip, args.eight)
     record: dict = {"network": args.name, "scale": peers.SCALE, "bits": args.bits}
     record |= {"equalized": args.equalize, "left_in_float": args.skip}
     began = time.monotonic()
@@ -94,6 +109,7 @@ def main() -> None:
     )
     if args.init is not None:
         student.load_state_dict(load_file(args.init))
+        refine(student, args.eight, args.bits)
         record["init"] = scores(student) | {"file": args.init.name}
     if args.steps:
         config = dataclasses.replace(
