@@ -11,6 +11,7 @@ struct Vector {  // may lie at any address
   typedef int32_t Int __attribute__((vector_size(4 * n), aligned(4)));
   typedef uint32_t Unsigned __attribute__((vector_size(4 * n), aligned(4)));
   typedef uint8_t Byte __attribute__((vector_size(n), aligned(1)));
+  typedef uint8_t AlignedByte __attribute__((vector_size(n)));  // but this not
 };
 
 // The nearest integer, halves to even, of |x| < 2^22.

@@ -157,7 +157,7 @@ void lay_out(const int8_t* weights, const ConvShape& s, void* to) {
 }
 
 // B' d, bytes modulo 256
-typedef Vector<32>::Byte Bytes;
+typedef Vector<32>::AlignedByte Bytes;
 template <class T>
 QSR_INLINE constexpr void input_forms(const T* d, T* t) {
   t[0] = d[0] - d[2], t[1] = d[1] + d[2], t[2] = d[2] - d[1], t[3] = d[1] - d[3];
@@ -169,13 +169,14 @@ template <int n>
 QSR_INLINE void transform_channels(const uint8_t* in, int64_t row, int64_t pixel, uint8_t* to,
                                    int64_t stride, typename Vector<n>::Byte offset,
                                    typename Vector<n>::Byte offset11) {
-  typedef typename Vector<n>::Byte Bytes;
-  Bytes rows[kPatch][kForms];  // of the patch, transformed along x
+  typedef typename Vector<n>::Byte Memory;
+  typedef typename Vector<n>::AlignedByte Bytes;  // templates forget that others may lie anywhere
+  Bytes rows[kPatch][kForms];                     // of the patch, transformed along x
 #pragma GCC unroll 4
   for (int i = 0; i < kPatch; ++i, in += row) {
     Bytes d[kPatch];
 #pragma GCC unroll 4
-    for (int k = 0; k < kPatch; ++k) d[k] = *(const Bytes*)(in + k * pixel);
+    for (int k = 0; k < kPatch; ++k) d[k] = *(const Memory*)(in + k * pixel);
     input_forms(d, rows[i]);
   }
 #pragma GCC unroll 4
@@ -185,7 +186,7 @@ QSR_INLINE void transform_channels(const uint8_t* in, int64_t row, int64_t pixel
     input_forms(d, t);
 #pragma GCC unroll 4
     for (int i = 0; i < kForms; ++i)
-      *(Bytes*)(to + (kForms * i + j) * stride) = t[i] + (i == 1 && j == 1 ? offset11 : offset);
+      *(Memory*)(to + (kForms * i + j) * stride) = t[i] + (i == 1 && j == 1 ? offset11 : offset);
   }
 }
 
