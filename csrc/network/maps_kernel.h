@@ -39,8 +39,8 @@ void quantize_planes(const Planes& x, int64_t channels, const CodeStore& to, int
                      int64_t last) {
   const Float step = Float{} + to.step, low = Float{} + to.low, high = Float{} + to.high;
   const int64_t width = to.map.width;
-  for (int64_t y = first; y < last; ++y)
-    for (int64_t c = 0; c < to.map.channels; c += kSide)
+  for (int64_t c = 0; c < to.map.channels; c += kSide)
+    for (int64_t y = first; y < last; ++y)
       for (int64_t i = 0; i < width; i += kSide) {
         const float* from = x.data + y * x.row + i;
         Vector<kSide>::Byte square[kSide] = {};
@@ -59,9 +59,9 @@ void quantize_planes(const Planes& x, int64_t channels, const CodeStore& to, int
 
 void to_planes(const FloatMap& from, int64_t width, const Planes& to, int64_t first,
                int64_t last) {
-  for (int64_t y = first; y < last; ++y)
-    for (int64_t c = 0; c < from.channels; c += kSide) {
-      const Lanes<kSide, true> lanes(from, c);
+  for (int64_t c = 0; c < from.channels; c += kSide) {
+    const Lanes<kSide, true> lanes(from, c);
+    for (int64_t y = first; y < last; ++y)
       for (int64_t i = 0; i < width; i += kSide) {
         Vector<kSide>::Float square[kSide] = {};
         for (int64_t k = 0; k < kSide && i + k < width; ++k) square[k] = lanes.load({y, i + k, 0});
@@ -69,5 +69,5 @@ void to_planes(const FloatMap& from, int64_t width, const Planes& to, int64_t fi
         for (int64_t k = 0; k < kSide && c + k < from.channels; ++k)
           store_some<kSide>(to.data + (c + k) * to.plane + y * to.row + i, width - i, square[k]);
       }
-    }
+  }
 }
