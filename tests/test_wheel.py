@@ -75,6 +75,22 @@ def compiled(source, tmp_path_factory) -> Path:
     return build(source, tmp_path_factory.mktemp("compiled"), QSR_NATIVE="aot")
 
 
+def test_python_started_beside_a_clone_named_qsr_finds_the_package_and_not_the_clone(
+    source, tmp_path
+):
+    clone, editable = tmp_path / "qsr", tmp_path / "editable"
+    clone.symlink_to(source)
+    editable.mkdir()
+    make = f"from setuptools import build_meta; build_meta.build_editable({str(editable)!r})"
+    run(sys.executable, "-c", make, cwd=clone, QSR_NATIVE="jit")
+    with zipfile.ZipFile(next(editable.glob("*.whl"))) as archive:
+        archive.extractall(editable)
+    # As in site-packages: its .pth files are obeyed, and it is searched after the current folder.
+    ask = f"import site; site.addsitedir({str(editable)!r}); import qsr; print(qsr.__file__)"
+    found = run(sys.executable, "-c", ask, cwd=tmp_path).strip()
+    assert Path(found).resolve() == (source / "qsr" / "__init__.py").resolve()
+
+
 def environment(folder: Path, wheel: Path) -> Path:
     """A new environment with this wheel, which sees what is installed here -> its programs."""
     venv.create(folder, with_pip=False, symlinks=True)
