@@ -69,9 +69,13 @@ define build_core
 	    'from qsr.system import native; status = native.load(); print("native core:", status.how, status.path)'
 endef
 
+# JupyterLab opens nothing above its root, and notebooks link to pages and sources of the checkout: so
+# the checkout is the root, unless the folder lies elsewhere.
 DIR ?= tutorials
+ELSEWHERE = $(filter /% ../%,$(DIR))
 lab: classroom
-	$(BIN)/jupyter lab --ServerApp.root_dir=$(DIR) $(LAB_FLAGS) $(ARGS)
+	$(BIN)/jupyter lab --ServerApp.root_dir=$(or $(ELSEWHERE),.) \
+	    --LabApp.default_url=/lab$(if $(ELSEWHERE),,/tree/$(DIR)) $(LAB_FLAGS) $(ARGS)
 
 # All that `make lab` needs before somebody is there: what images of classrooms are made with.
 classroom: $(VENV)/lab-$(WANTED)

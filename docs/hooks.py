@@ -3,8 +3,9 @@
 - `*` in the navigation, and a tutorial's number before its title;
 - what is made while building, so that it cannot be out of date: the slider of the home page, the
   table of notebooks, the scores of the models, Tables 1 and 2;
-- tutorials: no cells that need a kernel, links to open or keep the notebook; no solutions, neither
-  in pages nor in the files to keep, but with QSR_SOLUTIONS=1 folded ones, for instructors;
+- tutorials: no cells that need a kernel, code that only draws folded, links to open or keep the
+  notebook, links to notebooks, pages and sources that lead there on the site too; no solutions,
+  neither in pages nor in the files to keep, but with QSR_SOLUTIONS=1 folded ones, for instructors;
 - the versions in each page's footer.
 """
 
@@ -25,7 +26,7 @@ from bs4 import BeautifulSoup, Tag
 from mkdocs.structure.toc import get_toc
 
 import qsr
-from qsr.course.student import read_without_solutions
+from qsr.course.student import links, read_without_solutions
 from qsr.course.viewers import Compare
 from qsr.images.data import make_pair, photo
 from qsr.images.picture import to_uint8
@@ -34,7 +35,7 @@ from qsr.paper import baselines, baselines_report, gap, heldout, table1, table1_
 from qsr.paper.costs import RULES
 from qsr.scores import bicubic
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = Path(__file__).parent / "tutorials"
 MODEL = "quantsr-c-x4-w4a4"  # on the home page
 SETS = ("Set5", "Set14", "B100")  # of the table of models
@@ -61,17 +62,24 @@ def on_page_markdown(markdown, page, **_):
 
 def on_page_content(html, page, config, **_):
     if not page.file.src_uri.endswith(".ipynb"):
-        return html
+        return re.sub(r"<p>(<img [^>]*>)</p>", r'<p class="scrolls">\1</p>', html)
     page.toc = get_toc(headings(html))
     name, repository = Path(page.file.src_uri).name, config.extra["repository"]
     return tutorial(html, name, repository, _with_solutions())
 
 
 def on_post_build(config):
-    """The notebooks that a page lets its reader keep, and the questions with their keys."""
+    """The notebooks that a page lets its reader keep, the sources that they link to, and the
+    questions with their keys."""
+    site = Path(config.site_dir)
+    for path in TUTORIALS.glob("*.ipynb"):
+        for link in links(json.loads(path.read_text("utf-8"))):
+            if _page_of(link) is None:
+                copy = site / _source_page(link)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes((ROOT / link).read_bytes())
     if _with_solutions():
         return
-    site = Path(config.site_dir)
     (site / "questions.gift").unlink(missing_ok=True)
     for path in site.rglob("*.ipynb"):
         notebook = read_without_solutions(TUTORIALS / path.name)
@@ -109,7 +117,8 @@ def _titled(page: str):
 
 def _numbered_title(notebook: Path) -> str:
     number = notebook.name.partition("_")[0]
-    return f"{number} {_first_cell(notebook).splitlines()[0].removeprefix('# ')}"
+    title = _first_cell(notebook).splitlines()[0].removeprefix("# ")
+    return f"{number} {title.replace('`', '')}"  # which a page's title would show as they are
 
 
 def _first_cell(notebook: Path) -> str:
@@ -284,15 +293,61 @@ def tutorial(html: str, name: str, repository: str, solutions: bool) -> str:
     for cell in () if solutions else _cells(page, "solution"):
         cell.decompose()
     for cell in _cells(page, "solution"):
-        details = page.new_tag("details", attrs={"class": "solution"})
-        summary = page.new_tag("summary")
-        summary.string = "Show a solution"
-        cell.wrap(details).insert(0, summary)
+        _fold(page, cell, "Show a solution")
+    for cell in _cells(page, "folded"):
+        _fold(page, cell.select_one(".jp-Cell-inputWrapper"), "Show the code")
+    for link in page.select("a[href]"):
+        link["href"] = _on_site(link["href"])
     # The tags above cells; MathJax from a server, since KaTeX renders the formulas here.
     for part in page.select(".celltoolbar, script[src], script[type='text/x-mathjax-config']"):
         part.decompose()
+    for mark in page.select(".anchor-link"):
+        mark.string = ""  # its ¶ would be in what a search finds
+        mark["aria-label"] = "Link to this heading"
+    for image in page.select(".jp-OutputArea-output img[width]"):
+        _may_scroll(page, image)
+    for frames in page.select("section[data-stop]"):
+        if frames.img["src"].startswith("data:image/png"):  # a figure: its width is in the box's
+            width = re.search(r"max-width:(\d+px)", frames.parent["style"])[1]
+            frames.img["style"] += f"; min-width:{width}"
+            _may_scroll(page, frames.img)
     page.h1.insert_after(BeautifulSoup(_links(name, repository), "html.parser"))
     return str(page)
+
+
+def _may_scroll(page: BeautifulSoup, image: Tag) -> None:
+    image.wrap(page.new_tag("div", attrs={"class": "scrolls"}))
+
+
+def _fold(page: BeautifulSoup, part: Tag, words: str) -> None:
+    details = page.new_tag("details", attrs={"class": "folded"})
+    summary = page.new_tag("summary")
+    summary.string = words
+    part.wrap(details).insert(0, summary)
+
+
+def _on_site(address: str) -> str:
+    """Where a link of a notebook leads on the site: a notebook's page, a page, a source's copy."""
+    if address.endswith(".ipynb"):
+        return f"../{Path(address).stem}/"
+    if not address.startswith("../"):
+        return address
+    path, mark, part = address.removeprefix("../").partition("#")
+    page = _page_of(path)
+    return f"../../{_source_page(path) if page is None else f'{page}/'}{mark}{part}"
+
+
+def _page_of(path: str) -> str | None:
+    """The page of the site that shows a file of the repository, if one does."""
+    pages = Path(__file__).parent.rglob("*.md")
+    found = (page for page in pages if page.resolve() == (ROOT / path).resolve())
+    names = (page.relative_to(Path(__file__).parent).with_suffix("").as_posix() for page in found)
+    return next(names, None)
+
+
+def _source_page(path: str) -> str:
+    """Where the site has a copy of a source, which browsers show as a text."""
+    return f"sources/{path}.txt"
 
 
 def headings(html: str) -> list[dict]:

@@ -840,7 +840,7 @@ WRONG["greedy"] = {
     ),
 }
 
-# 04 A quantised transformer -----------------------------------------------------------------------
+# 04a Windows and attention ------------------------------------------------------------------------
 
 
 def regions_of(length, window, shift):
@@ -881,6 +881,57 @@ WRONG["regions"] = {
     "0 is always there": lambda n, w, s: [0, *regions_of(n, w, s)[1:]],
     "at least half a window": lambda n, w, s: regions_of(n, w, max(s, w // 2)),
 }
+
+
+def pairs_by_regions(height, width, window, shift):
+    """Counted: for each window the sizes of its regions, squared."""
+
+    def squares(length):
+        side = np.arange(length)
+        region = (side >= length - window).astype(int) + (side >= length - shift)
+        parts = region.reshape(-1, window)
+        return sum(int((part == k).sum()) ** 2 for part in parts for k in range(3))
+
+    return squares(height) * squares(width)
+
+
+def pairs_along(length, window, shift, last=None):
+    parts = (window - shift) ** 2 + shift**2
+    return (length // window - 1) * window**2 + (parts if last is None else last)
+
+
+def pairs_of(height, width, window, shift, last=None):
+    return pairs_along(height, window, shift, last) * pairs_along(width, window, shift, last)
+
+
+RIGHT["allowed_pairs"] = [
+    pairs_by_regions,
+    lambda h, w, n, s: np.int64(h * n - 2 * s * (n - s)) * (w * n - 2 * s * (n - s)),
+    lambda h, w, n, s: torch.tensor([h, w]).mul(n).sub(2 * s * (n - s)).prod(),
+]
+WRONG["allowed_pairs"] = {
+    "no mask": lambda h, w, n, s: h * w * n * n,
+    "no windows": lambda h, w, n, s: (h * w) ** 2,
+    "half a window whatever the shift": lambda h, w, n, s: pairs_of(h, w, n, n // 2),
+    "every window is in parts": lambda h, w, n, s: h * w * ((n - s) ** 2 + s**2) ** 2 // n**2,
+    "only the corner is in parts": lambda h, w, n, s: (
+        (h * w // n**2 - 1) * n**4 + ((n - s) ** 2 + s**2) ** 2
+    ),
+    "the last window asks nothing": lambda h, w, n, s: pairs_of(h, w, n, s, 0 if s else n * n),
+    "what was rolled in asks nothing": lambda h, w, n, s: pairs_of(h, w, n, s, (n - s) ** 2),
+    "squares": lambda h, w, n, s: pairs_along(h, n, s) ** 2,
+    "along the width alone": lambda h, w, n, s: pairs_along(w, n, s) * h * n,
+    "along the height alone": lambda h, w, n, s: pairs_along(h, n, s) * w * n,
+    "pixels, not pairs": lambda h, w, n, s: h * w,
+    "pairs without oneself": lambda h, w, n, s: pairs_of(h, w, n, s) - h * w,
+    "windows of 8": lambda h, w, n, s: pairs_of(h, w, 8, s),
+    "int32": lambda h, w, n, s: np.array(pairs_of(h, w, n, s)).astype(np.int32),
+    "always shifted": lambda h, w, n, s: pairs_of(h, w, n, s or 1),
+    "at most half a window": lambda h, w, n, s: pairs_of(h, w, n, min(s, n // 2) + (s > n // 2)),
+    "one position too many": lambda h, w, n, s: pairs_of(h, w, n, s + 1 if s else 0),
+}
+
+# 04b Attention on integers ------------------------------------------------------------------------
 
 
 def scores_by_a_loop(q, k, step_q, step_k, bits):
@@ -1637,7 +1688,7 @@ def table() -> list[str]:
         counts = [len(wrong), refused, len(right), accepted]
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
         claims = len(list(exercise.claims(RIGHT[exercise.name][0], Draw(0))))
-        row = [exercise.notebook[:2], f"`{exercise.answer}`", claims, *counts]
+        row = [exercise.number, f"`{exercise.answer}`", claims, *counts]
         lines.append(f"| {' | '.join(map(str, row))} |")
     lines.append(f"| | all | | {' | '.join(map(str, totals))} |")
     return lines

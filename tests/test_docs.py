@@ -206,15 +206,38 @@ CELLS = (
     + cell("live", "IntSlider()")
     + cell("solution", "a = 1")
     + cell("check", "b = 2")
+    + '<div class="jp-Cell celltag_folded jp-Notebook-cell">'
+    + '<div class="jp-Cell-inputWrapper">draw()</div><p>A figure.</p></div>'
     + '<div class="jp-Cell jp-Notebook-cell"><p class="celltag_solution">Both.</p></div></div>'
 )
 
 
 def test_a_tutorial_shows_no_cells_that_need_a_kernel_and_no_solutions(hooks):
     page = hooks.tutorial(CELLS, "01_x.ipynb", "", solutions=False)
-    for gone in ("pip install", "IntSlider", "a = 1", "Both.", "<details"):
+    for gone in ("pip install", "IntSlider", "a = 1", "Both.", "Show a solution"):
         assert gone not in page
     assert "b = 2" in page
+
+
+def test_code_that_only_draws_is_folded_and_what_it_draws_is_not(hooks):
+    page = hooks.tutorial(CELLS, "01_x.ipynb", "", solutions=False)
+    (folded,) = re.findall(r"<details.*?>(.*?)</details>", page, re.S)
+    assert "draw()" in folded and "Show the code" in folded and "A figure." not in folded
+
+
+def test_links_of_a_tutorial_lead_to_pages_of_the_site(hooks):
+    links = {
+        "02_baselines.ipynb": "../02_baselines/",
+        "../docs/log.md#a": "../../log/#a",
+        "../docs/decisions/README.md": "../../decisions/README/",
+        "../csrc/README.md": "../../kernels/",
+        "../qsr/layers.py": "../../sources/qsr/layers.py.txt",
+        "https://arxiv.org": "https://arxiv.org",
+        "#here": "#here",
+    }
+    anchors = "".join(f'<a href="{link}">x</a>' for link in links)
+    page = hooks.tutorial(f"<div><h1>T</h1>{anchors}</div>", "01_x.ipynb", "", solutions=False)
+    assert re.findall(r'<a href="([^"]+)">x', page) == list(links.values())
 
 
 def test_a_site_for_instructors_folds_solutions(hooks):
@@ -222,7 +245,8 @@ def test_a_site_for_instructors_folds_solutions(hooks):
     for gone in ("pip install", "IntSlider", "mathjax", "celltoolbar"):
         assert gone not in page
     folded = re.findall(r"<details.*?>(.*?)</details>", page, re.S)
-    assert [part.count("Show a solution") for part in folded] == [1, 1]
+    folded = [part for part in folded if "Show a solution" in part]
+    assert len(folded) == 2
     assert "a = 1" in folded[0] and "Both." in folded[1]
     assert "b = 2" in page and not any("b = 2" in part for part in folded)
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qsr.course import package
-from qsr.course.student import tags
+from qsr.course.student import source_of, tags
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
@@ -36,6 +37,17 @@ def test_it_has_every_notebook_without_solutions_and_without_their_outputs(unpac
                 assert cell["outputs"] == []
 
 
+def test_what_its_notebooks_link_to_is_in_it(unpacked):
+    found = 0
+    for path in (unpacked / "notebooks").iterdir():
+        for cell in json.loads(path.read_text())["cells"]:
+            if cell["cell_type"] == "markdown":
+                for link in re.findall(r"\]\(([^)#:]+)\)", source_of(cell)):
+                    assert (path.parent / link).exists(), f"{path.name}: {link}"
+                    found += link.startswith("../source/")
+    assert found > 5
+
+
 def test_its_source_is_the_whole_package_and_runs_by_itself(unpacked, tmp_path):
     def files(root: Path) -> set[str]:
         found = (p for part in ("qsr", "csrc") for p in (root / part).rglob("*") if p.is_file())
@@ -43,7 +55,7 @@ def test_its_source_is_the_whole_package_and_runs_by_itself(unpacked, tmp_path):
 
     source = unpacked / "source"
     assert files(source) == files(ROOT)
-    assert {p.name for p in source.iterdir()} == set(package.SOURCES)
+    assert {p.name for p in source.iterdir()} == {*package.SOURCES, "docs"}
     check = (
         "import qsr; from qsr.course import exercises; from qsr.images.data import photo; "
         "from qsr.models import zoo; assert zoo.names(); photo(); "
@@ -71,7 +83,9 @@ def test_the_one_command_sets_up_once_and_opens_the_notebooks(unpacked, tmp_path
     install, trust, *opened = asked.read_text().splitlines()
     assert install == f"-m pip install --quiet -e {unpacked / 'source'}[lab]"
     assert trust.startswith("-m jupyter trust") and trust.count(".ipynb") == len(TUTORIALS)
-    assert opened == [f"-m jupyter lab --ServerApp.root_dir={unpacked / 'notebooks'}"] * 2
+    where = "--LabApp.default_url=/lab/tree/notebooks"
+    lab = f"-m jupyter lab --ServerApp.root_dir={unpacked} {where}"
+    assert opened == [lab] * 2
 
 
 def test_an_old_python_can_read_the_command_and_is_told_what_is_needed():

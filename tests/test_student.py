@@ -6,7 +6,14 @@ import sys
 
 import pytest
 
-from qsr.course.student import source_of, tags, without_solution, without_solutions, write
+from qsr.course.student import (
+    links,
+    source_of,
+    tags,
+    without_solution,
+    without_solutions,
+    write,
+)
 
 
 def cell(source: str, *tags: str, kind: str = "code") -> dict:
@@ -109,6 +116,18 @@ def test_notebooks_are_written_into_a_folder_of_their_own(tmp_path):
     with pytest.raises(ValueError, match="a.ipynb would be replaced by itself"):
         write(tmp_path, [source])
     assert source.read_text() == text
+
+
+def test_links_of_a_copy_lead_to_the_files_of_the_checkout(tmp_path):
+    linking = notebook()
+    linking["cells"][0]["source"] = "See [a](../docs/a.md#b), [c](c.ipynb), [`d`](../qsr/d.py)."
+    (tmp_path / "tutorials").mkdir()
+    source = tmp_path / "tutorials" / "a.ipynb"
+    source.write_text(json.dumps(linking))
+    assert links(linking) == ["docs/a.md", "qsr/d.py"]
+    (path,) = write(tmp_path / "build" / "student", [source])
+    moved = source_of(json.loads(path.read_text())["cells"][0])
+    assert moved == "See [a](../../docs/a.md#b), [c](c.ipynb), [`d`](../../qsr/d.py)."
 
 
 def test_the_command_tells_what_it_wrote_and_what_it_could_not_read(tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from datetime import datetime
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -187,11 +188,52 @@ def test_a_live_figure_is_drawn_anew_when_a_control_moves():
         return plt.subplots(figsize=(1, 1))[0]
 
     slider = widgets.IntSlider(2, 2, 8)
-    box = viz.live(draw, bits=slider)
+    box = viz.live(draw, "a <figure>", bits=slider)
     slider.value = 5
     assert seen == [2, 5] and not plt.get_fignums()
     assert box.children[0] is slider
-    assert Image.open(io.BytesIO(box.children[1].value)).format == "PNG"
+    image = ElementTree.fromstring(box.children[1].value)
+    assert (image.get("alt"), image.get("width")) == ("a <figure>", "100")
+    assert pictures_in(box.children[1].value)[0].size == (100, 100)
+
+
+def test_a_live_picture_is_shown_at_its_own_size_with_its_caption():
+    widgets = pytest.importorskip("ipywidgets")
+    size = widgets.IntSlider(8, 4, 16)
+    box = viz.live(lambda size: (picture_of((4, size)), f"{size} < 99"), "an eye", size=size)
+    size.value = 12
+    page = ElementTree.fromstring(f"<div>{box.children[1].value}</div>")
+    assert page.find("img").get("width") == "12" and page.find("p").text == "12 < 99"
+    with pytest.raises(ValueError, match="`alt` is empty"):
+        viz.live(lambda size: picture_of(), "", size=size)
+
+
+def sent(image: Image.Image, name="mine.jpg", **options) -> dict:
+    """A file as a browser sends it to a FileUpload."""
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", **options)
+    about = {"name": name, "type": "image/jpeg", "size": encoded.tell()}
+    about["last_modified"] = datetime(2026, 11, 28)
+    return {**about, "content": memoryview(encoded.getvalue())}
+
+
+def test_a_picture_from_a_phone_is_shown_upright_and_small_with_a_word_on_it(capsys):
+    pytest.importorskip("ipywidgets")
+    turned = Image.Exif()
+    turned[274] = 6  # the camera was held upright
+    seen = []
+    button, _ = viz.own_picture(seen.append, largest=64).children
+    button.value = (sent(Image.new("RGB", (200, 100), "teal"), exif=turned),)
+    assert seen[0].size == (32, 64) and seen[0].mode == "RGB"
+    button.value = (sent(Image.new("L", (40, 30)), "grey.jpg"),)
+    assert seen[1].size == (40, 30) and seen[1].mode == "RGB"
+    button.value = ({**sent(Image.new("L", (9, 9)), "no.jpg"), "content": memoryview(b"text")},)
+    assert len(seen) == 2
+    lines = [line for line in capsys.readouterr().out.splitlines() if ":" in line]
+    small = "made 32 × 64 here; `qsr upscale` enlarges it whole"
+    assert lines[0] == f"mine.jpg: 100 × 200 pixels, {small}"
+    assert lines[1] == "grey.jpg: 40 × 30 pixels"
+    assert lines[2].startswith("not shown: no.jpg ") and len(lines) == 3
 
 
 def test_viz_has_the_viewers_too():

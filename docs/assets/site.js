@@ -12,7 +12,7 @@ document$.subscribe(() => {
   }
 
   // The keyboard reaches what scrolls, and screen readers hear what the search box is.
-  const wide = ".md-typeset__scrollwrap, .highlight-ipynb, .jp-RenderedText pre, .katex-display"
+  const wide = ".md-typeset__scrollwrap, .scrolls, .highlight-ipynb, .jp-RenderedText pre, .katex-display"
   for (const part of document.querySelectorAll(wide)) {
     if (part.scrollWidth > part.clientWidth) part.tabIndex = 0
   }

@@ -56,6 +56,11 @@ class Exercise:
         """The name of the exercise: that of its test."""
         return self.claims.__name__
 
+    @property
+    def number(self) -> str:
+        """The number of its notebook, such as 04a."""
+        return self.notebook.partition("_")[0]
+
 
 def exercise(notebook: str, answer: str) -> Callable[[Callable[..., Claims]], Exercise]:
     """Make an exercise of a test, which is called with the answer and a `Draw`."""

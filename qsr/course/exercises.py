@@ -468,10 +468,10 @@ def _errors(draw: Draw, count: int) -> Callable[[set[int]], float]:
     return lambda kept: table[frozenset(kept)]
 
 
-# 04 A quantised transformer -----------------------------------------------------------------------
+# 04a Windows and attention ------------------------------------------------------------------------
 
 
-@exercise("04_quantized_transformer", "my_regions")
+@exercise("04a_windows_and_attention", "my_regions")
 def regions(f: Callable, draw: Draw) -> Claims:
     """The region of each position along a side of the rolled picture."""
 
@@ -498,7 +498,40 @@ def regions(f: Callable, draw: Draw) -> Claims:
     yield same(f(12, 6, 0), right(12, 6, 0)), "moved by 0: nothing was rolled in"
 
 
-@exercise("04_quantized_transformer", "my_scores")
+@exercise("04a_windows_and_attention", "my_pairs")
+def allowed_pairs(f: Callable, draw: Draw) -> Claims:
+    """How many pairs of pixels may ask each other in a picture that was rolled by the shift."""
+
+    def along(length: int, window: int, shift: int) -> int:
+        whole = length // window - 1  # windows before the last one, which is in two parts
+        return whole * window**2 + (window - shift) ** 2 + shift**2
+
+    def right(height: int, width: int, window: int, shift: int) -> int:
+        return along(height, window, shift) * along(width, window, shift)
+
+    yield same(f(8, 8, 8, 0), 4096), "one window of 8 × 8, not shifted: 64 · 64"
+    yield same(f(8, 8, 8, 4), 1024), "one window of 8 × 8 that is all corner, four quarters"
+    yield same(f(16, 8, 8, 4), 3072), "16 × 8, windows of 8 moved by 4: 2048 and 1024"
+    yield same(f(4, 4, 4, 1), 100), "one window of 4 × 4 moved by 1: (3² + 1²)²"
+    for _ in range(4):
+        window = draw.whole(3, 9)
+        shift = draw.one([s for s in range(1, window) if 2 * s != window])
+        across, down = draw.some(2, range(2, 7))
+        sizes = window * across, window * down, window, shift
+        sentence = "{} × {} pixels, windows of {} moved by {}".format(*sizes)
+        yield same(f(*sizes), right(*sizes)), sentence
+    window, count = draw.whole(2, 9), draw.whole(3, 7)
+    sizes = count * window, window, window, 0
+    yield same(f(*sizes), right(*sizes)), "{} × {}, windows of {}, not shifted".format(*sizes[:3])
+    sizes = 16384, 8192, 8, 4
+    sentence = "16384 × 8192 pixels, windows of 8 moved by 4, more pairs than int32 holds"
+    yield same(f(*sizes), right(*sizes), rtol=0), sentence
+
+
+# 04b Attention on integers ------------------------------------------------------------------------
+
+
+@exercise("04b_attention_on_integers", "my_scores")
 def scores(f: Callable, draw: Draw) -> Claims:
     """Scores of queries and keys, by their codes."""
 
@@ -537,7 +570,7 @@ def scores(f: Callable, draw: Draw) -> Claims:
     yield same(f(high, high, 1.0, 1.0, 8), [[300 * 127 * 127]]), sentence
 
 
-@exercise("04_quantized_transformer", "my_bias")
+@exercise("04b_attention_on_integers", "my_bias")
 def fold_shift(f: Callable, draw: Draw) -> Claims:
     """The bias that makes a linear layer forget the shift of its input."""
     weight, bias = torch.tensor([[1.0, 3.0], [2.0, -2.0]]), torch.tensor([1.0, 0.0])

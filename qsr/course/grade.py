@@ -175,7 +175,7 @@ def write(grades: Sequence[Grade], path: str | os.PathLike) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     feedback = path.with_name(f"{path.stem}_feedback")
     feedback.mkdir(exist_ok=True)
-    columns = [f"{r.exercise.notebook[:2]} {r.exercise.answer}" for r in grades[0].results]
+    columns = [f"{r.exercise.number} {r.exercise.answer}" for r in grades[0].results]
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["student", *columns, "total", "remarks"])
@@ -195,7 +195,7 @@ def summary(grades: Sequence[Grade]) -> Iterator[str]:
     for results in zip(*(one.results for one in grades), strict=True):
         solved = sum(result.points > 0 for result in results)
         exercise = results[0].exercise
-        yield f"  {exercise.notebook[:2]} {exercise.answer:18} solved by {solved} of {len(grades)}"
+        yield f"  {exercise.number:3} {exercise.answer:18} solved by {solved} of {len(grades)}"
 
 
 def _feedback(grade: Grade) -> Iterator[str]:

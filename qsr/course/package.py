@@ -3,8 +3,8 @@
     python -m qsr.course.package build/qsr-course.zip tutorials/*.ipynb        (make student)
 
 Unpacked, `python3 start.py` sets up an environment beside the notebooks and opens them. The data of
-the course, pictures and models, are part of qsr. Nothing in the file solves an exercise, and the
-same checkout always gives the same bytes.
+the course, pictures and models, are part of qsr. The pages that the notebooks link to come along.
+Nothing in the file solves an exercise, and the same checkout always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..system.files import replacing
-from .student import read_without_solutions
+from .student import linked_to, links, read_without_solutions
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "qsr-course"
@@ -72,7 +72,8 @@ if not READY.exists():
     run("jupyter", "trust", *sorted(NOTEBOOKS.glob("*.ipynb")))
     READY.touch()
 if "--no-open" not in sys.argv:
-    run("jupyter", "lab", "--ServerApp.root_dir=" + str(NOTEBOOKS))
+    root = "--ServerApp.root_dir=" + str(HERE)  # so that what notebooks link to can be opened
+    run("jupyter", "lab", root, "--LabApp.default_url=/lab/tree/notebooks")
 '''
 
 
@@ -80,10 +81,13 @@ def contents(notebooks: Sequence[str | os.PathLike]) -> Iterator[tuple[str, byte
     """The files of the package: names and bytes. Errors as `read_without_solutions`."""
     yield "README.txt", README.encode()
     yield "start.py", START.encode()
+    linked = set()
     for path in map(Path, notebooks):
-        text = json.dumps(read_without_solutions(path), indent=1, ensure_ascii=False) + "\n"
+        notebook = read_without_solutions(path)
+        linked |= {link for link in links(notebook) if link.startswith("docs/")}
+        text = json.dumps(linked_to(notebook, "../source"), indent=1, ensure_ascii=False) + "\n"
         yield f"notebooks/{path.name}", text.encode()
-    for part in SOURCES:
+    for part in (*SOURCES, *sorted(linked)):
         top = ROOT / part
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if path.is_file() and path.suffix not in LEFT_OUT:

@@ -5,7 +5,7 @@
 Cells are told by their tags. `solution` cells are left out. In `check` cells the solution becomes
 None: `qsr.check(mine, None, exercises.it)`. `exercise` and `check` cells lose their outputs, and so
 do those that a kernel has to draw (`live`). All else stays as it is, and the notebook runs from top
-to bottom before an exercise is attempted.
+to bottom before an exercise is attempted. Links to the checkout's files lead there from the copy.
 """
 
 from __future__ import annotations
@@ -58,6 +58,28 @@ def without_solutions(notebook: dict) -> dict:
     return notebook
 
 
+LINK = re.compile(r"\]\(\.\./([^)#\s]+)")  # in Markdown, to a file of the checkout
+
+
+def links(notebook: dict) -> list[str]:
+    """The files of the checkout that a tutorial links to, such as docs/log.md."""
+    texts = (source_of(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    return [path for text in texts for path in LINK.findall(text)]
+
+
+def linked_to(notebook: dict, checkout: str) -> dict:
+    """A copy of a notebook whose links to files of the checkout lead there from another folder.
+
+    checkout: the way to it from there, as it stands in an address ("../source").
+    """
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown" and LINK.search(source_of(cell)):
+            moved = LINK.sub(lambda link: f"]({checkout}/{link[1]}", source_of(cell))
+            cell["source"] = moved.splitlines(keepends=True)
+    return notebook
+
+
 def without_solution(source: str, where: str = "the source") -> str:
     """The code of a check cell with None for the solution of each call of check.
 
@@ -104,7 +126,8 @@ def write(folder: str | os.PathLike, notebooks: Sequence[str | os.PathLike]) -> 
             raise ValueError(
                 f"{path} would be replaced by itself without solutions; name a folder."
             )
-        stripped = read_without_solutions(path)
+        checkout = os.path.relpath(path.resolve().parents[1], folder.resolve())
+        stripped = linked_to(read_without_solutions(path), Path(checkout).as_posix())
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

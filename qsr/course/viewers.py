@@ -5,9 +5,10 @@
                                                      do not see it
     Compare(before, after)                           two pictures under a slider
     Frames([(stop, picture, caption), ...], ...)     one picture for each stop of a slider
-    live(draw, bits=widgets.IntSlider())             controls over a figure, where a kernel runs
+    live(draw, "Loss ...", bits=IntSlider())         controls over a picture, where a kernel runs
+    own_picture(show)                                a button for a picture of the reader's
 
-All but the last are one piece of HTML without ids, scripts or anything fetched: the same in a
+All but the last two are one piece of HTML without ids, scripts or anything fetched: the same in a
 notebook, on a static site and without a network. The sliders are moved by mouse, finger or arrow
 keys.
 
@@ -23,14 +24,15 @@ import html
 import io
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..images.picture import from_array, to_pil, to_uint8
+from ..images.picture import Picture, from_array, read, to_pil, to_uint8
 from ..system.files import replacing
 
 if TYPE_CHECKING:
@@ -111,30 +113,18 @@ def figure(fig: Figure, alt: str, dpi: float | None = None) -> Shown:
     Raises ValueError for an empty alt.
     """
     _check_alt(alt)
-    address, width = _png(fig, dpi)
+    return Shown(_image(fig, alt, dpi), alt)
+
+
+def _image(drawn: AnyPicture | Figure, alt: str, dpi: float | None = None) -> str:
+    """A figure, which is closed, or a picture as an element of a page, at its own size."""
+    if hasattr(drawn, "savefig"):
+        address, width = _png(cast("Figure", drawn), dpi)
+    else:
+        picture = _pil(drawn)
+        address, width = _address(picture, "png"), picture.width
     style = "max-width:100%; height:auto"
-    page = f'<img alt="{html.escape(alt)}" width="{width}" style="{style}" src="{address}"/>'
-    return Shown(page, alt)
-
-
-def live(draw: Callable[..., Figure], **controls: Any) -> object:
-    """Controls over the figure draw(**their values), drawn anew when one of them moves.
-
-    controls: widgets of ipywidgets, by the names of draw's arguments. Returns a widget; it needs a
-    kernel, so give the cell a twin without one for pages that have none.
-    """
-    import ipywidgets  # here, because only notebooks have it
-
-    view = ipywidgets.Image(format="png")
-
-    def show(_: object = None) -> None:
-        fig = draw(**{name: control.value for name, control in controls.items()})
-        view.value = _drawn(fig).getvalue()
-
-    for control in controls.values():
-        control.observe(show, "value")
-    show()
-    return ipywidgets.VBox([*controls.values(), view])
+    return f'<img alt="{html.escape(alt)}" width="{width}" style="{style}" src="{address}"/>'
 
 
 def _png(fig: Figure, dpi: float | None = None) -> tuple[str, int]:
@@ -321,6 +311,89 @@ class Frames:
  aria-valuetext="{html.escape(self.frames[0][0])}" oninput="{show}"/></label>
 {joined}
 </div>"""
+
+
+# Where a kernel runs ------------------------------------------------------------------------------
+
+
+def live(draw: Callable[..., Any], alt: str, **controls: Any) -> object:
+    """Controls over what draw(**their values) gives, drawn anew when one of them moves.
+
+    draw: gives a figure or a picture, or one of them and a caption; it is shown at its own size.
+    alt: what it shows, in one sentence, for those who do not see it. controls: widgets of
+    ipywidgets, by the names of draw's arguments. Returns a widget; it needs a kernel, so give the
+    cell a twin without one for pages that have none. Raises ValueError for an empty alt.
+    """
+    import ipywidgets  # here, because only notebooks have it
+
+    _check_alt(alt)
+    view = ipywidgets.HTML()
+
+    def show(_: object = None) -> None:
+        drawn = draw(**{name: control.value for name, control in controls.items()})
+        picture, caption = drawn if isinstance(drawn, tuple) else (drawn, "")
+        told = f'<p style="margin:4px 0">{html.escape(caption)}</p>' if caption else ""
+        view.value = _image(picture, alt) + told
+
+    for control in controls.values():
+        control.observe(show, "value")
+    show()
+    return ipywidgets.VBox([*controls.values(), view])
+
+
+def own_picture(show: Callable[[Image.Image], Any], largest: int = 256) -> object:
+    """A button that takes a picture from the reader's disk or phone, and below it show(picture).
+
+    show: gets the picture upright, as its camera noted, RGB, its longer side at most `largest`
+    pixels (a larger one is made smaller, and a line says so); what it returns is displayed. A file
+    that is no picture is told in one line. Returns a widget; it needs a kernel and a browser, and
+    without them does nothing.
+    """
+    import ipywidgets  # here, because only notebooks have it
+    from IPython.display import display
+
+    button = ipywidgets.FileUpload(accept="image/*", description="your picture")
+    below = ipywidgets.Output()
+
+    def taken(_: object) -> None:
+        below.clear_output()
+        with below:
+            for file in button.value:
+                try:
+                    sent = read(_Uploaded(file["name"], file["content"]))
+                    picture, told = _bounded(sent, largest)
+                    print(f"{file['name']}: {told}")
+                    display(show(picture))
+                except ValueError as error:
+                    print(f"not shown: {error}")
+
+    button.observe(taken, "value")
+    return ipywidgets.VBox([button, below])
+
+
+@dataclass(frozen=True)
+class _Uploaded:
+    """What a browser sent, to be read as a file."""
+
+    name: str
+    content: bytes | memoryview
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self, mode: str) -> IO[bytes]:
+        return io.BytesIO(self.content)
+
+
+def _bounded(picture: Picture, largest: int) -> tuple[Image.Image, str]:
+    """A picture in RGB whose longer side is at most `largest` pixels, and a word on its size."""
+    shown = _pil(picture.visible_rgb)
+    size = f"{shown.width} × {shown.height} pixels"
+    if max(shown.size) <= largest:
+        return shown, size
+    shown.thumbnail((largest, largest), Image.Resampling.BICUBIC)
+    smaller = f"{size}, made {shown.width} × {shown.height} here"
+    return shown, f"{smaller}; `qsr upscale` enlarges it whole"
 
 
 # Kinds of pictures --------------------------------------------------------------------------------

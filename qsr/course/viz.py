@@ -37,6 +37,7 @@ from .viewers import Compare as Compare
 from .viewers import Frames as Frames
 from .viewers import figure as figure
 from .viewers import live as live
+from .viewers import own_picture as own_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
