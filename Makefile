@@ -18,7 +18,7 @@ NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
 .PHONY: help lab classroom demo figures docs docs-serve test test-sanitize test-threads soak build \
-        lint notebooks student gpu gpu-rehearsal wheel wheelhouse lock audit clean fuzz fuzz-sanitize
+        lint notebooks student slides gpu gpu-rehearsal wheel wheelhouse lock audit clean fuzz fuzz-sanitize
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (DIR=build/student another folder; ARGS='--port 9999')"
@@ -31,6 +31,7 @@ help:
 	@echo "make build  compile the native core     make lint   check style and types"
 	@echo "make notebooks  run all tutorials afresh and keep their outputs"
 	@echo "make student    the tutorials without solutions: build/student, and build/qsr-course.zip to hand out"
+	@echo "make slides     slides from the tutorials, which need no network: build/slides"
 	@echo "make gpu OUT=folder  a GPU for some minutes: build, test, train (docs/gpu.md)"
 	@echo "make gpu-rehearsal   the same on the CPU, with tiny networks, in half a minute"
 	@echo "make soak   what is too long for make test: kills, changed files, memory ... (soak-kills: a part)"
@@ -94,10 +95,15 @@ notebooks: $(VENV)/lab-$(WANTED)
 	    $(NOTEBOOKS)
 
 # Copies to look at (make lab DIR=build/student), and a file that needs no checkout, to hand out.
+# YEAR=2027: with the numbers of a year in the tasks, see docs/instructors.md.
 student: $(VENV)/lab-$(WANTED)
-	$(BIN)/python -m qsr.course.student build/student $(NOTEBOOKS)
+	$(BIN)/python -m qsr.course.student build/student $(NOTEBOOKS) $(YEAR)
 	@$(BIN)/jupyter trust $(patsubst tutorials/%,build/student/%,$(NOTEBOOKS))
-	$(BIN)/python -m qsr.course.package build/qsr-course.zip $(NOTEBOOKS)
+	$(BIN)/python -m qsr.course.package build/qsr-course.zip $(NOTEBOOKS) $(YEAR)
+
+# For a lecture: build/slides/00_enlarge_a_photo.html, which needs the folder beside it and no network.
+slides: $(VENV)/lab-$(WANTED)
+	$(BIN)/python -m qsr.course.slides build/slides $(NOTEBOOKS)
 
 demo: $(VENV)/lab-$(WANTED)
 	@$(call build_core)

@@ -24,6 +24,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from qsr.course import slides
+
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -238,6 +240,58 @@ def test_the_site_has_no_serious_fault_of_accessibility(site, served, watch, sch
     assert page.locator("body").get_attribute("data-md-color-scheme") == (
         "slate" if scheme == "dark" else "default"
     )
+
+
+# On a phone, on paper, in a hall ------------------------------------------------------------------
+
+
+def test_figures_of_notebooks_keep_their_size_on_a_phone(served, watch):
+    page = watch(viewport=PHONE).page
+    for path in TUTORIALS:
+        page.goto(f"{served}/tutorials/{path.stem}/")
+        shrunk = page.evaluate("""() => [...document.querySelectorAll(".scrolls img[width]")]
+            .filter(image => image.getBoundingClientRect().width < image.width - 1).length""")
+        assert shrunk == 0, path.stem
+    assert page.locator(".scrolls img").count()
+
+
+def test_nothing_is_cut_off_on_paper(site, served, watch):
+    page = watch(viewport={"width": 700, "height": 1000}).page  # A4 with margins, at 96 dpi
+    page.emulate_media(media="print")
+    for path in (
+        "log/",
+        "reliability/",
+        "benchmarks/",
+        "instructors/",
+        f"tutorials/{TUTORIALS[5].stem}/",
+    ):
+        page.goto(f"{served}/{path}")
+        wide = page.evaluate("""() => [...document.querySelectorAll("article :is(table, pre)")]
+            .map(e => [e, e.getBoundingClientRect().right - innerWidth])
+            .filter(([e, over]) => Math.max(over, e.scrollWidth - e.clientWidth) > 1)
+            .map(([e]) => e.innerText.slice(0, 60))""")
+        assert not wide, f"{path}: {wide}"
+
+
+def test_slides_are_shown_whole_and_their_sliders_move(watch, tmp_path):
+    (path,) = slides.write(tmp_path, [p for p in TUTORIALS if p.name.startswith("04b")])
+    page = watch(viewport={"width": 960, "height": 700}).page
+    page.goto(path.as_uri())
+    page.wait_for_function("window.Reveal?.isReady()")
+    assert page.locator(".katex").count() and not page.locator(".katex-error").count()
+    sliders = 0
+    for _ in range(page.evaluate("Reveal.getTotalSlides()")):
+        slide = page.locator("section.present:not(.stack)")
+        assert slide.evaluate("e => e.getBoundingClientRect().bottom") <= 701
+        if slide.locator("article[data-stop]").count():
+            shown = slide.locator("article:not([hidden])")
+            assert shown.count() == 1
+            before = shown.get_attribute("data-stop")
+            slide.locator("input[type=range]").fill("1")
+            assert shown.get_attribute("data-stop") != before
+            sliders += 1
+        page.evaluate("Reveal.next()")
+    assert sliders
 
 
 # JupyterLab ---------------------------------------------------------------------------------------
