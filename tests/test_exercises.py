@@ -4,6 +4,8 @@ The answers are in answers.py, which prints how many of them a check refuses.
 PYTEST_DONT_REWRITE: here the message of a student's own assert is what is tested.
 """
 
+import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import qsr
 from qsr.course import exercises
 from qsr.course.check import asked, fault
 from qsr.course.claims import Draw, exercise, same
+from qsr.course.student import source_of
 
 EXERCISES = list(exercises.every())
 NAMES = [one.name for one in EXERCISES]
@@ -71,6 +74,37 @@ def test_the_answers_that_were_once_accepted_are_in_the_lists():
         "twice_two": "the model for 4, once",
     }.items():
         assert what in WRONG[name]
+
+
+def test_a_year_has_numbers_of_its_own_and_refuses_those_of_another():
+    def start(share):
+        return lambda x, qmax: x.abs().flatten().quantile(share / 100) / qmax
+
+    def dense(width):
+        return lambda rows, bits: (
+            rows * width**2 / ((rows + width) * width * bits / 8 + rows * width * 4)
+        )
+
+    varied = {exercises.start_without_outliers: start, exercises.intensity: dense}
+    assert {one.name for one in varied} == {one.name for one in EXERCISES if one.numbers}
+    for one, answer in varied.items():
+        ((name, usual),) = one.chosen().items()
+        assert usual == one.numbers[name][0] and fault(answer(usual), one) is None
+        years = [one.of(year) for year in range(2027, 2047)]
+        assert len({of.chosen()[name] for of in years}) == len(one.numbers[name])
+        for of in years:
+            right = of.chosen()[name]
+            assert fault(answer(right), of) is None, (name, right)
+            assert all(fault(answer(n), of) for n in one.numbers[name] if n != right)
+
+
+def test_every_number_of_a_task_stands_in_it():
+    for one in EXERCISES:
+        path = Path(__file__).parents[1] / "tutorials" / f"{one.notebook}.ipynb"
+        cells = json.loads(path.read_text())["cells"]
+        stub = next(i for i, c in enumerate(cells) if f"def {one.answer}(" in source_of(c))
+        for usual in one.chosen().values():
+            assert re.search(rf"\b{usual}\b", source_of(cells[stub - 1])), one.name
 
 
 def test_the_guide_for_instructors_has_the_table_that_is_measured():

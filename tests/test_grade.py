@@ -221,6 +221,23 @@ def test_the_command_writes_a_table_and_feedback_and_makes_a_key(tmp_path, capsy
     assert "keep it to yourself" not in capsys.readouterr().err
 
 
+def test_a_key_may_name_the_year_whose_numbers_the_tasks_had(tmp_path):
+    year = next(y for y in range(2027, 2099) if exercises.intensity.of(y).chosen()["width"] == 512)
+    notebook = json.loads((TUTORIALS / "05_bit_packed_kernels.ipynb").read_text())
+    cells = without_solutions(notebook)["cells"]
+    (stub,) = (c for c in cells if "def my_intensity(" in source_of(c))
+    stub["source"] = (
+        "def my_intensity(rows, bits):\n"
+        "    return rows * 512**2 / ((rows + 512) * 512 * bits / 8 + rows * 512 * 4)"
+    )
+    folder = submitted(tmp_path / "in", {"ann": {**notebook, "cells": cells}})
+    (paths,) = submissions(folder).values()
+    written = tmp_path / "key.json"
+    for of, points in ((None, 0.0), (year, 1.0)):
+        written.write_text(json.dumps({"seed": 1, "points": {"intensity": 1}, "year": of}))
+        assert grade("ann", paths, read_key(written), LIMITS).total == points
+
+
 def test_what_cannot_be_graded_is_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     key = tmp_path / "key.json"

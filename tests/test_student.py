@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from qsr.course import exercises
 from qsr.course.student import (
     links,
+    of_year,
     source_of,
     tags,
     without_solution,
@@ -128,6 +130,28 @@ def test_links_of_a_copy_lead_to_the_files_of_the_checkout(tmp_path):
     (path,) = write(tmp_path / "build" / "student", [source])
     moved = source_of(json.loads(path.read_text())["cells"][0])
     assert moved == "See [a](../../docs/a.md#b), [c](c.ipynb), [`d`](../../qsr/d.py)."
+
+
+def test_the_tasks_of_a_year_have_its_numbers_and_their_checks_ask_for_them():
+    year = next(y for y in range(2027, 2099) if exercises.intensity.of(y).chosen()["width"] == 512)
+    plain = [
+        cell("1024 stays here.", kind="markdown"),
+        cell("A layer of 1024 → 1024 gets 10240 rows.", kind="markdown"),
+        cell("def my_intensity(rows, bits):\n    raise NotImplementedError", "exercise"),
+        cell("rows · 1024 · 1024", "hint", kind="markdown"),
+        cell("qsr.check(my_intensity, None, exercises.intensity)", "check"),
+        cell("And 1024 here.", kind="markdown"),
+    ]
+    made = of_year({"cells": plain}, year)["cells"]
+    assert [source_of(c) for c in made] == [
+        "1024 stays here.",
+        "A layer of 512 → 512 gets 10240 rows.",
+        source_of(plain[2]),
+        "rows · 512 · 512",
+        f"qsr.check(my_intensity, None, exercises.intensity.of({year}))",
+        "And 1024 here.",
+    ]
+    assert of_year({"cells": plain}, None) == {"cells": plain}
 
 
 def test_the_command_tells_what_it_wrote_and_what_it_could_not_read(tmp_path):

@@ -2,7 +2,7 @@
 
 `qsr.course.grade` starts this in a process of its own and reads what it writes to OUT, a line of
 JSON when it begins with an answer and one when it is done: so it knows which one a process died of.
-The job comes through stdin: {"seed", "seconds", "memory", "answers": [[name, source], …]}.
+The job comes through stdin: {"seed", "year", "seconds", "memory", "answers": [[name, source], …]}.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from . import exercises
 from .check import fault
 
 
-def attempt(name: str, source: str, seed: int) -> tuple[bool, str]:
+def attempt(name: str, source: str, seed: int, year: int | None = None) -> tuple[bool, str]:
     """Whether an answer passes its test, and what to say about it."""
-    exercise = next(one for one in exercises.every() if one.name == name)
+    exercise = next(one for one in exercises.every() if one.name == name).of(year)
     names: dict[str, Any] = {"__name__": "__answer__"}
     left_out = []
     try:
@@ -70,7 +70,7 @@ def _main(out: TextIO, nothing: TextIO) -> None:
         # A thread of C, which no loop of Python can hold up, ends the process in time.
         faulthandler.dump_traceback_later(job["seconds"], exit=True, file=nothing)
         try:
-            passed, said = attempt(name, source, job["seed"])
+            passed, said = attempt(name, source, job["seed"], job["year"])
         except BaseException as error:  # an answer may raise whatever it likes
             passed, said = False, f"{type(error).__name__}: {error}"
         faulthandler.cancel_dump_traceback_later()

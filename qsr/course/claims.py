@@ -12,13 +12,16 @@ Inputs are drawn, so no answer can know them beforehand, and whoever has another
 inputs: a student's check and an instructor's differ in nothing else. Results are compared as
 numbers: a list, a tuple, an array, float64 or a tensor without dimensions is right where its
 numbers are.
+
+A number that stands in a task may be another one in another year: `exercise(..., share=(99, 95))`
+gives the test an argument `share`, the usual value first, and `of(2027)` is the exercise of a year.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import TypeVar
 
@@ -49,12 +52,36 @@ class Exercise:
 
     notebook: str
     answer: str
-    claims: Callable[[Callable, Draw], Claims]
+    test: Callable[..., Claims]
+    # Of its task: the usual value and those of other years.
+    numbers: Mapping[str, Sequence[int]] = field(default_factory=dict, hash=False)
+    year: int | None = None  # whose numbers they are; None: the usual ones
+
+    def claims(self, f: Callable, draw: Draw) -> Claims:
+        """The claims about an answer."""
+        return self.test(f, draw, **self.chosen())
+
+    def of(self, year: int | None) -> Exercise:
+        """The exercise of a year, which may have other numbers in its task.
+
+        >>> one = Exercise("07", "mine", lambda f, draw, share: iter(()), {"share": (99, 95, 98)})
+        >>> one.chosen(), one.of(2027).chosen() == one.of(2027).chosen()
+        ({'share': 99}, True)
+        """
+        return replace(self, year=year)
+
+    def chosen(self) -> dict[str, int]:
+        """The numbers of its task."""
+        draw = random.Random(f"{self.name} {self.year}")
+        return {
+            name: values[0] if self.year is None else draw.choice(values)
+            for name, values in self.numbers.items()
+        }
 
     @property
     def name(self) -> str:
         """The name of the exercise: that of its test."""
-        return self.claims.__name__
+        return self.test.__name__
 
     @property
     def number(self) -> str:
@@ -62,9 +89,11 @@ class Exercise:
         return self.notebook.partition("_")[0]
 
 
-def exercise(notebook: str, answer: str) -> Callable[[Callable[..., Claims]], Exercise]:
-    """Make an exercise of a test, which is called with the answer and a `Draw`."""
-    return lambda claims: Exercise(notebook, answer, claims)
+def exercise(
+    notebook: str, answer: str, **numbers: Sequence[int]
+) -> Callable[[Callable[..., Claims]], Exercise]:
+    """Make an exercise of a test, which is called with the answer, a `Draw` and the numbers."""
+    return lambda test: Exercise(notebook, answer, test, numbers)
 
 
 @dataclass(frozen=True)

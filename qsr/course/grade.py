@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import exercises, submission
@@ -34,10 +34,12 @@ START = 120  # seconds until Python, torch and the imports of a notebook are the
 
 @dataclass(frozen=True)
 class Key:
-    """What only the instructor has: the seed of the inputs, and points by exercise."""
+    """What only the instructor has: the seed of the inputs, points by exercise, and the year whose
+    numbers the tasks had (None: the usual ones)."""
 
     seed: int
     points: dict[str, float]
+    year: int | None = None
 
     def exercises(self) -> list[Exercise]:
         """Those that bring points, in the order of the course."""
@@ -79,7 +81,8 @@ def read_key(path: str | os.PathLike) -> Key:
     """Read a file of `new_key`. Raises ValueError (one line) for another file."""
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        key = Key(int(raw["seed"]), {str(n): float(p) for n, p in raw["points"].items()})
+        points = {str(n): float(p) for n, p in raw["points"].items()}
+        key = Key(int(raw["seed"]), points, raw.get("year") and int(raw["year"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no key ({type(error).__name__}): {error}.") from None
     unknown = set(key.points) - {one.name for one in exercises.every()}
@@ -99,7 +102,7 @@ def new_key(path: str | os.PathLike, notebooks: Sequence[str]) -> Key:
             "no notebook of the course is among these; name the folder of all of them."
         )
     key = Key(secrets.randbits(48), points)
-    text = json.dumps({"seed": key.seed, "points": key.points}, indent=1) + "\n"
+    text = json.dumps(asdict(key), indent=1) + "\n"
     Path(path).write_text(text, encoding="utf-8")
     return key
 
@@ -149,7 +152,7 @@ def grade(student: str, paths: Sequence[Path], key: Key, limits: Limits = Limits
         every = [one for one in exercises.every() if one.notebook == name]
         given |= {answer.exercise.name: answer for answer in submission.answers(of_one, every)}
     asked = [(name, given[name].source) for name in key.points if name in given]
-    said = _asked([(name, source) for name, source in asked if source], key.seed, limits)
+    said = _asked([(name, source) for name, source in asked if source], key, limits)
     results = []
     for one in key.exercises():
         passed, words = said.get(one.name, (False, ""))
@@ -214,13 +217,14 @@ def _inert(value: str) -> str:
 
 
 def _asked(
-    answers: Sequence[tuple[str, str]], seed: int, limits: Limits
+    answers: Sequence[tuple[str, str]], key: Key, limits: Limits
 ) -> dict[str, tuple[bool, str]]:
     """{name: (passed, what is said)}; a process that ends is followed by another for the rest."""
     said: dict[str, tuple[bool, str]] = {}
     left = list(answers)
     while left:
-        lines, why = _process({"seed": seed, "answers": left}, limits)
+        job = {"seed": key.seed, "year": key.year, "answers": left}
+        lines, why = _process(job, limits)
         if not lines:
             raise ValueError(f"no answer could be asked: {why}; see that --memory is enough.")
         said |= {line["name"]: (line["passed"], line["said"]) for line in lines if "name" in line}

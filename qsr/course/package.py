@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..system.files import replacing
-from .student import linked_to, links, read_without_solutions
+from .student import arguments, linked_to, links, read_without_solutions
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "qsr-course"
@@ -77,13 +77,15 @@ if "--no-open" not in sys.argv:
 '''
 
 
-def contents(notebooks: Sequence[str | os.PathLike]) -> Iterator[tuple[str, bytes]]:
+def contents(
+    notebooks: Sequence[str | os.PathLike], year: int | None = None
+) -> Iterator[tuple[str, bytes]]:
     """The files of the package: names and bytes. Errors as `read_without_solutions`."""
     yield "README.txt", README.encode()
     yield "start.py", START.encode()
     linked = set()
     for path in map(Path, notebooks):
-        notebook = read_without_solutions(path)
+        notebook = read_without_solutions(path, year)
         linked |= {link for link in links(notebook) if link.startswith("docs/")}
         text = json.dumps(linked_to(notebook, "../source"), indent=1, ensure_ascii=False) + "\n"
         yield f"notebooks/{path.name}", text.encode()
@@ -94,11 +96,13 @@ def contents(notebooks: Sequence[str | os.PathLike]) -> Iterator[tuple[str, byte
                 yield f"source/{path.relative_to(ROOT).as_posix()}", path.read_bytes()
 
 
-def write(archive: str | os.PathLike, notebooks: Sequence[str | os.PathLike]) -> int:
+def write(
+    archive: str | os.PathLike, notebooks: Sequence[str | os.PathLike], year: int | None = None
+) -> int:
     """Write the package; how many files are in it. Raises ValueError (one line)."""
     if not (ROOT / "csrc").is_dir():
         raise ValueError(f"{ROOT} is no checkout of qsr; the package is made from one.")
-    files = dict(contents(notebooks))
+    files = dict(contents(notebooks, year))
     Path(archive).parent.mkdir(parents=True, exist_ok=True)
     with replacing(Path(archive)) as temporary, zipfile.ZipFile(temporary, "w") as packed:
         for name, data in files.items():
@@ -110,9 +114,9 @@ def write(archive: str | os.PathLike, notebooks: Sequence[str | os.PathLike]) ->
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
-        sys.exit("usage: python -m qsr.course.package FILE.zip NOTEBOOK ...")
+        sys.exit("usage: python -m qsr.course.package FILE.zip NOTEBOOK ... [YEAR]")
     try:
-        count = write(sys.argv[1], sys.argv[2:])
+        count = write(*arguments(sys.argv[1:]))
         print(f"{sys.argv[1]}: {count} files, {Path(sys.argv[1]).stat().st_size / 1e6:.1f} MB")
     except (OSError, ValueError) as error:
         sys.exit(f"qsr.course.package: {error}")

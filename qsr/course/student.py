@@ -1,6 +1,7 @@
 """Notebooks for students: the tutorials without their solutions.
 
     python -m qsr.course.student build/student tutorials/*.ipynb        (make student)
+    python -m qsr.course.student build/student tutorials/*.ipynb 2027   (make student YEAR=2027)
 
 Cells are told by their tags. `solution` cells are left out. In `check` cells the solution becomes
 None: `qsr.check(mine, None, exercises.it)`. `exercise` and `check` cells lose their outputs, and so
@@ -22,6 +23,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from ..system.files import replacing
+from . import exercises
 
 
 def without_solutions(notebook: dict) -> dict:
@@ -55,6 +57,35 @@ def without_solutions(notebook: dict) -> dict:
                 f"{where} has the name {', '.join(sorted(used))}, which a solution defines and "
                 "students do not have; define it elsewhere, or name it otherwise in the solution."
             )
+    return notebook
+
+
+def of_year(notebook: dict, year: int | None) -> dict:
+    """A copy of a notebook whose tasks have the numbers of a year, and whose checks ask for them.
+
+    A number is told by its usual value: where it stands in the task or the hint it is another one.
+    The text is the same for None, and for exercises without numbers.
+    """
+    notebook = copy.deepcopy(notebook)
+    cells = notebook["cells"] if year is not None else []
+    named = {one.name: one for one in exercises.every() if one.numbers}
+    task: list[dict] = []  # the cells since the last check
+    for cell in cells:
+        task.append(cell)
+        if "check" not in tags(cell):
+            continue
+        for name in re.findall(r"exercises\.(\w+)", source_of(cell)):
+            if name in named:
+                usual, others = named[name].chosen(), named[name].of(year).chosen()
+                stub = next(i for i, one in enumerate(task) if "exercise" in tags(one))
+                for one in (*task[stub - 1 : stub], *task[stub + 1 :]):
+                    if one["cell_type"] == "markdown":
+                        for key, value in usual.items():
+                            new = re.sub(rf"\b{value}\b", str(others[key]), source_of(one))
+                            one["source"] = new.splitlines(keepends=True)
+                asked = source_of(cell).replace(f"exercises.{name}", f"exercises.{name}.of({year})")
+                cell["source"] = asked.splitlines(keepends=True)
+        task = []
     return notebook
 
 
@@ -105,19 +136,22 @@ def without_solution(source: str, where: str = "the source") -> str:
     return code.decode()
 
 
-def read_without_solutions(path: str | os.PathLike) -> dict:
+def read_without_solutions(path: str | os.PathLike, year: int | None = None) -> dict:
     """The notebook of a file without its solutions. Raises ValueError (one line) with its name."""
     try:
-        return without_solutions(json.loads(Path(path).read_text(encoding="utf-8")))
+        return of_year(without_solutions(json.loads(Path(path).read_text(encoding="utf-8"))), year)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def write(folder: str | os.PathLike, notebooks: Sequence[str | os.PathLike]) -> list[Path]:
+def write(
+    folder: str | os.PathLike, notebooks: Sequence[str | os.PathLike], year: int | None = None
+) -> list[Path]:
     """Write the notebooks without solutions into the folder, made if need be; their new paths.
 
-    Files of these names are replaced. Raises ValueError (one line) if a file cannot be read or
-    written, or for a notebook that `without_solutions` refuses.
+    year: whose numbers stand in the tasks, None for the usual ones. Files of these names are
+    replaced. Raises ValueError (one line) if a file cannot be read or written, or for a notebook
+    that `without_solutions` refuses.
     """
     folder = Path(folder)
     written = []
@@ -127,7 +161,7 @@ def write(folder: str | os.PathLike, notebooks: Sequence[str | os.PathLike]) -> 
                 f"{path} would be replaced by itself without solutions; name a folder."
             )
         checkout = os.path.relpath(path.resolve().parents[1], folder.resolve())
-        stripped = linked_to(read_without_solutions(path), Path(checkout).as_posix())
+        stripped = linked_to(read_without_solutions(path, year), Path(checkout).as_posix())
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -137,6 +171,12 @@ def write(folder: str | os.PathLike, notebooks: Sequence[str | os.PathLike]) -> 
             temporary.write_text(text, encoding="utf-8")
         written.append(folder / path.name)
     return written
+
+
+def arguments(given: Sequence[str]) -> tuple[str, list[str], int | None]:
+    """Of a command: where to, the notebooks, and the year if the last one is a number."""
+    year = int(given[-1]) if given[-1].isdigit() else None
+    return given[0], list(given[1:] if year is None else given[1:-1]), year
 
 
 def tags(cell: dict) -> set[str]:
@@ -162,9 +202,9 @@ def _is_check(function: ast.expr) -> bool:
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
-        sys.exit("usage: python -m qsr.course.student FOLDER NOTEBOOK ...")
+        sys.exit("usage: python -m qsr.course.student FOLDER NOTEBOOK ... [YEAR]")
     try:
-        for new in write(sys.argv[1], sys.argv[2:]):
+        for new in write(*arguments(sys.argv[1:])):
             print(new)
     except ValueError as error:
         sys.exit(f"qsr.course.student: {error}")
