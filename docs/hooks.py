@@ -5,7 +5,8 @@
   table of notebooks, the scores of the models, Tables 1 and 2;
 - tutorials: no cells that need a kernel, code that only draws folded, links to open or keep the
   notebook, links to notebooks, pages and sources that lead there on the site too; no solutions,
-  neither in pages nor in the files to keep, but with QSR_SOLUTIONS=1 folded ones, for instructors;
+  neither in pages nor in the files to keep, but with QSR_SOLUTIONS=1 folded ones, for instructors,
+  and with them the page of answers to open questions;
 - the versions in each page's footer.
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 from mkdocs.structure.toc import get_toc
+from pathspec import GitIgnoreSpec
 
 import qsr
 from qsr.course.student import links, read_without_solutions
@@ -39,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = Path(__file__).parent / "tutorials"
 MODEL = "quantsr-c-x4-w4a4"  # on the home page
 SETS = ("Set5", "Set14", "B100")  # of the table of models
+ANSWERS = "answers.md"  # to open questions: a page for instructors alone
 GOAL = re.compile(r"^\d\. .*(?:\n +.*)*", re.MULTILINE)  # in the first cell of a notebook
 TAKES = re.compile(r"\*\*Takes\*\* about (\d+) seconds")
 
@@ -47,6 +50,9 @@ def on_config(config):
     docs = Path(config.docs_dir)
     pages = sorted([*docs.rglob("*.md"), *docs.glob("tutorials/*.ipynb")])
     config.nav = _expanded(config.nav, [page.relative_to(docs).as_posix() for page in pages])
+    if not _with_solutions():
+        config.nav = _without(config.nav, ANSWERS)
+        config.exclude_docs += GitIgnoreSpec.from_lines([ANSWERS])
     config.copyright = _built_from()
     return config
 
@@ -106,6 +112,16 @@ def _expanded(nav, pages: list[str]):
         else:
             entries.append(_expanded(entry, pages))
     return entries
+
+
+def _without(nav, page: str):
+    """The navigation without a page."""
+    if isinstance(nav, dict):
+        return {title: _without(part, page) for title, part in nav.items() if part != page}
+    if not isinstance(nav, list):
+        return nav
+    parts = [_without(part, page) for part in nav if part != page]
+    return [part for part in parts if part != {}]
 
 
 def _titled(page: str):

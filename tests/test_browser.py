@@ -22,6 +22,7 @@ from urllib.parse import urlparse
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from qsr.course import slides
@@ -410,3 +411,20 @@ def test_a_live_slider_in_jupyterlab_changes_its_figure(lab, watch):
     output.locator(".noUi-handle").first.focus()
     page.keyboard.press("ArrowRight")
     expect(figure).not_to_have_attribute("src", shown)
+
+
+def test_a_photograph_of_a_phone_is_taken_and_enlarged_at_the_top_of_notebook_00(
+    lab, watch, tmp_path
+):
+    turned = Image.Exif()
+    turned[274] = 6  # the camera was held upright
+    Image.new("RGB", (96, 64), "teal").save(tmp_path / "me.jpg", exif=turned)
+    page = watch(viewport={"width": 1280, "height": 900}).page
+    open_notebook(page, lab, TUTORIALS[0])
+    run_all(page)
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="your picture").click()
+    chooser.value.set_files(tmp_path / "me.jpg")
+    shown = page.locator(".jp-OutputArea-output", has_text="me.jpg: 64 × 96 pixels").first
+    expect(shown).to_be_visible(timeout=120_000)
+    expect(page.get_by_alt_text("4-bit network ×4: a picture of yours").first).to_be_visible()

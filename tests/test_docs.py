@@ -280,6 +280,21 @@ def test_each_tutorial_is_on_the_site_with_its_outputs(site):
         assert last in page
 
 
+def test_answers_to_open_questions_are_on_the_site_for_instructors_alone(site, hooks):
+    assert (DOCS / hooks.ANSWERS).exists()
+    assert not (site / "answers").exists()
+    assert "Answers to open" not in (site / "index.html").read_text()
+    nav = [{"Home": "index.md"}, {"Course": ["course.md", {"Answers": hooks.ANSWERS}]}]
+    assert hooks._without(nav, hooks.ANSWERS) == [{"Home": "index.md"}, {"Course": ["course.md"]}]
+
+
+def test_searches_and_titles_show_no_marks_of_markdown(site):
+    found = json.loads((site / "search" / "search_index.json").read_text())["docs"]
+    assert not [d["location"] for d in found if "¶" in d["title"] + d["text"] or "`" in d["title"]]
+    for page in site.rglob("index.html"):
+        assert "`" not in re.search(r"<title>(.*?)</title>", page.read_text())[1], page
+
+
 def test_the_folders_shown_through_links_are_those_of_the_repository():
     for link, target in (
         ("tutorials", "tutorials"),
