@@ -142,7 +142,7 @@ test: lint
 	    --durations=10 tests qsr $(NOTEBOOKS) $(ARGS)
 
 # The native code once more, with sanitizers, in a cache of its own. Python itself leaks by design.
-SANITIZED := tests/test_kernels.py tests/test_pack.py tests/test_program_conv.py \
+SANITIZED := tests/test_kernels.py tests/test_pack.py tests/test_residual.py \
              tests/test_program_swin.py tests/test_attention.py tests/test_tail.py \
              tests/test_fused_swin.py
 SANITIZE = cxx=$${CXX:-c++}; \

@@ -146,32 +146,23 @@ extern "C" void reads_of_codes(int32_t* addresses) {
         *addresses++ = qsr::code_place(thread, p, tap);
 }
 
-// codes: [outputs, 9, 64 * chunks], as residual_body_on_host wants them.
+// codes: [outputs, 9, 64 * chunks].
 extern "C" void lay_out_on_host(const int8_t* codes, int64_t outputs, int64_t chunks,
                                 uint32_t* laid_out) {
   lay_out({nullptr, codes, outputs, chunks, 8, true, laid_out});
 }
 
-// The operator residual_body as the GPU runs it; arguments as in csrc/torch/ops_network.cpp. sizes:
-// height, width, channels, blocks.
-extern "C" void residual_body_on_host(const int64_t* sizes, const float* lr, const float* mean,
-                                      float range, const float* head_weights,
-                                      const float* head_bias, const uint32_t* weights,
-                                      const float* arrays, const float* numbers,
-                                      const float* shortcuts, const int64_t* kept, bool backwards,
-                                      uint8_t* workspace, float* features) {
-  qsr::ResidualNetwork net{};
-  net.height = sizes[0], net.width = sizes[1], net.channels = sizes[2], net.blocks = sizes[3];
-  net.lr = lr, net.mean = mean, net.range = range;
-  net.head_weights = head_weights, net.head_bias = head_bias;
-  net.shortcuts = shortcuts, net.kept = kept, net.workspace = workspace, net.features = features;
-  const int64_t c = net.channels, words = qsr::kWeightWords * (c / 64) * (c / 64);
-  std::vector<qsr::PackedLayer> layers;
-  for (int64_t i = 0; i < 2 * net.blocks + 1; ++i) {
-    const float *a = arrays + i * 3 * c, *n = numbers + i * 4;
-    layers.push_back({weights + i * words, a, a + c, a + 2 * c, n[0], n[1], n[2], n[3] != 0.0f});
-  }
-  net.layers = layers.data();
+// The operator run_imma (csrc/torch/ops_cuda.cpp) as the GPU runs it. sizes: height, width, channels,
+// layers, factors, steps, bytes of the workspace. Returns whether the steps hold.
+extern "C" bool run_imma_on_host(const int64_t* sizes, const float* lr, const float* mean,
+                                 float range, const float* head_weights, const float* head_bias,
+                                 const uint8_t* weights, const float* arrays, const float* numbers,
+                                 const qsr::ImmaStep* table, const float* factors, bool backwards,
+                                 uint8_t* workspace) {
+  const qsr::ImmaNetwork net{sizes[0], sizes[1],  sizes[2], lr,       mean,     range,    head_weights,
+                             head_bias, weights,  arrays,   workspace, numbers, factors,  table,
+                             sizes[3], sizes[4],  sizes[5], sizes[6]};
+  if (!net.holds()) return false;
   qsr::imma_network(
       net,
       [&](const qsr::ImmaHead& job) {
@@ -179,4 +170,5 @@ extern "C" void residual_body_on_host(const int64_t* sizes, const float* lr, con
           qsr::head_output(job, i);
       },
       [&](const qsr::ImmaConv& job) { run_blocks(job, backwards); });
+  return true;
 }

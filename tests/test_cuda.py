@@ -2,6 +2,7 @@
 GPU, where there is one, the operators themselves.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import itertools
@@ -21,8 +22,9 @@ from qsr.backbone import DepthPlan, QuantSR
 from qsr.calibration import calibrate
 from qsr.config import quantsr_c
 from qsr.integer import kernels, reference
-from qsr.integer.packing import pack
-from qsr.integer.program_conv import ConvProgram
+from qsr.integer.packing import PackedConv2d, pack
+from qsr.integer.program_cuda import CudaProgram
+from qsr.integer.residual import ResidualProgram
 from qsr.quantizer import QuantSpec
 from qsr.system import native
 
@@ -279,6 +281,51 @@ def test_the_largest_sums_of_8_bits_are_exact_at_every_border(host, size, signs)
         assert torch.equal(imma_on_host(host, a, w), expected)
 
 
+class Emulated(CudaProgram):
+    """On the processor, in the order of `backwards`."""
+
+    host, backwards = None, False
+
+    @staticmethod
+    def _rows(config, device):
+        return ("emulated",)
+
+    def features(self, lr, plan, buffers):
+        height, width = lr.shape[1:]
+        table, factors, _ = self.table(plan.keep, height, width)
+        laid_out = torch.empty(self.codes.numel(), dtype=torch.uint8)
+        counts = map(ctypes.c_int64, (len(self.codes) * self.channels, self.channels // 64))
+        self.host.lay_out_on_host(pointer(self.codes), *counts, pointer(laid_out))
+        sizes = [height, width, self.channels, len(self.layers), len(factors), len(table)]
+        sizes = torch.tensor([*sizes, len(buffers[0])])
+        assert self.host.run_imma_on_host(
+            *map(pointer, (sizes, lr, self.mean)),
+            ctypes.c_float(self.config.pixel_range),
+            *map(pointer, (*self.head, laid_out, self.arrays, self.numbers, table, factors)),
+            ctypes.c_bool(self.backwards),
+            pointer(buffers[0]),
+        )
+        return buffers[1]
+
+
+def any_network(bits, features, signed):
+    """A packed network of three blocks with any codes, shortcuts and tau; some values are NaN."""
+    network = QuantSR(quantsr_c(2, bits, features=features, blocks=3, depths=(3, 1))).eval()
+    for block in network.blocks:
+        block.shortcut.scale.data.uniform_(0.5, 1.5)
+    calibrate(network, torch.rand(1, 3, 12, 12))
+    network = pack(network).network
+    half = 1 << bits - 1
+    for layer in network.modules():
+        if isinstance(layer, PackedConv2d):
+            layer.signed = signed  # also between conv1 and conv2, where it leaves ReLU its work
+            layer.tau.copy_(torch.randn(features) * layer.step_size)
+            codes = torch.randint(-half, half, (features, 3, 3, features), dtype=torch.int8)
+            layer.weight.copy_(kernels.pack_codes(codes, bits=bits, signed=True).words)
+    network.blocks[1].conv1.bias[0] = torch.nan
+    return network
+
+
 @settings(deadline=None, max_examples=12)
 @given(
     size=st.tuples(st.integers(1, 10), st.integers(1, 18)),
@@ -292,44 +339,33 @@ def test_the_largest_sums_of_8_bits_are_exact_at_every_border(host, size, signs)
 def test_a_network_on_the_tensor_cores_has_the_features_of_the_processor(
     host, size, bits, features, keep, signed, backwards, seed
 ):
-    """Heads, layers, shortcuts, skipped blocks and codes, bit for bit; some values are NaN."""
+    """Heads, layers, shortcuts, skipped blocks and codes, bit for bit."""
     torch.manual_seed(seed)
-    network = QuantSR(quantsr_c(2, bits, features=features, blocks=3, depths=(3, 1))).eval()
-    for block in network.blocks:
-        block.shortcut.scale.data.uniform_(0.5, 1.5)
-    calibrate(network, torch.rand(1, 3, 12, 12))
-    program = ConvProgram(pack(network).network, "portable")
-    spec, channels = QuantSpec(bits, signed), program.channels
-    # Codes with a sign also between conv1 and conv2, or they would do the work of the ReLU there.
-    program.numbers[:, 1:] = torch.tensor([spec.qmin, spec.qmax, float(signed)])
-    program.arrays[:, 2, :features] = torch.randn(7, features) * program.numbers[:, :1]  # tau
-    program.arrays[2, 1, 0] = torch.nan  # a bias of the second block
-    half = 1 << bits - 1
-    codes = torch.randint(-half, half, (7, channels, 3, 3, channels), dtype=torch.int8)
-    codes[..., features:], codes[:, features:] = 0, 0
-    lay_out = torch.ops.qsr_native.lay_out_layers
-    program.weights = lay_out(codes, program.numbers, bits, "portable")
-    lr = torch.rand(3, *size)
-    buffers = program.buffers(*size)
-    *arguments, workspace, expected = program.arguments(lr, DepthPlan(tuple(keep)), buffers)
-    torch.ops.qsr_native.residual_body(*arguments, workspace, expected)
-    laid_out = torch.empty(codes.numel(), dtype=torch.uint8)
-    counts = map(ctypes.c_int64, (7 * channels, channels // 64))
-    host.lay_out_on_host(pointer(codes), *counts, pointer(laid_out))
-    found = torch.full(expected.shape, -1e30)
-    space = torch.empty(6 * expected.numel(), dtype=torch.uint8)
-    sizes = torch.tensor([*size, channels, 3])
-    kept = torch.tensor(arguments[9])
-    host.residual_body_on_host(
-        *map(pointer, (sizes, lr, program.mean)),
-        ctypes.c_float(program.config.pixel_range),
-        *map(pointer, (program.head_weight, program.head_bias, laid_out)),
-        *map(pointer, (program.arrays, program.numbers, program.shortcuts, kept)),
-        ctypes.c_bool(backwards),
-        pointer(space),
-        pointer(found),
+    network, plan, lr = (
+        any_network(bits, features, signed),
+        DepthPlan(tuple(keep)),
+        torch.rand(3, *size),
     )
-    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    program, there = ResidualProgram(network, "portable"), Emulated(network)
+    there.host, there.backwards = host, backwards
+    expected = program.features(lr, plan, program.buffers(*size))
+    found = there.features(lr, plan, there.buffers(*size))
+    torch.testing.assert_close(found[:, :, :features], expected, rtol=0, atol=0, equal_nan=True)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_steps_that_leave_the_workspace_are_refused(host, data):
+    network = any_network(4, 5, True)
+    there = Emulated(network)
+    there.host = host
+    table, *others = there.table((True, False, True), 3, 4)
+    table = table.clone()
+    places = st.sampled_from([-2, -1, 0, 1, 8, 64, 1 << 20, 1 << 62, -(1 << 62)])
+    table.view(-1)[data.draw(st.integers(0, table.numel() - 1))] = data.draw(places)
+    there.table = lambda *_: (table, *others)  # also for the buffers
+    with contextlib.suppress(AssertionError):  # or it runs, and reads nothing else
+        there.features(torch.rand(3, 3, 4), DepthPlan.full(3), there.buffers(3, 4))
 
 
 # Through the compiler -----------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def test_what_shares_memory_while_both_are_needed_is_refused():
 
 
 def test_the_block_of_quantsr_c_needs_what_is_worked_out_in_docs_plan():
-    floats, codes, picture = 4 * 128 * 128 * 64, 130 * 132 * 64, 4 * 130 * 130 * 3
+    floats, codes, picture = 4 * 128 * 128 * 64, 130 * 130 * 64, 4 * 130 * 130 * 3
     block = [
         Life(1, 4, floats),  # shallow
         Life(3, 4, floats),  # deep

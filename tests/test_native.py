@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from qsr import infer, quantizer
-from qsr.integer import bitplanes, kernels, program, program_swin, reference, tail
+from qsr.integer import bitplanes, kernels, lifetimes, program, program_swin, reference, tail
 from qsr.system import native
 
 ROOT = native.PACKAGE.parent
@@ -153,8 +153,8 @@ MIRRORED = [  # constants of C++, and the same in Python
     ("format.h", "kFormatVersion", bitplanes.FORMAT_VERSION),
     ("format.h", "kWordBits", bitplanes.WORD_BITS),
     ("kernels.h", "kFloatLanes", kernels.FLOAT_LANES),
-    ("network/conv.h", "kMapTile", program.MAP_TILE),
-    ("torch/residual_job.h", "kProgramChannels", program.MAP_CHANNELS),
+    ("network/conv.h", "kMapTile", lifetimes.TILE),
+    ("torch/ops_cuda.cpp", "kProgramChannels", program.MAP_CHANNELS),
     ("network/swin.h", "kRowLanes", reference.LANES),
     ("network/tail.h", "kTailRows", infer.TAIL_TILE),
     ("network/tail.h", "kTailClasses", len(tail.SHOWN)),

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from test_plan import NETWORKS, packed
 
 import qsr
+from qsr.bench import steps
 from qsr.integer import plan_reference
 from qsr.integer.executor import Executor
 from qsr.integer.plan_json import from_json, to_json
@@ -73,9 +74,14 @@ def test_bench_times_each_step_of_a_file(tmp_path):
     assert "roofline ms" in shown
 
 
-def test_steps_of_a_quantsr_are_refused_in_one_line():
-    with pytest.raises(ValueError, match="holds a QuantSR, which runs as a program"):
-        load_regions(zoo.find("quantsr-c-x4-w4a4"))
+def test_the_steps_of_a_quantsr_c_follow_from_its_file_and_those_of_others_are_refused():
+    (plan,), network = load_regions(zoo.find("quantsr-c-x4-w2a2"))
+    assert len(plan.layers) == 65
+    timed = steps.time_steps([plan], network, 8, rounds=1)
+    assert [t.step for t in timed] == ["head", *plan.layers]
+    for name in ("quantsr-t-x4-w4a4", "srresnet-x2"):
+        with pytest.raises(ValueError, match="holds a QuantSR that runs without a plan of steps"):
+            load_regions(zoo.find(name))
 
 
 def test_a_file_needs_its_network_and_says_how():

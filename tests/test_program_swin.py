@@ -8,7 +8,9 @@ from torch import nn
 
 import qsr
 from qsr.integer import reference
-from qsr.integer.program import code_map_bytes, padded
+from qsr.integer.lifetimes import value_bytes
+from qsr.integer.plan import Size, Value
+from qsr.integer.program import padded
 from qsr.integer.program_swin import SwinProgram
 from qsr.system import native
 
@@ -159,7 +161,7 @@ def samples():
             program.kernel,
         ),
     )
-    size = code_map_bytes(8, 8, 64)
+    size = value_bytes(Value("codes", 64, Size(0), frame=(1, 1)), (8, 8))
     codes = torch.empty(size, dtype=torch.uint8)
     arguments = (x, out.zero_(), 0.5, conv.weights, conv.array, conv.number, conv.bits)
     yield "swin_conv", (*arguments, conv.kernel, codes)

@@ -323,7 +323,7 @@ with ThreadPoolExecutor(8) as pool:
 # ThreadSanitizer ----------------------------------------------------------------------------------
 
 PORTABLE = (
-    "network/residual_network.cpp",
+    "network/executor.cpp",
     "network/conv_portable.cpp",
     "network/maps_portable.cpp",
     "network/tail_portable.cpp",
@@ -352,7 +352,7 @@ def sanitized(folder):
         pytest.skip("no C++ compiler here")
     # Most of the short form is compiling; intrinsics with constants need an optimiser.
     options = ["-O1", "-DQSR_ALL_ROWS"] if ALL_ROWS else ["-O0"]
-    options += ["-std=c++17", "-g1", "-fsanitize=thread", "-ffp-contract=off", "-Wno-psabi"]
+    options += ["-std=c++20", "-g1", "-fsanitize=thread", "-ffp-contract=off", "-Wno-psabi"]
     main, program = Path(__file__).with_name("threads_without_torch.cpp"), folder / "threads"
     sources = [native.CSRC / name for name in PORTABLE + FASTER * ALL_ROWS]
     command = [*compiler, *options, f"-I{native.CSRC}", main, *sources, "-o", program]

@@ -16,14 +16,14 @@
 #include <thread>
 #include <vector>
 
+#include "network/executor.h"
 #include "network/maps.h"
-#include "network/residual_network.h"
 #include "network/swin.h"
 #include "network/tail.h"
 
 namespace {
 
-constexpr int64_t kHeight = 8, kWidth = 4, kChannels = 64, kBlocks = 2, kLayers = 2 * kBlocks + 1;
+constexpr int64_t kHeight = 8, kWidth = 4, kChannels = 64, kLayers = 2;
 constexpr int64_t kWindow = 4, kFeatures = 60, kHeads = 6, kScale = 2, kOutputs = 16;
 constexpr int64_t kPixels = kHeight * kWidth;
 constexpr int kBits = 4;
@@ -43,7 +43,7 @@ void run(void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t c
 // What all threads read. Values are any; codes are of 4 bits.
 struct Weights {
   std::mt19937 random{1};
-  std::vector<float> lr = floats(3 * kPixels), head = floats(27 * kChannels);
+  std::vector<float> lr = floats(3 * (kHeight + 2) * (kWidth + 2));
   std::vector<float> values = floats(4096), ones = std::vector<float>(4096, 1.0f);
   std::vector<float> inside = floats(64 * kChannels * kOutputs);
   std::vector<float> ring = floats(16 * 25 * kChannels * kOutputs);
@@ -66,46 +66,67 @@ struct Weights {
 
 // What a call owns.
 struct Maps {
-  std::vector<uint8_t> workspace =
-      std::vector<uint8_t>(qsr::workspace_bytes(kHeight, kWidth, kChannels) + 64);
+  alignas(64) uint8_t workspace[1 << 16];
   std::vector<float> features = std::vector<float>(kPixels * kChannels);
   std::vector<float> stream = features, sr = std::vector<float>(3 * kScale * kScale * kPixels);
 };
 
-// Head and body of QuantSR-C, and the tail.
+// The plan of a residual block between a head and the tail (executor.h has the tables).
 struct Convolutional {
   const Weights& weights;
   const qsr::ConvKernel& row;
   const qsr::TailKernel& tail;
-  std::vector<uint8_t> laid_out;
-  std::vector<qsr::PackedLayer> layers;
+  std::vector<int64_t> numbers = {7, 4};
+  qsr::Bytes laid_out;
+  int64_t bytes;
 
   Convolutional(const Weights& w, const qsr::ConvKernel& r, const qsr::TailKernel& t)
-      : weights(w), row(r), tail(t) {
-    const auto shape = [](int64_t i) { return qsr::shape_3x3(kChannels, kBits, i % 2 == 0); };
-    const int64_t bytes = row.laid_out_bytes(shape(0));
-    laid_out.resize(kLayers * bytes);
+      : weights(w), row(r), tail(t), laid_out(1 << 20), bytes(0) {
+    const qsr::ConvShape shape = qsr::shape_3x3(kChannels, kBits, true);
+    bytes = qsr::filled(row.laid_out_bytes(shape), 64);
+    for (int64_t i = 0; i < kLayers; ++i)
+      row.lay_out(w.codes.data() + i * 9 * kChannels * kChannels, shape,
+                  static_cast<uint8_t*>(laid_out.data()) + i * bytes);
+    enum { kConv, kFloat, kFloatConv };
+    enum { kRelu, kAdd = 4, kScaled = 8, kFactors };
+    const auto put = [&](std::initializer_list<int64_t> more) {
+      numbers.insert(numbers.end(), more);
+    };
+    const int64_t floats = 4 * kPixels * kChannels, codes = (kHeight + 2) * (kWidth + 2) * kChannels;
+    const int64_t map = 3 * floats;  // where codes begin; kHeight and kWidth are whole tiles
+    put({1, 1, 0, kHeight + 2, kWidth + 2, 3, 0, 0, 0, 0});  // 0: lr
+    put({1, 0, 0, kHeight, kWidth, kChannels, 0, 0, 0, 0});  // 1: shallow
+    put({1, 0, floats, kHeight, kWidth, kChannels, 0, 0, 0, 0});  // 2: deep
+    put({1, 2, 0, kHeight, kWidth, kChannels, 0, 0, 0, 0});  // 3: features
+    for (int64_t i = 0; i < 3; ++i)  // 4 to 6: codes
+      put({0, 0, map + i * codes, kHeight, kWidth, kChannels, 1, 1, kBits, 1});
+    const int64_t size = kHeight, one = 1, tau = 0, grid = 4096;
+    put({kFloatConv, 0, 1, size, kWidth, kChannels, 3, 3, 64, 0, 0, 0});
+    put({kFloat, 1, 2, size, kWidth, kChannels, one, kFactors, 2, 7, one, 4, 0, tau, grid});
     for (int64_t i = 0; i < kLayers; ++i) {
-      uint8_t* to = laid_out.data() + i * bytes;
-      row.lay_out(w.codes.data() + i * 9 * kChannels * kChannels, shape(i), to);
-      const float* array = w.values.data() + 64 * i;
-      const float low = i % 2 == 0 ? -8.0f : 0.0f;
-      layers.push_back({to, array, array + 1, array + 2, 0.3f, low, low + 15.0f, i % 2 == 0});
+      put({kConv, 4 + i, i ? 3 : -1, size, kWidth, kChannels, 0, kChannels, 1, 3, 3, 1, 1, 1, 1, 1, 1});
+      put({kBits, i * bytes, 128});
+      if (i)
+        put({2, kScaled, 2, 5, kAdd, 1, 0, 0});
+      else
+        put({1, kRelu, -1, 0, 1, 5, 0, tau, grid});
     }
   }
 
   void operator()(Maps& maps) const {
-    const int64_t kept[kBlocks] = {1, 0};
-    qsr::ResidualNetwork net{};
-    net.height = kHeight, net.width = kWidth, net.channels = kChannels, net.blocks = kBlocks;
-    net.bits = kBits, net.range = 255.0f, net.lr = weights.lr.data();
-    net.mean = weights.values.data(), net.head_weights = weights.head.data();
-    net.head_bias = weights.values.data(), net.layers = layers.data();
-    net.shortcuts = weights.ones.data(), net.kept = kept;
-    net.workspace = maps.workspace.data();
-    net.workspace += -reinterpret_cast<intptr_t>(net.workspace) & 63;
-    net.features = maps.features.data();
-    qsr::run(net, row, parallel);
+    std::vector<float> constants = weights.values;
+    constants.insert(constants.end(), {0.3f, -8.0f, 7.0f});
+    float* const lr = const_cast<float*>(weights.lr.data());
+    const qsr::Tables tables{
+        {numbers.data(), static_cast<int64_t>(numbers.size())},
+        {constants.data(), static_cast<int64_t>(constants.size())},
+        {static_cast<const uint8_t*>(laid_out.data()), 1 << 20},
+        {maps.workspace, sizeof maps.workspace},
+        {{lr, static_cast<int64_t>(weights.lr.size())}},
+        {{maps.features.data(), static_cast<int64_t>(maps.features.size())}}};
+    const qsr::Executor plan(tables, row.name);
+    for (int64_t step = 0; step < plan.steps(); ++step)
+      plan.run(step, [](int64_t count, double, const auto& work) { parallel(count, 0, work); });
     qsr::Tail job{kHeight, kWidth, kChannels, kScale, kOutputs, maps.features.data(),
                   weights.inside.data(), weights.ring.data(), weights.values.data(),
                   maps.sr.data()};
@@ -143,7 +164,7 @@ struct Transformer {
     a.q.offset = 8, a.p = {0.1f, 0.0f, 15.0f, 0}, a.bias = weights.position_bias.data();
     run(row.layer, job, kPixels / a.pixels);
     const qsr::FloatMap stream{maps.stream.data(), kWidth * kChannels, kChannels, kChannels};
-    const qsr::CodeMap codes{maps.workspace.data(), kHeight, kWidth, kChannels, kChannels,
+    const qsr::CodeMap codes{maps.workspace, kHeight, kWidth, kChannels, kChannels,
                              qsr::Frame::around(kHeight, kWidth, 1, 1)};
     parallel(kHeight, 0, [&](int64_t first, int64_t last) {
       qsr::kMapsPortable.quantize(stream, {codes, values, 0.3f, -8.0f, 7.0f}, first, last);
@@ -204,6 +225,13 @@ const std::vector<const qsr::SwinKernel*> kSwins = {&qsr::kSwinPortable};
 #endif
 
 }  // namespace
+
+// In the place of dispatch.cpp.
+const qsr::ConvKernel* qsr::find_conv(const char* name, const ConvShape&) {
+  for (const ConvKernel* row : kConvolutions)
+    if (std::strcmp(row->name, name) == 0) return row;
+  return nullptr;
+}
 
 int main(int argc, char** argv) {
   if (argc < 3) return 2;

@@ -106,7 +106,7 @@ cudaError_t imma_cuda(const ImmaConv& job, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-cudaError_t imma_network_cuda(const ResidualNetwork& net, cudaStream_t stream) {
+cudaError_t imma_network_cuda(const ImmaNetwork& net, cudaStream_t stream) {
   cudaError_t first = cudaSuccess;
   const auto keep = [&](cudaError_t error) { first = first == cudaSuccess ? error : first; };
   imma_network(

@@ -30,6 +30,6 @@ cudaError_t attention_cuda(const CudaAttention&, cudaStream_t stream);
 // imma.cu; for devices from 7.5 on.
 cudaError_t imma_weights_cuda(const ImmaWeights&, cudaStream_t stream);
 cudaError_t imma_cuda(const ImmaConv&, cudaStream_t stream);
-cudaError_t imma_network_cuda(const ResidualNetwork&, cudaStream_t stream);
+cudaError_t imma_network_cuda(const ImmaNetwork&, cudaStream_t stream);
 
 }  // namespace qsr

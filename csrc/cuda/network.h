@@ -1,20 +1,58 @@
-// Head and body of QuantSR-C on a GPU: what network/residual_network.cpp does on a processor, as a
-// row of launches; without a word of CUDA (see core.h). Maps have no frames here, so the workspace
-// holds
-//
-//     shallow  float   the head's result, which the last layer adds again
-//     a        codes   of the stream: input of conv1
-//     b        codes   between conv1 and conv2
-//
-// and the features are the stream, updated in place. Shortcuts and the numbers of a layer are
-// arguments of a launch; nothing is read back, so a CUDA graph can hold the whole.
+// Head and body of a packed QuantSR-C on a GPU: the steps of its plan (qsr/integer/residual.py) as a
+// row of launches; without a word of CUDA (see core.h). Maps have no frames here. What a step does
+// beside its sums are arguments of a launch; nothing is read back, so a CUDA graph can hold the whole.
 #pragma once
-#include <vector>
-
 #include "cuda/imma.h"
-#include "network/residual_network.h"
 
 namespace qsr {
+
+// A step: rows of a table of numbers. Offsets are bytes of the workspace, -1 for none.
+struct ImmaStep {
+  int64_t layer;   // which layer runs; -1: the head
+  int64_t source;  // of its codes; of the head where its result comes
+  int64_t relu;    // 0 or 1
+  int64_t residual, shortcut;    // offset, and which factor
+  int64_t first_skip, skips;     // factors of skipped blocks
+  int64_t out, codes, reader;    // offsets, and the layer that reads the codes
+};
+
+struct ImmaNetwork {
+  int64_t height, width, channels;  // of the maps; channels a multiple of 64
+  const float* lr;                  // [3, height, width]
+  const float* mean;                // [3]
+  float range;
+  const float* head_weights;  // [3, 3, 3, channels]
+  const float* head_bias;
+  const uint8_t* weights;  // [layers, 9 * channels^2], laid out
+  const float* arrays;     // [layers, 3, channels]: scale, bias and tau
+  uint8_t* workspace;
+
+  // On the processor. numbers: [layers, 4], of the input of a layer step, lowest and highest code,
+  // and whether it is signed.
+  const float *numbers, *factors;
+  const ImmaStep* steps;
+  int64_t layer_count, factor_count, step_count, bytes;
+
+  // Whether no step can leave what it was given.
+  bool holds() const {
+    const int64_t values = height * width * channels;
+    const auto fits = [&](int64_t offset, int64_t size) {
+      return offset == -1 || (offset >= 0 && offset % 16 == 0 && offset <= bytes - size);
+    };
+    for (const ImmaStep* s = steps; s < steps + step_count; ++s) {
+      if (s->layer < -1 || s->layer >= layer_count || s->source < 0) return false;
+      if (!fits(s->source, s->layer < 0 ? 4 * values : values)) return false;
+      if (!fits(s->residual, 4 * values) || !fits(s->out, 4 * values) || !fits(s->codes, values))
+        return false;
+      if (s->residual != -1 && (s->shortcut < 0 || s->shortcut >= factor_count)) return false;
+      if (s->codes != -1 && (s->reader < 0 || s->reader >= layer_count)) return false;
+      if (s->skips < 0 || s->skips > kMostSkips || s->first_skip < 0 ||
+          s->first_skip > factor_count - s->skips)
+        return false;
+    }
+    return true;
+  }
+};
 
 // The head: a 3x3 convolution of the normalised picture in float, summed in the order of
 // qsr/integer/reference.py, and the way into the body.
@@ -50,61 +88,38 @@ QSR_EACH void head_output(const ImmaHead& job, int64_t index) {
   pass_on(job.finish, sum, c, 4 * index);
 }
 
-inline int64_t imma_workspace_bytes(int64_t height, int64_t width, int64_t channels) {
-  return 6 * height * width * channels;
-}
-
-// Calls head(ImmaHead) once, then layer(ImmaConv) for each layer that runs.
+// Calls head(ImmaHead) or layer(ImmaConv) for each step.
 template <class Head, class Layer>
-void imma_network(const ResidualNetwork& net, const Head& head, const Layer& layer) {
-  const int64_t values = net.height * net.width * net.channels;
-  float *const shallow = reinterpret_cast<float*>(net.workspace), *const deep = net.features;
-  uint8_t *const a = net.workspace + 4 * values, *const b = a + values;
-
-  std::vector<int64_t> kept;
-  for (int64_t i = 0; i < net.blocks; ++i)
-    if (net.kept[i]) kept.push_back(i);
-  kept.push_back(net.blocks);  // the convolution after the body
-  const auto skip = [&](ImmaFinish& f, int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) f.skips[f.skip_count++] = net.shortcuts[i];
+void imma_network(const ImmaNetwork& net, const Head& head, const Layer& layer) {
+  const int64_t c = net.channels;
+  const auto floats = [&](int64_t offset) {
+    return offset < 0 ? nullptr : reinterpret_cast<float*>(net.workspace + offset);
   };
-  const auto codes_for = [&](ImmaFinish& f, int64_t next, uint8_t* to) {
-    const PackedLayer& p = net.layers[next];
-    f.codes = to, f.tau = p.tau, f.range = {p.step, p.low, p.high};
-  };
-  const auto run = [&](int64_t index, const uint8_t* in, const ImmaFinish& finish) {
-    const PackedLayer& p = net.layers[index];
+  for (const ImmaStep* s = net.steps; s < net.steps + net.step_count; ++s) {
+    ImmaFinish finish{};
+    finish.relu = s->relu != 0, finish.residual = floats(s->residual), finish.out = floats(s->out);
+    if (finish.residual) finish.shortcut = net.factors[s->shortcut];
+    for (int64_t i = 0; i < s->skips; ++i)
+      finish.skips[finish.skip_count++] = net.factors[s->first_skip + i];
+    if (s->codes >= 0) {
+      const float* of = net.numbers + 4 * s->reader;
+      finish.codes = net.workspace + s->codes, finish.range = {of[0], of[1], of[2]};
+      finish.tau = net.arrays + (3 * s->reader + 2) * c;
+    }
+    if (s->layer < 0) {
+      head(ImmaHead{net.lr, net.mean, net.range, net.head_weights, net.head_bias, net.height,
+                    net.width, c, floats(s->source), finish});
+      continue;
+    }
+    finish.scale = net.arrays + 3 * s->layer * c, finish.bias = finish.scale + c;
     ImmaConv job{};
-    job.codes = in, job.in_signed = p.is_signed;
-    job.weights = static_cast<const uint32_t*>(p.weights);
+    job.codes = net.workspace + s->source, job.in_signed = net.numbers[4 * s->layer + 3] != 0.0f;
+    job.weights = reinterpret_cast<const uint32_t*>(net.weights + s->layer * 9 * c * c);
     job.n = 1, job.height = net.height, job.width = net.width;
-    job.chunks = net.channels / kDepth, job.out_channels = net.channels;
-    job.finish = finish, job.finish.scale = p.scale, job.finish.bias = p.bias;
+    job.chunks = c / kDepth, job.out_channels = c;
+    job.finish = finish;
     layer(job);
-  };
-
-  ImmaHead entry{net.lr,     net.mean,  net.range,    net.head_weights, net.head_bias,
-                 net.height, net.width, net.channels, shallow,          {}};
-  skip(entry.finish, 0, kept[0]);
-  if (kept[0] > 0) entry.finish.out = deep;
-  codes_for(entry.finish, 2 * kept[0], a);
-  head(entry);
-  const float* stream = kept[0] > 0 ? deep : shallow;
-  for (size_t k = 0; k + 1 < kept.size(); ++k) {
-    const int64_t block = kept[k], next = kept[k + 1];
-    ImmaFinish middle{}, end{};
-    middle.relu = true;
-    codes_for(middle, 2 * block + 1, b);
-    run(2 * block, a, middle);
-    end.residual = stream, end.out = deep, end.shortcut = net.shortcuts[block];
-    skip(end, block + 1, next);
-    codes_for(end, 2 * next, a);
-    run(2 * block + 1, b, end);
-    stream = deep;
   }
-  ImmaFinish last{};
-  last.residual = shallow, last.out = deep, last.shortcut = 1.0f;
-  run(2 * net.blocks, a, last);
 }
 
 }  // namespace qsr

@@ -134,7 +134,7 @@ class Executor::Reader {
     s.height = next(1, kMostPixels, "height of a step");
     s.width = next(1, kMostPixels, "width of a step");
     s.channels = next(1, kMostChannels, "channels of a step");
-    check(s.source->is_float == (s.op == kFloat), "kind of a source");
+    check(s.source->is_float == (s.op == kFloat || s.op == kFloatConv), "kind of a source");
     s.cost = 4.0 * s.width * s.channels;
     if (s.op == kConv) convolution(s);
     if (s.op == kPool) {
@@ -147,8 +147,9 @@ class Executor::Reader {
       check(s.height == s.source->height * s.factor && s.width == s.source->width * s.factor,
             "size of a step");
     }
+    if (s.op == kFloatConv) float_convolution(s);
+    if (s.op != kConv) s.conv.finish.scale = s.conv.finish.bias = kZeros;
     if (s.op == kFloat) {
-      s.conv.finish.scale = s.conv.finish.bias = kZeros;
       check(alike(*s.source, s) && s.source->channels == s.channels, "size of a source");
     }
     Finish& f = s.conv.finish;
@@ -159,6 +160,10 @@ class Executor::Reader {
     }
     operations(s);
     stores(s);
+    if (s.op == kFloatConv) {
+      check(f.out.data && f.operation_count == 0, "finish of a convolution of floats");
+      s.float_conv.out = f.out.data, s.floats = f.out, f.out = {};
+    }
     return s;
   }
 
@@ -230,8 +235,20 @@ class Executor::Reader {
     s.cost = 0.125 * s.width * shape.taps() * shape.in / shape.groups * shape.out;
   }
 
+  void float_convolution(Step& s) {
+    const Value& v = *s.source;
+    const int64_t once[2] = {1, 1}, none[2] = {0, 0}, out = filled(s.channels, kMapLanes);
+    pair(s.kernel, 1);
+    windows(s, s.kernel, once, none);
+    const int64_t products = s.kernel[0] * s.kernel[1] * v.channels * out;
+    const float *weights = floats(products), *bias = floats(out);
+    s.float_conv = {v.floats.data, weights,    bias,       nullptr, 1,           s.height,
+                    s.width,       v.channels, s.channels, out,     s.kernel[0], s.kernel[1]};
+    s.cost = s.width / 8.0 * products;
+  }
+
   void operations(Step& s) {
-    enum { kRelu, kLeaky, kTimes, kPlus, kAdd, kMul, kMinus, kFrom };
+    enum { kRelu, kLeaky, kTimes, kPlus, kAdd, kMul, kMinus, kFrom, kScaled, kFactors };
     Finish& f = s.conv.finish;
     const int64_t lanes = filled(s.channels, kMapLanes), count = next(0, kMostOperations, "finish");
     const auto put = [&](Operation operation) {
@@ -239,20 +256,23 @@ class Executor::Reader {
       f.operations[f.operation_count++] = operation;
     };
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t op = next(kRelu, kFrom, "operation of a finish");
-      const int64_t id = next(-1, this->count() - 1, "operand of a finish");
+      const int64_t op = next(kRelu, kFactors, "operation of a finish");
+      const int64_t most = op == kFactors ? kMostSteps : this->count() - 1;
+      const int64_t id = next(-1, most, "operand of a finish");
       const float* array = nullptr;
       if (op == kLeaky || op == kTimes || op == kPlus)
         array = floats(lanes);
+      else if (op == kScaled || op == kFactors)
+        array = floats(op == kScaled ? 1 : id);
       else
         next(0, 0, "operand of a finish");
       FloatMap map{};
-      if (op >= kAdd) {
+      if (op >= kAdd && op <= kScaled) {
         check(id >= 0 && values_[id].is_float && alike(values_[id], s) &&
                   values_[id].channels == s.channels,
               "operand of a finish");
         map = values_[id].floats;
-      } else if (array) {  // the same for all pixels
+      } else if (array && op != kFactors) {  // the same for all pixels
         map = {const_cast<float*>(array), 0, 0, lanes};
       }
       static const float minus_one = -1.0f;
@@ -263,13 +283,15 @@ class Executor::Reader {
         case kFrom: put({qsr::Op::kFactors, 1.0f, &minus_one, 1, {}}); [[fallthrough]];
         case kPlus: case kAdd: put({qsr::Op::kAdd, 1.0f, nullptr, 0, map}); break;
         case kMinus: put({qsr::Op::kAdd, -1.0f, nullptr, 0, map}); break;
+        case kScaled: put({qsr::Op::kAdd, *array, nullptr, 0, map}); break;
+        case kFactors: put({qsr::Op::kFactors, 1.0f, array, id, {}}); break;
       }
     }
   }
 
   void stores(Step& s) {
     Finish& f = s.conv.finish;
-    const bool moves = s.op > kFloat;
+    const bool moves = s.op > kFloatConv;
     const int64_t count = next(moves ? 1 : 0, moves ? 1 : kMostCodes, "stores");
     for (int64_t i = 0; i < count; ++i) {
       const int64_t id = next(0, this->count() - 1, "value of a store");
@@ -332,6 +354,13 @@ void Executor::band(const Step& s, int64_t first, int64_t last) const {
     }
     case kFloat:
       float_rows(s.source->floats, s.conv.finish, s.width, s.channels, first, last);
+      break;
+    case kFloatConv:
+      for (int64_t y = first; y < last; ++y) {  // a row at a time, while it is in the cache
+        conv2d_float(s.float_conv, y, y + 1);
+        if (s.conv.finish.code_count)
+          float_rows(s.floats, s.conv.finish, s.width, s.channels, y, y + 1);
+      }
       break;
     case kPool:
       (s.source->is_signed ? pool_rows<int8_t> : pool_rows<uint8_t>)(

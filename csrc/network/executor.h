@@ -13,7 +13,10 @@
 //                           weights, where they begin (bytes), where scale and bias begin
 //         pool              kernel, stride, padding
 //         nearest, shuffle  factor
-//                then how many operations, (operation, value or -1, where its numbers begin) each;
+//         convolution of floats, without padding
+//                           kernel, where weights [kernel, in, lanes] begin, and where bias does
+//                then how many operations, (operation, value or -1, where its numbers begin) each,
+//                of factors how many for a value;
 //                then how many stores, (value, first channel) each, and but for a move where tau
 //                begins, and where step, lowest and highest code do
 //
@@ -27,6 +30,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels.h"
 #include "network/conv.h"
 
 namespace qsr {
@@ -57,7 +61,7 @@ class Executor {
   void run(int64_t step, const Bands& bands) const;
 
  private:
-  enum Op : int64_t { kConv, kFloat, kPool, kNearest, kShuffle };
+  enum Op : int64_t { kConv, kFloat, kFloatConv, kPool, kNearest, kShuffle };
 
   struct Value {
     bool is_float, is_signed;
@@ -73,6 +77,8 @@ class Executor {
     const Value* source;
     CodeMap to;  // of a move
     Conv conv;   // and the finish of other steps
+    FloatConv2d float_conv;
+    FloatMap floats;             // its result, before codes are made of it
     const ConvKernel* row;
     double cost;                 // of a row of the result
     std::vector<CodeMap> begun;  // maps that this step is the first to write: it makes their frames

@@ -9,7 +9,6 @@
 
 #include "cuda/launch.h"
 #include "torch/checks.h"
-#include "torch/residual_job.h"
 
 namespace {
 
@@ -154,15 +153,22 @@ Tensor attention(const Tensor& qkv, const Tensor& steps, const Tensor& bias,
   return out;
 }
 
-// The network's operators: see ops_network.cpp. numbers and shortcuts are on the CPU.
-Tensor lay_out_layers(const Tensor& codes, const Tensor& numbers, int64_t bits,
-                      qsr::Name kernel) {
-  qsr::check_layers(codes);
-  qsr::check_bits(bits);
-  chosen(kernel, "networks", {"cuda-imma"});
+constexpr int64_t kProgramChannels = 64;  // maps have a multiple; MAP_CHANNELS of program.py
+
+void check_channels(int64_t channels) {
+  STD_TORCH_CHECK(channels > 0 && channels % kProgramChannels == 0 && channels <= 4096,
+                  "channels must be a multiple of 64, at most 4096");
+}
+
+// [layers, C, 3, 3, C] weight codes -> [layers, bytes], as the tensor cores take them.
+Tensor lay_out_imma(const Tensor& codes) {
+  STD_TORCH_CHECK(codes.dim() == 5 && codes.size(1) == codes.size(4) && codes.size(2) == 3 &&
+                      codes.size(3) == 3,
+                  "codes must be [layers, C, 3, 3, C]");
+  const int64_t count = codes.size(0), c = codes.size(1), chunks = c / qsr::kDepth;
+  check_channels(c);
   check_imma(codes);
   const torch::stable::accelerator::DeviceGuard guard(codes.get_device_index());
-  const int64_t count = codes.size(0), c = codes.size(1), chunks = c / qsr::kDepth;
   Tensor out = torch::stable::new_empty(codes, {count, 9 * c * c}, ScalarType::Byte);
   if (count == 0) return out;
   const int8_t* from = elements<int8_t>(codes, codes, codes.numel(), "codes");
@@ -171,28 +177,39 @@ Tensor lay_out_layers(const Tensor& codes, const Tensor& numbers, int64_t bits,
   return out;
 }
 
-void residual_body(const Tensor& lr, const Tensor& mean, double range, const Tensor& head_weights,
-                   const Tensor& head_bias, const Tensor& weights, const Tensor& arrays,
-                   const Tensor& numbers, const Tensor& shortcuts, std::vector<int64_t> kept,
-                   int64_t bits, qsr::Name kernel, Tensor workspace, Tensor features) {
-  qsr::check_maps(lr, features);
-  qsr::check_bits(bits);
-  chosen(kernel, "networks", {"cuda-imma"});
+// A network's body by the steps of its plan (cuda/network.h). numbers, table and factors are on the
+// CPU; the features stay in the workspace.
+void run_imma(const Tensor& lr, const Tensor& mean, double range, const Tensor& head_weights,
+              const Tensor& head_bias, const Tensor& weights, const Tensor& arrays,
+              const Tensor& numbers, const Tensor& table, const Tensor& factors, Tensor workspace) {
+  STD_TORCH_CHECK(lr.dim() == 3 && lr.size(0) == 3 && lr.size(1) < (1 << 24) &&
+                      lr.size(2) < (1 << 24) && lr.numel() > 0,
+                  "lr must be [3, H, W]");
   check_imma(lr);
-  STD_TORCH_CHECK(kept.size() <= qsr::kMostSkips, "at most ", qsr::kMostSkips, " blocks");
-  const int64_t c = features.size(2);
-  const auto floats = [&](const Tensor& t, int64_t count, const char* name) {
+  const auto on_gpu = [&](const Tensor& t, int64_t count, const char* name) {
     return elements<float>(t, lr, count, name);
   };
-  const auto bytes = [&](const Tensor& t, int64_t count, const char* name) {
-    return elements<uint8_t>(t, lr, count, name);
-  };
-  const qsr::ResidualJob job(lr, mean, range, head_weights, head_bias, weights, arrays, numbers,
-                             shortcuts, kept, bits, workspace, features, 9 * c * c,
-                             qsr::imma_workspace_bytes(lr.size(1), lr.size(2), c), floats, bytes);
-  if (lr.numel() == 0) return;
+  qsr::ImmaNetwork net{};
+  net.height = lr.size(1), net.width = lr.size(2), net.channels = head_bias.numel();
+  const int64_t c = net.channels, count = numbers.numel() / 4;
+  check_channels(c);
+  net.lr = on_gpu(lr, lr.numel(), "lr"), net.mean = on_gpu(mean, 3, "mean");
+  net.range = static_cast<float>(range);
+  net.head_weights = on_gpu(head_weights, 27 * c, "head_weights");
+  net.head_bias = on_gpu(head_bias, c, "head_bias");
+  net.weights = elements<uint8_t>(weights, lr, count * 9 * c * c, "weights");
+  net.arrays = on_gpu(arrays, count * 3 * c, "arrays");
+  net.workspace = elements<uint8_t>(workspace, lr, 0, "workspace");
+  net.numbers = qsr::elements<float>(numbers, "numbers");
+  net.factors = qsr::elements<float>(factors, "factors");
+  constexpr int64_t kColumns = sizeof(qsr::ImmaStep) / sizeof(int64_t);
+  net.steps = reinterpret_cast<const qsr::ImmaStep*>(qsr::elements<int64_t>(table, "table"));
+  net.layer_count = count, net.factor_count = factors.numel();
+  net.step_count = table.numel() / kColumns, net.bytes = workspace.numel();
+  qsr::product({net.height, net.width, c});
+  STD_TORCH_CHECK(net.holds(), "the steps do not fit the tensors");
   const torch::stable::accelerator::DeviceGuard guard(lr.get_device_index());
-  check(qsr::imma_network_cuda(job.net, stream_of(lr)));
+  check(qsr::imma_network_cuda(net, stream_of(lr)));
 }
 
 }  // namespace
@@ -200,6 +217,6 @@ void residual_body(const Tensor& lr, const Tensor& mean, double range, const Ten
 STABLE_TORCH_LIBRARY_IMPL(qsr_native, CUDA, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("attention", TORCH_BOX(&attention));
-  m.impl("lay_out_layers", TORCH_BOX(&lay_out_layers));
-  m.impl("residual_body", TORCH_BOX(&residual_body));
+  m.impl("lay_out_imma", TORCH_BOX(&lay_out_imma));
+  m.impl("run_imma", TORCH_BOX(&run_imma));
 }

@@ -182,7 +182,7 @@ void swin_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double
 }
 
 // stream = shortcut * residual + conv3x3(codes of stream); all [height, width, C]. weights: from
-// lay_out_layers; array: scale, bias and tau [3, C]; number: step, low, high, whether signed.
+// lay_out_layer; array: scale, bias and tau [3, C]; number: step, low, high, whether signed.
 void swin_conv(Tensor stream, const Tensor& residual, double shortcut, const Tensor& weights,
                const Tensor& array, const Tensor& number, int64_t bits, qsr::Name kernel,
                Tensor codes) {

@@ -19,7 +19,7 @@ from torch import nn
 from ..integer.executor import Executor, kernel_of
 from ..integer.packing import PackedLayer
 from ..integer.plan import Plan, as_picture
-from ..integer.plan_table import step_bytes
+from ..integer.plan_table import products, step_bytes
 from . import engine
 
 COPIED = 2**26  # bytes, for the rate of a copy; more than the caches hold
@@ -77,19 +77,17 @@ def _time_region(
             best[i] = min(best[i], time.perf_counter() - begin)
     found = []
     for step, seconds in zip(plan.steps, best, strict=True):
-        products, rate = 0, math.inf
+        count, rate = products(step, layers, sizes), math.inf
         if step.op == "conv":
             layer = layers.get_submodule(step.layer)
             assert isinstance(layer, PackedLayer)
-            each = math.prod(layer.weight.shape[1:3]) * layer.channels * step.channels
-            products = math.prod(step.size.of(sizes)) * each
             bits = layer.planes.bits, layer.bits
             rate = threads * (engine.ceiling(rates, "codes", bits) or math.inf)
         moved = step_bytes(plan, step, sizes)
-        least = max(products / rate, moved / copied)
+        least = max(count / rate, moved / copied)
         kernel = kernel_of(plan, step, layers) or "-"
         found.append(
-            TimedStep(step.layer or step.op, kernel, 1e3 * seconds, products, moved, 1e3 * least)
+            TimedStep(step.layer or step.op, kernel, 1e3 * seconds, count, moved, 1e3 * least)
         )
     return found
 

@@ -17,53 +17,64 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import kernels
-from .layer import ConvShape
+from .layer import ConvShape, laid_out
 from .lifetimes import ALIGNMENT, places
-from .packing import PackedLayer
-from .plan import OF_VALUES, Plan, Step, lanes
+from .packing import FloatConv2d, PackedLayer
+from .plan import Plan, Step, lanes, operand_value
 from .plan_reference import parameter
 from .program import Idle
 from .regions import MOVES
 
-STEPS = ("conv", "float", "pool", "nearest", "shuffle")  # Op of executor.h
-FINISHES = ("relu", "leaky", "times", "plus", "add", "mul", "minus", "from")
+STEPS = ("conv", "float", "float_conv", "pool", "nearest", "shuffle")  # Op of executor.h
+FINISHES = ("relu", "leaky", "times", "plus", "add", "mul", "minus", "from", "scaled", "factors")
 HOMES = {"workspace": 0, "input": 1, "output": 2}
 
 
 class Executor:
     """One region of a network, ready to run. plan, network: which; kernel: "auto" or the name of a
-    row of csrc/network/conv.h.
+    row of csrc/network/conv.h. like: an executor of the same network and kernel with all these
+    layers, whose weights it shares.
 
-    It copies what it needs; `stale` says whether the network has other values since.
+    It copies what it needs; `stale` says whether the network has other values since (of packed
+    layers, and numbers of a finish).
     """
 
-    def __init__(self, plan: Plan, network: nn.Module, kernel: str = "auto") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        network: nn.Module,
+        kernel: str = "auto",
+        like: Executor | None = None,
+    ) -> None:
         self.plan, self.kernel = plan, kernel
+        # Of a layer that is laid out, by name and places: the numbers of its step up to where.
+        self._laid: dict[tuple, list[int]] = {} if like is None else like._laid
         self._constants: list[Tensor] = []
         self._weights: list[Tensor] = []
         self._ends = [0, 0]  # how much both hold: numbers, and bytes
         self._layers = {name: _layer(network, name) for name in names_of(plan)}
         self._made_of = [(x, _writes(x)) for x in self._sources(network)]
-        self._steps = [self._step(step, network) for step in plan.steps]
-        constants = torch.cat(self._constants) if self._constants else torch.zeros(0)
+        with torch.device("cpu"):  # another may be the user's default
+            self._steps = [self._step(step, network) for step in plan.steps]
+            constants = torch.cat(self._constants) if self._constants else torch.zeros(0)
         self.constants = constants.float().contiguous()
-        self.weights = _aligned(self._ends[1])
+        self.weights: Tensor = aligned(self._ends[1]) if like is None else like.weights
         end = 0
         for laid in self._weights:
             self.weights[end : end + len(laid)] = laid
             end += _up(len(laid))
         self._weights, self._constants = [], []
-        self._sizes: tuple[tuple[tuple[int, int], ...], Tensor, int] | None = None
+        self._known: tuple[tuple[tuple[int, int], ...], Tensor, int] | None = None
         self._idle = Idle()
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """float32 [H, W, C] each, contiguous -> the outputs, likewise, new."""
         sizes = _sizes(inputs)
-        numbers, needed = self._numbers(sizes)
+        numbers, needed = self.tables(sizes)
         buffers = self._idle.take(sizes)  # type: ignore[arg-type]
         if buffers is None:
             with torch.inference_mode(False):  # the next call may come without that mode
-                buffers = (_aligned(needed),)
+                buffers = (aligned(needed),)
         outputs = self.outputs(sizes)
         self.run(inputs, numbers, buffers[0], outputs, 0, len(self.plan.steps))
         self._idle.give(sizes, buffers)  # type: ignore[arg-type]
@@ -72,13 +83,16 @@ class Executor:
     def prepare(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """What `run` wants beside its inputs: tables, a workspace and room for the outputs."""
         sizes = _sizes(inputs)
-        numbers, needed = self._numbers(sizes)
-        return numbers, _aligned(needed), self.outputs(sizes)
+        numbers, needed = self.tables(sizes)
+        return numbers, aligned(needed), self.outputs(sizes)
 
     def outputs(self, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Room for them."""
         values = [self.plan.values[v] for _, v in self.plan.outputs]
-        return [torch.empty(*v.size.of(sizes), v.channels, dtype=torch.float32) for v in values]
+        return [
+            torch.empty(*v.size.of(sizes), v.channels, dtype=torch.float32, device="cpu")
+            for v in values
+        ]
 
     def run(
         self,
@@ -116,12 +130,12 @@ class Executor:
 
     # For a size
 
-    def _numbers(self, sizes: tuple[tuple[int, int], ...]) -> tuple[Tensor, int]:
+    def tables(self, sizes: tuple[tuple[int, int], ...]) -> tuple[Tensor, int]:
         """The tables for inputs of these sizes, and the bytes of the workspace."""
-        known = self._sizes
+        known = self._known
         if known is None or known[0] != sizes:
             offsets, needed = places(self.plan, sizes)
-            known = self._sizes = (sizes, self._tables(sizes, offsets), needed)
+            known = self._known = (sizes, self._tables(sizes, offsets), needed)
         return known[1], known[2]
 
     def _tables(self, sizes: Sequence[tuple[int, int]], offsets: Sequence[int]) -> Tensor:
@@ -138,7 +152,7 @@ class Executor:
             table += [*value.frame, value.bits, int(value.signed)]
         for step, (before, after) in zip(plan.steps, self._steps, strict=True):
             table += [*before, *step.size.of(sizes), *after]
-        return torch.tensor(table, dtype=torch.int64)
+        return torch.tensor(table, dtype=torch.int64, device="cpu")
 
     # For a network
 
@@ -159,17 +173,23 @@ class Executor:
         after = [step.channels]
         if step.op == "conv":
             after += self._convolution(step)
+        if step.op == "float_conv":
+            after += self._float_convolution(step, network)
         for number in step.numbers:
             after += number if isinstance(number, (tuple, list)) else [number]
         after.append(len(step.finish))
         width = lanes(step.channels)
         for op, operand in step.finish:
-            value = operand if op in OF_VALUES else -1
-            at = 0
-            if operand is not None and op not in OF_VALUES:
+            value, at = operand_value(op, operand), 0
+            if op == "factors":
+                value = len(operand)
+                at = self._constant(torch.cat([parameter(x, network) for x in operand]), value)
+            elif op == "scaled":
+                at = self._constant(parameter(operand[1], network), 1)
+            elif value is None and operand is not None:
                 at = self._constant(parameter(operand, network).expand(step.channels), width)
             name = "leaky" if op == "prelu" else op
-            after += [FINISHES.index(name), value, at]
+            after += [FINISHES.index(name), -1 if value is None else value, at]
         after.append(len(step.codes))
         for store in step.codes:
             after += [store.value, store.at]
@@ -184,20 +204,30 @@ class Executor:
         return before, after
 
     def _convolution(self, step: Step) -> list[int]:
-        layer = self._layers[step.layer]
-        shape, codes = conv_shape(self.plan, step, layer)
-        laid = torch.ops.qsr_native.lay_out_layer(codes, shape.numbers, self.kernel)
-        begin = -laid.data_ptr() % ALIGNMENT
-        laid = laid[begin : begin + len(laid) - ALIGNMENT]
-        place = self._ends[1]
-        self._weights.append(laid)
-        self._ends[1] += _up(len(laid))
+        layer, key = self._layers[step.layer], (step.layer, step.places)
+        if key not in self._laid:
+            self._laid[key] = self._lay_out(step, layer)
         width = lanes(step.channels)
         scale = self._constant(layer.scale.detach().expand(step.channels), width)
         self._constant(layer.bias, width)
+        return [*self._laid[key], scale]
+
+    def _lay_out(self, step: Step, layer: PackedLayer) -> list[int]:
+        shape, codes = conv_shape(self.plan, step, layer)
+        laid = laid_out(codes, shape, self.kernel)
+        place = self._ends[1]
+        self._weights.append(laid)
+        self._ends[1] += _up(len(laid))
         first = step.places[0][1] if len(step.places) == 1 else 0
         channels, _, groups, *windows, _, weight_bits, _ = shape.numbers
-        return [first, channels, groups, *windows, weight_bits, place, scale]
+        return [first, channels, groups, *windows, weight_bits, place]
+
+    def _float_convolution(self, step: Step, network: nn.Module) -> list[int]:
+        layer = network.get_submodule(step.layer)
+        assert isinstance(layer, FloatConv2d)
+        width, kernel = lanes(step.channels), layer.weight.shape[2:]
+        weight = F.pad(layer.weight.permute(2, 3, 1, 0), (0, width - step.channels)).flatten()
+        return [*kernel, self._constant(weight, len(weight)), self._constant(layer.bias, width)]
 
     def _constant(self, values: Tensor | None, length: int) -> int:
         """Where these numbers lie, filled up with zeros."""
@@ -240,7 +270,7 @@ def _dense(codes: Tensor, groups: int) -> Tensor:
 def kernel_of(plan: Plan, step: Step, network: nn.Module) -> str:
     """The row of csrc/network/conv.h that runs a convolution step; "" for another step."""
     if step.op != "conv":
-        return ""
+        return "float" if step.op == "float_conv" else ""
     shape, _ = conv_shape(plan, step, _layer(network, step.layer))
     return next(iter(shape.rows()), "layers")
 
@@ -269,8 +299,8 @@ def _up(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _aligned(size: int) -> Tensor:
+def aligned(size: int) -> Tensor:
     """uint8 [size, filled up], at a multiple of 64 bytes."""
-    whole = torch.empty(_up(size) + ALIGNMENT, dtype=torch.uint8)
+    whole = torch.empty(_up(size) + ALIGNMENT, dtype=torch.uint8, device="cpu")
     begin = -whole.data_ptr() % ALIGNMENT
     return whole[begin : begin + _up(size)]

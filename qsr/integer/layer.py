@@ -65,6 +65,15 @@ class ConvShape:
         return tuple(torch.ops.qsr_native.layer_rows(self.numbers).split(","))
 
 
+def laid_out(codes: Tensor, shape: ConvShape, row: str) -> Tensor:
+    """Weight codes int8 [Cout, kh, kw, Cin of a group] as a row reads them: uint8 [bytes], at a
+    multiple of 64 of them.
+    """
+    laid = torch.ops.qsr_native.lay_out_layer(codes, shape.numbers, row)  # with room to align
+    begin = -laid.data_ptr() % 64
+    return laid[begin : begin + len(laid) - 64]
+
+
 @dataclass(frozen=True)
 class LaidOut:
     """The values of a layer as `row` reads them; without a row it runs by its planes.

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .plan import OF_VALUES, Plan, Value
+from .plan import Plan, Value
 
 ALIGNMENT = 64  # bytes; of whole vectors and cache lines
 TILE = 4  # kMapTile of csrc/network/conv.h
@@ -98,9 +98,8 @@ def in_place(plan: Plan) -> dict[int, int]:
     for i, step in enumerate(plan.steps):
         if step.out is None or step.out in outside:
             continue
-        for op, v in step.finish:
-            alike = op in OF_VALUES and v not in outside and last[v] == i
-            if alike and v != step.source and step.reads().count(v) == 1:
+        for v in step.reads()[1:]:
+            if v not in outside and last[v] == i and step.reads().count(v) == 1:
                 a, b = plan.values[v], plan.values[step.out]
                 if (a.channels, a.size) == (b.channels, b.size):
                     over[step.out] = v

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast, overload
 
 import torch
@@ -47,8 +48,7 @@ from ..system.once import SETTING_UP
 from . import kernels, reference
 from .bitplanes import BitPlanes, check_tail, words_for
 from .layer import ConvShape, LaidOut, Phases
-from .program_conv import ConvProgram
-from .program_swin import SwinProgram
+from .program import Program
 from .reference import epilogue
 
 Packable = QConv1d | QConv2d | QConvTranspose2d | QLinear
@@ -545,7 +545,7 @@ class PackedModel(nn.Module):
 
     def _forget(self, *_: object) -> None:
         """Other values, or on another device: what was derived from them is to be made again."""
-        self._program: ConvProgram | SwinProgram | None = None
+        self._program: Program | None = None
         self._order: tuple[int, ...] | None = None
 
     def _apply(self, fn, recurse: bool = True):
@@ -568,7 +568,7 @@ class PackedModel(nn.Module):
         return cls(network, kernel)
 
     @property
-    def program(self) -> ConvProgram | SwinProgram | None:
+    def program(self) -> Program | None:
         """The planned program, or None where the network runs layer by layer."""
         if self._program is None:
             with SETTING_UP:  # by one of the threads that come together
@@ -576,9 +576,19 @@ class PackedModel(nn.Module):
                     self._program = self._planned()
         return self._program
 
-    def _planned(self) -> ConvProgram | SwinProgram | None:
+    def _planned(self) -> Program | None:
         device = self.mean.device
-        for program in (ConvProgram, SwinProgram):
+        programs: tuple[type[Program], ...]
+        if device.type == "cpu":
+            from .program_swin import SwinProgram
+            from .residual import ResidualProgram  # which know the layers above
+
+            programs = ResidualProgram, SwinProgram
+        else:
+            from .program_cuda import CudaProgram
+
+            programs = (CudaProgram,)
+        for program in programs:
             names = program.available(self.config, device)
             if names and self.kernel in ("auto", *names):
                 network = self.network
@@ -588,12 +598,12 @@ class PackedModel(nn.Module):
                     return program(network, self.kernel, device)
         return None
 
-    def plan(self, blocks: int | None = None) -> DepthPlan:
-        """The plan that keeps the `blocks` most valuable blocks (None: all)."""
-        order = self._order
-        if order is None:  # remembered as numbers, not as a tensor: torch.export needs them
-            order = self._order = self.network.order
-        return DepthPlan.from_order(order, self.config.blocks if blocks is None else blocks)
+    @property
+    def plan(self) -> ModelPlan:
+        """How the network runs: print it. plan(blocks) is the depth plan that keeps the `blocks`
+        most valuable blocks (None: all).
+        """
+        return ModelPlan(self)
 
     @property
     def mean(self) -> Tensor:
@@ -629,7 +639,28 @@ class PackedModel(nn.Module):
                 f"`lr` is on {lr.device} and the network on {self.mean.device}; move one of them."
             )
         plan, program = self.plan(blocks), self.program
-        return self.network(lr, plan) if program is None else program(lr, plan)
+        if program is None:
+            return self.network(lr, plan)
+        if torch.compiler.is_compiling() and not program.traced:  # the same bits
+            features = self.network.features(lr.float(), plan).permute(0, 2, 3, 1)
+            return program.enlarged(features, *lr.shape[2:])
+        return program(lr, plan)
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """The plan of a packed QuantSR: of its steps, and called, of its blocks."""
+
+    model: PackedModel
+
+    def __call__(self, blocks: int | None = None) -> DepthPlan:
+        model = self.model
+        if model._order is None:  # remembered as numbers, not as a tensor: torch.export needs them
+            model._order = model.network.order
+        return DepthPlan.from_order(model._order, model.config.blocks if blocks is None else blocks)
+
+    def __str__(self) -> str:
+        return str(self.model.program or "layer by layer: no program fits the network")
 
 
 @overload

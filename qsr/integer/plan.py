@@ -109,13 +109,15 @@ class Store:
 
 @dataclass(frozen=True)
 class Step:
-    """op: "conv" (also of rows), "float", or a move: "pool", "nearest", "shuffle".
+    """op: "conv" (also of rows), "float", a move ("pool", "nearest", "shuffle"), or "float_conv", a
+    `packing.FloatConv2d` that pads nothing.
 
     source: the value that it reads. layer: of a convolution. places: where the input channels of
     the layer lie in the source, (count, first channel) each. numbers: of a move, see `regions.Op`.
     channels: lanes of the result. finish: (operation, operand) in order; the operand is a value, a
-    number or the key of a parameter, or None. out: the float value that it writes, or None. A move
-    writes the source's codes to `codes[0]`.
+    number or the key of a parameter, or None; of "scaled" (y + s * v) a value and its factor, of
+    "factors" any number of these. out: the float value that it writes, or None. A move writes the
+    source's codes to `codes[0]`.
     """
 
     op: str
@@ -131,7 +133,8 @@ class Step:
 
     def reads(self) -> list[int]:
         """The values that it reads."""
-        return [self.source, *(v for op, v in self.finish if op in OF_VALUES)]
+        operands = [operand_value(*operation) for operation in self.finish]
+        return [self.source, *(v for v in operands if v is not None)]
 
     def writes(self) -> list[int]:
         """The values that it writes, wholly or in part."""
@@ -139,6 +142,11 @@ class Step:
 
 
 OF_VALUES = ("add", "mul", "minus", "from")  # y + v, y * v, y - v, v - y
+
+
+def operand_value(op: str, operand: Any) -> int | None:
+    """The value that an operation of a finish reads, if it reads one."""
+    return operand[0] if op == "scaled" else operand if op in OF_VALUES else None
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from ..quantizer import to_codes
 from . import kernels
-from .packing import PackedConv2d, PackedLayer
+from .packing import FloatConv2d, PackedConv2d, PackedLayer
 from .plan import Plan, Step, Store
-from .reference import epilogue
+from .reference import conv2d_float, epilogue
 
 
 def run(plan: Plan, network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -35,7 +35,7 @@ def run(plan: Plan, network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor
             moved = _MOVES[step.op](source, *step.numbers)
             values[store.value][:, :, store.at : store.at + store.count] = moved
             continue
-        y = _sums(step, source, network) if step.op == "conv" else source
+        y = _sums(step, source, network) if step.layer else source
         for op, operand in step.finish:
             y = _operation(op, y, operand, values, network)
         if step.out is not None:
@@ -48,8 +48,10 @@ def run(plan: Plan, network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor
 
 
 def _sums(step: Step, source: Tensor, network: nn.Module) -> Tensor:
-    """scale * sums + bias of a packed layer: float32 [H, W, Cout]."""
+    """scale * sums + bias of a packed layer, or a convolution of floats: float32 [H, W, Cout]."""
     layer = network.get_submodule(step.layer)
+    if isinstance(layer, FloatConv2d):
+        return conv2d_float(source[None], layer.weight, layer.bias)[0]
     assert isinstance(layer, PackedLayer)
     codes = torch.cat([source[:, :, at : at + count] for count, at in step.places], 2)
     weights = kernels.unpack_codes(layer.planes).permute(0, 3, 1, 2)
@@ -73,6 +75,13 @@ def _operation(
         return y * parameter(operand, network)
     if op == "plus":
         return y + parameter(operand, network)
+    if op == "factors":
+        for factor in operand:
+            y = y * parameter(factor, network)
+        return y
+    if op == "scaled":
+        other, factor = operand
+        return y + parameter(factor, network) * values[other]
     other = values[operand]
     if op == "mul":
         return y * other

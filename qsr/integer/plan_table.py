@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from .executor import kernel_of
 from .lifetimes import places, value_bytes
 from .packing import PackedLayer
 from .plan import OF_VALUES, Plan, Step, as_picture
+from .regions import multiplications
 
 if TYPE_CHECKING:
     from .planned import NetworkPlan
@@ -48,8 +50,8 @@ def measure(plan: NetworkPlan, network: nn.Module) -> Measured:
     def count(name: str) -> Any:
         def hook(layer: nn.Module, _: Any, y: Tensor) -> None:
             assert isinstance(layer, PackedLayer)
-            each = math.prod(layer.weight.shape[1:3]) * layer.channels
-            layers[name] = layers.get(name, 0) + y.numel() * each
+            pixels = y.numel() // len(layer.weight)
+            layers[name] = layers.get(name, 0) + pixels * multiplications(layer)
 
         return hook
 
@@ -124,31 +126,53 @@ def table(plan: NetworkPlan, network: nn.Module) -> str:
         measured = measure(plan, network)
     except Exception as error:  # an input of another kind than guessed
         return f"{len(plan.plans)} integer regions; sizes unknown ({error})"
-    rows: list[tuple[str, ...]] = [HEADS]
+    rows: list[tuple[str, ...]] = []
     arenas = []
     for part in plan.order:
         if isinstance(part, Plan):
             sizes = [measured.sizes[name] for name in part.inputs]
             offsets, needed = places(part, sizes)
             arenas.append(needed)
-            for step in part.steps:
-                rows.append(_row(part, step, network, sizes, offsets, measured))
+            rows += [_row(part, step, network, sizes, offsets) for step in part.steps]
         elif part.op != "placeholder":
             name = str(part.target) if part.op == "call_module" else part.name
             height, width = measured.sizes.get(part.name, (0, 0))
             shape = f"{height}x{width}" if height else "-"
             rows.append(("torch", name, "", shape, "-", "float", "-", "", ""))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    share = coverage(plan, measured)
+    return _text(rows, len(arenas), coverage(plan, measured), max(arenas))
+
+
+def of_quantsr(plan: Plan, network: nn.Module, tail: int) -> str:
+    """The same of a packed QuantSR with a plan for head and body; tail: products of the collapsed
+    tail for each lr pixel.
+    """
+    sizes = [(SIDE + 2, SIDE + 2)]  # with zeros around it
+    offsets, needed = places(plan, sizes)
+    rows = [_row(plan, step, network, sizes, offsets) for step in plan.steps]
+    last = f"{tail * SIDE**2 / 1e6:,.1f}"
+    rows.append(("own", "tail", "", f"{SIDE}x{SIDE}", "-", "collapsed", "-", last, ""))
+    counts = {step: products(step, network, sizes) for step in plan.steps}
+    ints = sum(count for step, count in counts.items() if step.op == "conv")
+    return _text(rows, 1, ints / (sum(counts.values()) + tail * SIDE**2), needed)
+
+
+def products(step: Step, network: nn.Module, sizes: Sequence[tuple[int, int]]) -> int:
+    """Multiply-accumulates of a step."""
+    each = multiplications(network.get_submodule(step.layer)) if step.layer else 0
+    return math.prod(step.size.of(sizes)) * each
+
+
+def _text(rows: list[tuple[str, ...]], regions: int, share: float, workspace: int) -> str:
+    widths = [max(map(len, column)) for column in zip(HEADS, *rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (HEADS, *rows)]
     lines.append(
-        f"{len(arenas)} regions with {share:.1%} of the products; workspace "
-        f"{max(arenas) / 1024:,.0f} KB; for an input of {SIDE} x {SIDE}"
+        f"{regions} region{'s' * (regions > 1)} with {share:.1%} of the products; workspace "
+        f"{workspace / 1024:,.0f} KB; for an input of {SIDE} x {SIDE}"
     )
     return "\n".join(lines)
 
 
-def step_bytes(plan: Plan, step: Step, sizes: list[tuple[int, int]]) -> int:
+def step_bytes(plan: Plan, step: Step, sizes: Sequence[tuple[int, int]]) -> int:
     """Bytes that a step reads and writes in memory, without weights."""
     total = 0
     for v in step.reads():
@@ -163,19 +187,16 @@ def _row(
     plan: Plan,
     step: Step,
     network: nn.Module,
-    sizes: list[tuple[int, int]],
-    offsets: list[int],
-    measured: Measured,
+    sizes: Sequence[tuple[int, int]],
+    offsets: Sequence[int],
 ) -> tuple[str, ...]:
     height, width = step.size.of(sizes)
-    bits, kernel, products = "-", "-", ""
+    bits, kernel = "-", kernel_of(plan, step, network) or "-"
+    count = products(step, network, sizes)
     if step.op == "conv":
         layer = network.get_submodule(step.layer)
         assert isinstance(layer, PackedLayer)
-        each = math.prod(layer.weight.shape[1:3]) * layer.channels
         bits = f"{layer.planes.bits}/{layer.bits}"
-        kernel = kernel_of(plan, step, network)
-        products = f"{height * width * step.channels * each / 1e6:,.1f}"
     home = {v: f"out {i}" for i, (_, v) in enumerate(plan.outputs)}
     written = [home.get(v, f"{offsets[v] / 1024:,.0f}") for v in step.writes()]
     then = [_operation(op, operand) for op, operand in step.finish]
@@ -187,12 +208,16 @@ def _row(
         bits,
         kernel,
         ", ".join(dict.fromkeys(written)),
-        products,
+        f"{count / 1e6:,.1f}" if count else "",
         f"{step_bytes(plan, step, sizes) / 1024:,.0f}",
     )
 
 
 def _operation(op: str, operand: Any) -> str:
+    if op == "factors":
+        return f"x {len(operand)} factors"
+    if op == "scaled":
+        return f"+ {operand[1]} v{operand[0]}"
     if op in OF_VALUES:
         return {"add": "+", "mul": "x", "minus": "-", "from": "from"}[op] + f" v{operand}"
     return (

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .packing import PackedConv2d
 
 Buffers = tuple[Tensor, ...]
-MAP_CHANNELS, MAP_TILE = 64, 4  # kProgramChannels of csrc/torch, kMapTile of csrc/network/conv.h
+MAP_CHANNELS = 64  # kProgramChannels of csrc/torch
 
 
 class Program:
@@ -39,10 +39,11 @@ class Program:
 
     kernel: "auto" or a name from `available(network.config, device)`. Raises ValueError for
     another. device: where the program runs, and its pictures are.
-    The program copies what it needs: later changes of the network do not reach it.
+    The program copies what it lays out: later changes of the network do not reach it.
     """
 
     family: ClassVar[str]  # of the configurations that it runs
+    traced: ClassVar[bool] = True  # else torch.compile and torch.export see layers
 
     def __init__(
         self, network: QuantSR, kernel: str = "auto", device: str | torch.device = "cpu"
@@ -55,7 +56,7 @@ class Program:
                 f"`kernel` is {kernel!r}; programs of this network have {', '.join(names)}."
             )
         self.kernel = names[0] if kernel == "auto" else kernel
-        self.config, self.channels = config, padded(config.features)
+        self.network, self.config, self.channels = network, config, padded(config.features)
         self.mean = network.mean.float().contiguous().to(self.device)
         self.tail = CollapsedTail(
             network.tail,
@@ -86,8 +87,9 @@ class Program:
 
     @property
     def pixel_bytes(self) -> int:
-        """Working memory per lr pixel."""
-        raise NotImplementedError
+        """Working memory per lr pixel: two maps of floats and two of codes, lr and sr."""
+        maps = 2 * 4 + 2 * 1
+        return maps * self.channels + 4 * 2 * 3 + 4 * 3 * self.tail.scale**2
 
     def buffers(self, height: int, width: int) -> Buffers:
         """New ones for lr of this size. The last of them is where `features` come."""
@@ -113,16 +115,21 @@ class Program:
         self._idle.give(size, buffers)
         return sr
 
+    def __str__(self) -> str:
+        return f"a program without a plan of steps, on {self.kernel}"
+
     def release(self) -> None:
         """Free the buffers that wait for the next call."""
         self._idle.clear()
 
     def _run(self, lr: Tensor, plan: DepthPlan, buffers: Buffers) -> Tensor:
-        height, width = (self.config.scale * n for n in lr.shape[-2:])
-        pictures = [
-            self.tail(self.features(picture, plan, buffers))[:, :height, :width]
-            for picture in lr.float()
-        ]
+        features = (self.features(picture, plan, buffers) for picture in lr.float())
+        return self.enlarged(features, *lr.shape[-2:])
+
+    def enlarged(self, features: Iterable[Tensor], height: int, width: int) -> Tensor:
+        """What the tail makes of the features [H, W, C] of pictures of this size."""
+        height, width = self.config.scale * height, self.config.scale * width
+        pictures = [self.tail(x)[:, :height, :width] for x in features]
         return pictures[0][None] if len(pictures) == 1 else torch.stack(pictures)
 
 
@@ -167,7 +174,7 @@ def padded(channels: int) -> int:
 
 def numbers(values: Sequence[float]) -> Tensor:
     """float32 [n], whatever PyTorch's default type is."""
-    return torch.tensor(values, dtype=torch.float32)
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
 
 
 def filled(x: Tensor | None, length: int) -> Tensor:
@@ -177,12 +184,6 @@ def filled(x: Tensor | None, length: int) -> Tensor:
     return F.pad(x.detach().float(), (0, length - len(x)))
 
 
-def code_map_bytes(height: int, width: int, channels: int) -> int:
-    """Bytes of a CodeMap of csrc/network/conv.h: whole tiles of pixels in a frame."""
-    tiles = [-(-n // MAP_TILE) * MAP_TILE + 2 for n in (height, width)]
-    return tiles[0] * tiles[1] * channels
-
-
 def factor(block: nn.Module) -> float:
     """The number with which a block multiplies the stream."""
     scale = block_shortcut(block).scale
@@ -190,7 +191,7 @@ def factor(block: nn.Module) -> float:
 
 
 class CodeConv:
-    """A packed 3x3 layer, channels filled up.
+    """A packed 3x3 layer, channels filled up. bits: of its widest codes.
 
     codes: int8 [C, 3, 3, C]; array: scale, bias and tau, float32 [3, C]; number: step size, lowest
     and highest code of the input, and whether it is signed, float32 [4].
@@ -202,5 +203,6 @@ class CodeConv:
         self.codes = F.pad(kernels.unpack_codes(conv.planes), (*fill, 0, 0, 0, 0, *fill))
         arrays = (conv.scale.expand(features), conv.bias, conv.tau)
         self.array = torch.stack([filled(x, channels) for x in arrays])
+        self.bits = max(conv.bits, conv.planes.bits)
         spec, step = conv.spec, conv.step_size.item()
         self.number = numbers([step, spec.qmin, spec.qmax, spec.signed])

@@ -27,11 +27,13 @@ from ..config import SwinConfig
 from ..layers import split_bits
 from ..system import native
 from . import kernels
+from .layer import ConvShape, laid_out
+from .lifetimes import value_bytes
+from .plan import Size, Value
 from .program import (
     Buffers,
     CodeConv,
     Program,
-    code_map_bytes,
     factor,
     filled,
     numbers,
@@ -151,14 +153,13 @@ class SwinProgram(Program):
         """The codes of a convolution's input, the stream before a block, and the stream."""
         window = self.config.window
         rows, columns = (-(-n // window) * window for n in (height, width))
-        codes = torch.empty(
-            code_map_bytes(rows, columns, self.channels), dtype=torch.uint8, device="cpu"
-        )
+        codes = Value("codes", self.channels, Size(0), frame=(1, 1))
+        count = value_bytes(codes, (rows, columns))
         streams = (
             torch.empty(rows, columns, self.channels, dtype=torch.float32, device="cpu")
             for _ in range(2)
         )
-        return codes, *streams
+        return torch.empty(count, dtype=torch.uint8, device="cpu"), *streams
 
 
 # Laying out ---------------------------------------------------------------------------------------
@@ -190,11 +191,10 @@ class _LaidOutConv(CodeConv):
 
     def __init__(self, conv: PackedConv2d, channels: int) -> None:
         super().__init__(conv, channels)
-        self.bits = max(conv.bits, conv.planes.bits)
         self.kernel = native.rows("conv3x3", self.bits)[0]
-        self.weights = torch.ops.qsr_native.lay_out_layers(
-            self.codes[None], self.number[None], self.bits, self.kernel
-        )
+        ones, bits, signed = (1, 1), (self.bits, self.bits), conv.signed
+        shape = ConvShape(channels, channels, 1, (3, 3), ones, ones, ones, bits, signed)
+        self.weights = laid_out(self.codes, shape, self.kernel)
 
 
 class _Layer:

@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from .packing import PackedConv2d, PackedLayer, PackedLinear
+from .packing import FloatConv2d, PackedConv2d, PackedLayer, PackedLinear
 
 LAYERS = ("conv", "linear")
 MOVES = ("cat", "part", "pool", "nearest", "shuffle")
@@ -357,10 +357,10 @@ def _readers(node: fx.Node, ops: dict[fx.Node, Op]) -> Iterator[fx.Node]:
             yield user
 
 
-def multiplications(layer: PackedConv2d | PackedLinear | nn.Module) -> int:
+def multiplications(layer: nn.Module) -> int:
     """Multiply-accumulates of a layer for each pixel of its result; 0 for what has no matrix."""
     if isinstance(layer, PackedLayer):
         return len(layer.weight) * math.prod(layer.weight.shape[1:3]) * layer.channels
-    if isinstance(layer, (nn.Conv2d, nn.Linear)):
+    if isinstance(layer, (nn.Conv2d, nn.Linear, FloatConv2d)):
         return layer.weight.numel()
     return 0

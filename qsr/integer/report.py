@@ -32,8 +32,8 @@ from ..convert import left_in_float, not_packed
 from ..layers import Projection, QMatmul, Quantized
 from ..quantizer import Quantizer, QuantSpec
 from .packing import FloatConv2d, PackedLayer, PackedMatmul, PackedModel, pack
-from .program_conv import ConvProgram
 from .program_swin import SwinProgram
+from .residual import ResidualProgram
 
 FLOAT = "float"
 # A layer that makes each output of so few products (a depthwise one, or the first of a network)
@@ -144,7 +144,7 @@ def _program(model: nn.Module) -> str:
     if isinstance(model, PackedModel):
         return "" if model.program is None else f"{model.program.kernel}, program"
     if isinstance(model, QuantSR):
-        for program in (ConvProgram, SwinProgram):
+        for program in (ResidualProgram, SwinProgram):
             if names := program.available(model.config):
                 return f"{names[0]}, program"
     return ""

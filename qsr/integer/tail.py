@@ -151,12 +151,12 @@ class CollapsedTail:
         if kernel not in ("auto", *names):
             raise ValueError(f"`kernel` is {kernel!r}; a tail has {', '.join(names)}, or 'auto'.")
         self.kernel = names[0] if kernel == "auto" else kernel
-        self.scale = scale
-        self.outputs = 3 * scale**2
+        self.scale, self.outputs = scale, 3 * scale**2
         weights, biases = collapse(tail, scale)
         biases = biases / pixel_range + mean.double().repeat_interleave(scale**2)
         weights = weights / pixel_range
-        fill = (channels or weights.shape[3]) - weights.shape[3]
+        self.channels = channels or weights.shape[3]
+        fill = self.channels - weights.shape[3]
         self.weights = F.pad(weights, (0, 0, 0, 0, 0, fill)).float().to(device)
         self.biases = biases.float().to(device)
         if self.kernel != kernels.REFERENCE:
@@ -173,7 +173,9 @@ class CollapsedTail:
         return (*kernels.native_rows("tail", device), kernels.REFERENCE)
 
     def __call__(self, features: Tensor) -> Tensor:
-        """features float32 [H, W, channels] -> sr float32 [3, scale H, scale W]."""
+        """features float32 [H, W, channels or fewer] -> sr float32 [3, scale H, scale W]."""
+        if features.shape[2] < self.channels:
+            features = F.pad(features, (0, self.channels - features.shape[2]))
         if self.kernel == kernels.REFERENCE:
             return self.reference(features)
         height, width, _ = features.shape

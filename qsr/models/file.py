@@ -44,6 +44,7 @@ from ..integer.packing import (
 from ..integer.plan import Plan
 from ..integer.plan_json import from_json, to_json
 from ..integer.planned import Planned
+from ..integer.residual import ResidualProgram
 from ..layers import QConv2d, QLinear
 from ..quantizer import LSQ, RLQ
 from ..system.errors import first_line
@@ -206,13 +207,17 @@ def load_network(path: str | os.PathLike, into: nn.Module) -> nn.Module:
 
 def load_regions(path: str | os.PathLike) -> tuple[list[Plan], nn.Module]:
     """The regions of a packed network of somebody's own, and its packed layers by their names: what
-    can be had without the class of the network. Raises ValueError (one line).
+    can be had without the class of the network. Of a packed QuantSR-C its plan, which follows from
+    its configuration, and its network. Raises ValueError (one line).
     """
     metadata, tensors = _read_model(path)
     if metadata.get("kind") != "network":
+        program = getattr(load_model(path), "program", None)
+        if isinstance(program, ResidualProgram):
+            return [program.plan], program.network
         raise ValueError(
-            f"{path} holds a QuantSR, which runs as a program and has no plan of steps yet; name "
-            "a file of a packed network of your own."
+            f"{path} holds a QuantSR that runs without a plan of steps; name a file of a packed "
+            "QuantSR-C, or of a packed network of your own."
         )
     try:
         plans, layers = from_json(json.loads(metadata["plan"])), nn.Module()
