@@ -6,6 +6,7 @@ import functools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import peers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,51 +36,11 @@ class DnCNN(nn.Module):
         return x - self.body(x)
 
 
-class Attention(nn.Module):
-    """As RLFN's: few channels, far apart, back to size and multiplied."""
+class SmallRLFN(peers.RLFN):
+    """With attention from few channels far apart, back to size and multiplied."""
 
-    def __init__(self, features, inner):
-        super().__init__()
-        self.conv1 = nn.Conv2d(features, inner, 1)
-        self.conv_f = nn.Conv2d(inner, inner, 1)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride=2)
-        self.conv3 = nn.Conv2d(inner, inner, 3, padding=1)
-        self.conv4 = nn.Conv2d(inner, features, 1)
-
-    def forward(self, x):
-        low = self.conv1(x)
-        far = self.conv3(F.max_pool2d(self.conv2(low), kernel_size=7, stride=3))
-        size = (x.size(2), x.size(3))
-        far = F.interpolate(far, size, mode="bilinear", align_corners=False)
-        return x * torch.sigmoid(self.conv4(far + self.conv_f(low)))
-
-
-class Block(nn.Module):
-    def __init__(self, features, inner):
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(features, features, 3, padding=1) for _ in range(3))
-        self.act = nn.LeakyReLU(0.05, inplace=True)
-        self.last = nn.Conv2d(features, features, 1)
-        self.attention = Attention(features, inner)
-
-    def forward(self, x):
-        y = x
-        for conv in self.convs:
-            y = self.act(conv(y))
-        return self.attention(self.last(y + x))
-
-
-class Rlfn(nn.Module):
-    def __init__(self, features=24, inner=8, blocks=2):
-        super().__init__()
-        self.head = nn.Conv2d(3, features, 3, padding=1)
-        self.blocks = nn.Sequential(*[Block(features, inner) for _ in range(blocks)])
-        self.conv = nn.Conv2d(features, features, 3, padding=1)
-        self.up = nn.Sequential(nn.Conv2d(features, 48, 3, padding=1), nn.PixelShuffle(4))
-
-    def forward(self, x):
-        x = self.head(x)
-        return self.up(self.conv(self.blocks(x)) + x)
+    def __init__(self):
+        super().__init__(24, narrow=8, blocks=2)
 
 
 class UNet(nn.Module):
@@ -172,7 +133,7 @@ class Transformer(nn.Module):
 
 NETWORKS = {
     "dncnn": (DnCNN, (2, 3, 9, 13)),
-    "rlfn": (Rlfn, (1, 3, 26, 23)),
+    "rlfn": (SmallRLFN, (1, 3, 26, 23)),
     "u-net": (UNet, (1, 3, 12, 8)),
     "odds": (Odds, (2, 5, 7, 6)),
     "rows": (Rows, (2, 3, 20)),
@@ -404,7 +365,7 @@ def test_a_named_kernel_runs_layer_by_layer():
 @pytest.mark.parametrize(
     ("net", "skip"),
     [
-        (Rlfn(features=48, inner=16, blocks=6), ["head", "up.0", "*.attention.*"]),
+        (peers.RLFN(48), ["conv_1", "upsampler", "*.esa.*"]),
         (UNet(features=32), ["a.0", "last"]),
     ],
 )
