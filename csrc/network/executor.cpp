@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 
 #include "cpu.h"
@@ -34,6 +35,23 @@ QSR_CLONES void float_rows(const FloatMap& in, const Finish& f, int64_t width, i
         if constexpr (requires(Spot at) { finish.finish(from.load(at), at); })
           for (int64_t x = 0; x < width; ++x) finish.finish(from.load({y, x, 0}), {y, x, 0});
       });
+}
+
+// Functions of single numbers, in the order of ELEMENTS of qsr/integer/formulas.py.
+const struct {
+  const char* name;
+  Op op;
+} kElement[] = {{"sigmoid", Op::kSigmoid},
+                {"gelu", Op::kGelu},
+                {"silu", Op::kSilu},
+                {"tanh", Op::kTanh}};
+constexpr int64_t kElementCount = std::size(kElement);
+
+template <Op op>
+QSR_INLINE void apply(const float* x, float* y, int64_t count) {
+  const Applied<kLanes, op, false> function({op, 1.0f, nullptr, 0, {}}, 0);
+  for (int64_t i = 0; i < count; i += kLanes)
+    store_some<kLanes>(y + i, count - i, function(load_some<kLanes>(x + i, count - i), {}));
 }
 
 template <class Code>
@@ -76,6 +94,19 @@ void shuffle_rows(const CodeMap& in, const CodeMap& to, int64_t factor, int64_t 
 }
 
 }  // namespace
+
+QSR_CLONES void element(const std::string& name, const float* x, float* y, int64_t count) {
+  for (const auto& known : kElement)
+    if (name == known.name) {
+      switch (known.op) {
+        case Op::kSigmoid: return apply<Op::kSigmoid>(x, y, count);
+        case Op::kGelu: return apply<Op::kGelu>(x, y, count);
+        case Op::kSilu: return apply<Op::kSilu>(x, y, count);
+        default: return apply<Op::kTanh>(x, y, count);
+      }
+    }
+  throw std::invalid_argument("there is no function " + name);
+}
 
 // Reads the tables from front to back.
 class Executor::Reader {
@@ -231,7 +262,7 @@ class Executor::Reader {
   }
 
   void operations(Step& s) {
-    enum { kRelu, kLeaky, kTimes, kPlus, kAdd, kMul, kMinus, kFrom };
+    enum { kRelu, kLeaky, kTimes, kPlus, kAdd, kMul, kMinus, kFrom, kElements };
     Finish& f = s.conv.finish;
     const int64_t lanes = filled(s.channels, kMapLanes), count = next(0, kMostOperations, "finish");
     const auto put = [&](Operation operation) {
@@ -239,7 +270,7 @@ class Executor::Reader {
       f.operations[f.operation_count++] = operation;
     };
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t op = next(kRelu, kFrom, "operation of a finish");
+      const int64_t op = next(kRelu, kElements + kElementCount - 1, "operation of a finish");
       const int64_t id = next(-1, this->count() - 1, "operand of a finish");
       const float* array = nullptr;
       if (op == kLeaky || op == kTimes || op == kPlus)
@@ -247,7 +278,7 @@ class Executor::Reader {
       else
         next(0, 0, "operand of a finish");
       FloatMap map{};
-      if (op >= kAdd) {
+      if (op >= kAdd && op <= kFrom) {
         check(id >= 0 && values_[id].is_float && alike(values_[id], s) &&
                   values_[id].channels == s.channels,
               "operand of a finish");
@@ -263,6 +294,7 @@ class Executor::Reader {
         case kFrom: put({qsr::Op::kFactors, 1.0f, &minus_one, 1, {}}); [[fallthrough]];
         case kPlus: case kAdd: put({qsr::Op::kAdd, 1.0f, nullptr, 0, map}); break;
         case kMinus: put({qsr::Op::kAdd, -1.0f, nullptr, 0, map}); break;
+        default: put({kElement[op - kElements].op, 1.0f, nullptr, 0, {}});
       }
     }
   }

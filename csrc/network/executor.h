@@ -49,6 +49,9 @@ struct Tables {
 using Bands = std::function<void(int64_t count, double cost,
                                  const std::function<void(int64_t, int64_t)>& work)>;
 
+// One of the functions of single numbers that finishes have, of an array: "sigmoid" ...
+void element(const std::string& name, const float* x, float* y, int64_t count);
+
 class Executor {
  public:
   // kernel: the name of a row of conv.h, or "auto".

@@ -42,12 +42,27 @@ void run_plan(std::vector<Tensor> inputs, const Tensor& numbers, const Tensor& c
     plan.run(step, qsr::parallel<std::function<void(int64_t, int64_t)>>);
 }
 
+// A function of each number of x.
+Tensor element(const Tensor& x, qsr::Name name) {
+  Tensor y = torch::stable::empty_like(x);
+  const float* from = qsr::elements<float>(x, "x");
+  float* to = qsr::elements<float>(y, "y");
+  qsr::parallel(x.numel(), 16, [&](int64_t first, int64_t last) {
+    qsr::element(name, from + first, to + first, last - first);
+  });
+  return y;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(qsr_native, m) {
   m.def(
       "run_plan(Tensor[] inputs, Tensor numbers, Tensor constants, Tensor weights, int first, "
       "int last, str kernel, Tensor(a!) workspace, Tensor(b!)[] outputs) -> ()");
+  m.def("element(Tensor x, str name) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) { m.impl("run_plan", TORCH_BOX(&run_plan)); }
+STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
+  m.impl("run_plan", TORCH_BOX(&run_plan));
+  m.impl("element", TORCH_BOX(&element));
+}

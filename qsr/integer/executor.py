@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import kernels
+from .formulas import ELEMENTS
 from .layer import ConvShape
 from .lifetimes import ALIGNMENT, places
 from .packing import PackedLayer
@@ -26,7 +27,7 @@ from .program import Idle
 from .regions import MOVES
 
 STEPS = ("conv", "float", "pool", "nearest", "shuffle")  # Op of executor.h
-FINISHES = ("relu", "leaky", "times", "plus", "add", "mul", "minus", "from")
+FINISHES = ("relu", "leaky", "times", "plus", "add", "mul", "minus", "from", *ELEMENTS)
 HOMES = {"workspace": 0, "input": 1, "output": 2}
 
 

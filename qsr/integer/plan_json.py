@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from ..system.errors import first_line
+from .formulas import ELEMENTS
 from .plan import MOST_CODES, MOST_OPERATIONS, OF_VALUES, Plan, Rule, Size, Step, Store, Value
 from .regions import LANES, MOVES
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MOST_VALUES, MOST_STEPS, MOST_CHANNELS, MOST_NUMBER = 16_384, 4_096, 4_096, 2**24
-CONSTANTS = ("relu", "leaky", "prelu", "times", "plus")  # operations without a value
+CONSTANTS = ("relu", "leaky", "prelu", "times", "plus", *ELEMENTS)  # operations without a value
 
 
 class Misfit(ValueError):

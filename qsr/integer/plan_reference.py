@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..quantizer import to_codes
 from . import kernels
+from .formulas import ELEMENTS
 from .packing import PackedConv2d, PackedLayer
 from .plan import Plan, Step, Store
 from .reference import epilogue
@@ -66,6 +67,8 @@ def _operation(
     """One operation of a finish; operand: as `Step` says."""
     if op == "relu":
         return torch.where(y < 0, 0.0, y)
+    if op in ELEMENTS:
+        return ELEMENTS[op](y)
     if op in ("leaky", "prelu"):
         slope = parameter(operand, network)
         return torch.where(y > 0, y, y * slope)

@@ -25,6 +25,7 @@ from ..system import native
 from ..system.once import SETTING_UP
 from . import plan_table, regions
 from .executor import Executor
+from .formulas import formulas
 from .plan import Plan, as_picture, plan
 from .regions import levels
 from .trace import LAYER_BY_LAYER, Untraceable, required_arguments, trace
@@ -132,7 +133,8 @@ class Running:
             elif part.op == "placeholder":
                 values[part.name] = next(given)
             else:
-                values[part.name] = _run_node(part, network, values)
+                with formulas():
+                    values[part.name] = _run_node(part, network, values)
             for name in done:
                 del values[name]
         return fx.node.map_arg(self.plan.result, lambda n: values[n.name])
@@ -263,12 +265,13 @@ class Planned(nn.Module):
         return self.layer_by_layer(*args, **options)
 
     def layer_by_layer(self, *args: Any, **options: Any) -> Any:
-        """The forward of its class: what the plan does, and its definition. Pictures go through it
-        channels last, which is how packed layers are fastest.
+        """The forward of its class with functions by `formulas`: what the plan does, and its
+        definition. Pictures go through it channels last, which is how packed layers are fastest.
         """
         forward = getattr(self, LAYER_BY_LAYER)
         options = {name: channels_last(value) for name, value in options.items()}
-        return forward(*map(channels_last, args), **options)
+        with formulas():
+            return forward(*map(channels_last, args), **options)
 
     def _may_plan(self, args: Sequence[Any], options: dict[str, Any]) -> bool:
         """Whether the plan may stand for the layers in this call."""

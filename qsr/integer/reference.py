@@ -2,8 +2,8 @@
 
 Every kernel must give the same integers as the functions here, for every shape. They unpack the
 codes and multiply plain integers; they share no trick with any kernel, not even the bit planes.
-The float functions of QuantSR-T (LayerNorm, GELU, softmax, attention) every kernel gives bit for
-bit.
+The float functions between them (LayerNorm, GELU, softmax, attention, sigmoid) every kernel gives
+bit for bit.
 
 A packed layer is then, in float32, each operation rounded once and none fused:
 
@@ -94,11 +94,12 @@ def epilogue(acc: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
-# Float functions of QuantSR-T ---------------------------------------------------------------------
+# Float functions ----------------------------------------------------------------------------------
 #
 # A library may compute exp or a sum in another order on another processor, and a last bit can tip a
 # code over its threshold. So the float functions between the integers are written out here, each
-# product, sum and division rounded once: every kernel gives these bits.
+# product, sum and division rounded once: every kernel gives these bits. QuantSR-T is made of them;
+# other networks get those of `qsr.integer.formulas`.
 
 LANES = 16  # partial sums of a row: element i goes to lane i % 16
 # 2^f on [-1/2, 1/2], relative error 7.5e-8; log2 Phi(-a) on [0, 6], error of GELU 1.0e-8. Both are
@@ -137,6 +138,22 @@ def gelu(x: Tensor) -> Tensor:
     """
     a = x.abs()
     return x.clamp(min=0.0) - a * exp2(_horner(LOG2_PHI, a))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^-x) of float32 x, by e^-|x|, which is at most 1; 0 below -86.6."""
+    e = exp(-x.abs())
+    return torch.where(x < 0, e, 1.0) / (1.0 + e)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x) of float32 x."""
+    return x * sigmoid(x)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """2 sigmoid(2 x) - 1 of float32 x: as exact as 1 is, not as a small x is."""
+    return 2.0 * sigmoid(2.0 * x) - 1.0
 
 
 def row_sum(x: Tensor) -> Tensor:

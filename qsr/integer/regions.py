@@ -3,7 +3,8 @@
 A region is a connected piece of the graph that holds a packed layer and, around it, what can be
 done between two of them without leaving the pass over the picture:
 
-    lanes   packed layers, and arithmetic on what they give: ReLU, LeakyReLU, PReLU, add, multiply
+    lanes   packed layers, and functions of what they give, number by number: ReLU, LeakyReLU,
+            PReLU, add, multiply, and those with a formula (`formulas`): sigmoid, GELU, SiLU, tanh
     moves   what only brings numbers to other places: concat, split, max pooling, nearest, shuffle
 
 A move commutes with the quantizer of the layer that reads it: the codes of a concatenation are the
@@ -25,6 +26,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from . import calls
 from .packing import PackedConv2d, PackedLayer, PackedLinear
 
 LAYERS = ("conv", "linear")
@@ -37,7 +39,7 @@ class Op:
     """What a node does, whichever way it is written: kind, what it reads, and numbers.
 
     conv, linear     numbers: ()               `node.target` names the layer
-    relu             ()
+    relu, sigmoid, gelu, silu, tanh  ()
     leaky            (slope,)
     prelu            (key of the slopes,)
     times, plus      (a number, or the key of one)
@@ -79,7 +81,7 @@ def read(node: fx.Node, network: nn.Module) -> Op | None:
     name = node.target if isinstance(node.target, str) else node.target.__name__
     name = name.rstrip("_")
     args: tuple[Any, ...] = node.args
-    options: dict[str, Any] = {k: v for k, v in node.kwargs.items() if k != "inplace"}
+    options: dict[str, Any] = dict(node.kwargs)
     x = args[0] if args else None
     if name == "getitem":
         return _part(node, network)
@@ -93,19 +95,7 @@ def read(node: fx.Node, network: nn.Module) -> Op | None:
         return None
     if name in _BINARY and len(args) == 2 and not options:
         return _binary(_BINARY[name], x, args[1], network)
-    if name == "relu" and len(args) == 1 and not options:
-        return Op("relu", (x,))
-    if name == "leaky_relu" and set(options) <= {"negative_slope"}:
-        slope = args[1] if len(args) > 1 else options.get("negative_slope", 0.01)
-        return Op("leaky", (x,), (float(slope),)) if isinstance(slope, (int, float)) else None
-    if name == "pixel_shuffle" and len(args) == 2 and isinstance(args[1], int):
-        return Op("shuffle", (x,), (args[1],))
-    if name == "max_pool2d":
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        return _pool(x, **dict(zip(names, args[1:], strict=False)), **options)
-    if name == "interpolate" and len(args) == 1:
-        return _nearest(x, **options)
-    return None
+    return _of_call(calls.read(name, args[1:], options), x)
 
 
 _COMMUTE = {"add": "add", "iadd": "add", "mul": "mul", "imul": "mul", "multiply": "mul"}
@@ -116,26 +106,19 @@ _SCALAR = {"add": "plus", "mul": "times"}
 def _read_module(node: fx.Node, layer: nn.Module) -> Op | None:
     if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
         return None
-    x, kind = (node.args[0],), type(layer)
+    x, kind = node.args[0], type(layer)
     if kind is PackedConv2d or kind is PackedLinear:
         assert isinstance(layer, PackedLayer)
         if layer.narrow and layer.signed and layer.tau is not None:
             return None  # clamps before it shifts
-        return Op("linear" if isinstance(layer, PackedLinear) else "conv", x)
-    if kind is nn.ReLU:
-        return Op("relu", x)
-    if isinstance(layer, nn.LeakyReLU) and kind is nn.LeakyReLU:
-        return Op("leaky", x, (float(layer.negative_slope),))
+        return Op("linear" if isinstance(layer, PackedLinear) else "conv", (x,))
     if kind is nn.PReLU:
-        return Op("prelu", x, (f"{node.target}.weight",))
-    if isinstance(layer, nn.PixelShuffle) and kind is nn.PixelShuffle:
-        return Op("shuffle", x, (layer.upscale_factor,))
-    if isinstance(layer, nn.MaxPool2d) and kind is nn.MaxPool2d:
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        return _pool(x[0], **{name: getattr(layer, name) for name in names})
-    if isinstance(layer, nn.Upsample) and layer.size is None:
-        return _nearest(x[0], scale_factor=layer.scale_factor, mode=layer.mode)
-    return None
+        return Op("prelu", (x,), (f"{node.target}.weight",))
+    return _of_call(calls.read_module(layer), x)
+
+
+def _of_call(call: calls.Call | None, x: fx.Node) -> Op | None:
+    return None if call is None else Op(call[0], (x,), call[1])
 
 
 def _binary(kind: str, a: fx.Node, b: Any, network: nn.Module) -> Op | None:
@@ -178,34 +161,6 @@ def _part(node: fx.Node, network: nn.Module) -> Op | None:
     if not isinstance(x, fx.Node) or not 0 <= index < chunks:
         return None
     return Op("part", (x,), (index, chunks))
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _pool(
-    x: fx.Node,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Op | None:
-    sizes = [_pair(kernel_size), _pair(kernel_size if stride is None else stride), _pair(padding)]
-    whole = all(isinstance(n, int) for size in (*sizes, _pair(dilation)) for n in size)
-    if not whole or _pair(dilation) != (1, 1) or ceil_mode or return_indices:
-        return None
-    return Op("pool", (x,), tuple(sizes))
-
-
-def _nearest(x: fx.Node, scale_factor: Any = None, mode: str = "nearest", **more: Any) -> Op | None:
-    factors = scale_factor if isinstance(scale_factor, tuple) else (scale_factor,) * 2
-    whole = all(isinstance(f, (int, float)) and f == int(f) and f >= 1 for f in factors)
-    if mode != "nearest" or any(v is not None for v in more.values()) or not whole:
-        return None
-    return Op("nearest", (x,), (int(factors[0]),)) if factors[0] == factors[1] else None
 
 
 # Which nodes together -----------------------------------------------------------------------------
