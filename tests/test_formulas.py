@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_plan import ready
 from torch import nn
 from torch.nn import functional as F
 
-from qsr.integer import formulas, plan_reference
+from qsr.integer import calls, formulas, plan_reference, reference
 from qsr.integer.executor import Executor
-from qsr.integer.formulas import ELEMENTS
+from qsr.integer.reference import ELEMENTS
 
 TRUE = {"sigmoid": torch.sigmoid, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
 ODD = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e30, -1e30, 1e-40])
@@ -37,8 +39,58 @@ def test_the_native_function_has_the_bits_of_the_formula(kind):
         X[:0],
         X[:24].view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last),
     ):
-        y = formulas.apply(kind, x)
+        y = formulas.element(kind, x)
         assert alike(y, ELEMENTS[kind](x)) and y.stride() == x.stride()
+
+
+SIZES = st.integers(1, 9)
+PAIRS = st.tuples(SIZES, SIZES)
+
+
+@settings(deadline=None, max_examples=100)
+@given(PAIRS, PAIRS, st.booleans())
+def test_bilinear_interpolation_is_that_of_pytorch(size, to, align):
+    x = torch.randn(2, 3, *size)
+    y = F.interpolate(x.double(), to, mode="bilinear", align_corners=align)
+    torch.testing.assert_close(reference.bilinear(x, *to, align).double(), y, rtol=0, atol=2e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(PAIRS, PAIRS, st.integers(1, 20), st.booleans())
+def test_a_resampling_step_alone_has_the_bits_of_its_formula(size, to, channels, option):
+    x = torch.randn(2, channels, *size).contiguous(memory_format=torch.channels_last)
+    expected = reference.bilinear(x, *to, option)
+    assert torch.equal(formulas.resampled("bilinear", x, (int(option), *to)), expected)
+    kernel = tuple(map(min, to, size))
+    for numbers in ((kernel, to, tuple(k // 2 for k in kernel), int(option)), calls.OF_ALL):
+        expected = reference.average(x, *numbers)
+        assert torch.equal(formulas.resampled("average", x, numbers), expected)
+
+
+def test_corners_and_centres_lie_where_they_say():
+    x = torch.tensor([[0.0, 4.0]])
+    assert reference.bilinear(x, 1, 4, 0).tolist() == [[0, 1, 3, 4]]
+    assert reference.bilinear(x, 1, 5, 1).tolist() == [[0, 1, 2, 3, 4]]
+
+
+@settings(deadline=None, max_examples=100)
+@given(PAIRS, PAIRS, PAIRS, st.tuples(st.integers(0, 4), st.integers(0, 4)), st.booleans())
+def test_an_average_is_that_of_pytorch(size, kernel, stride, padding, counts):
+    padding = tuple(min(p, k // 2) for p, k in zip(padding, kernel, strict=True))
+    size = tuple(max(n, k) for n, k in zip(size, kernel, strict=True))
+    x = torch.randn(2, 3, *size)
+    y = F.avg_pool2d(x.double(), kernel, stride, padding, count_include_pad=counts)
+    close = {"rtol": 0, "atol": 1e-6}
+    torch.testing.assert_close(
+        reference.average(x, kernel, stride, padding, counts).double(), y, **close
+    )
+    whole = reference.average(x, *calls.OF_ALL)
+    torch.testing.assert_close(whole.double(), x.double().mean((2, 3), keepdim=True), **close)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13, 24])
+def test_a_tree_adds_each_number_once(n):
+    assert reference.tree_sum(2.0 ** torch.arange(n)) == 2**n - 1
 
 
 class Gates(nn.Module):

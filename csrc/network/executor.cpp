@@ -37,6 +37,35 @@ QSR_CLONES void float_rows(const FloatMap& in, const Finish& f, int64_t width, i
       });
 }
 
+// Where one of `count` numbers lies between two of n. The formulas of qsr/integer/reference.py.
+struct Between {
+  int64_t first, second;
+  float weight;
+  Between(int64_t i, int64_t n, int64_t count, bool aligned) {
+    int64_t at = (2 * i + 1) * n - count, unit = 2 * count;
+    if (aligned) at = i * (n - 1), unit = count > 1 ? count - 1 : 1;
+    at = at < 0 ? 0 : at;
+    first = at / unit;
+    second = first + 1 < n ? first + 1 : n - 1;
+    weight = static_cast<float>(at % unit) / static_cast<float>(unit);
+  }
+};
+
+QSR_CLONES void mix(const float* a, const float* b, float weight, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = a[i] + weight * (b[i] - a[i]);
+}
+
+// The sum of n rows of `count` numbers, in the first of them: row i and i + h, where h is the largest
+// power of two below n, until one is left.
+QSR_CLONES void tree_sum(float* rows, int64_t n, int64_t count) {
+  while (n > 1) {
+    int64_t half = 1;
+    while (2 * half < n) half *= 2;
+    for (int64_t i = 0; i < (n - half) * count; ++i) rows[i] = rows[i] + rows[half * count + i];
+    n = half;
+  }
+}
+
 // Functions of single numbers, in the order of ELEMENTS of qsr/integer/formulas.py.
 const struct {
   const char* name;
@@ -165,7 +194,8 @@ class Executor::Reader {
     s.height = next(1, kMostPixels, "height of a step");
     s.width = next(1, kMostPixels, "width of a step");
     s.channels = next(1, kMostChannels, "channels of a step");
-    check(s.source->is_float == (s.op == kFloat), "kind of a source");
+    const bool reads_floats = s.op >= kFloat && s.op <= kAverage;
+    check(s.source->is_float == reads_floats, "kind of a source");
     s.cost = 4.0 * s.width * s.channels;
     if (s.op == kConv) convolution(s);
     if (s.op == kPool) {
@@ -178,10 +208,13 @@ class Executor::Reader {
       check(s.height == s.source->height * s.factor && s.width == s.source->width * s.factor,
             "size of a step");
     }
-    if (s.op == kFloat) {
+    if (reads_floats) {
       s.conv.finish.scale = s.conv.finish.bias = kZeros;
-      check(alike(*s.source, s) && s.source->channels == s.channels, "size of a source");
+      check(s.source->channels == s.channels, "channels of a source");
+      check(s.op != kFloat || alike(*s.source, s), "size of a source");
     }
+    if (s.op == kAverage) average(s);
+    if (s.op == kBilinear || s.op == kAverage) s.option = next(0, 1, "option of a step") == 1;
     Finish& f = s.conv.finish;
     if (out >= 0) {
       const Value& v = values_[out];
@@ -218,6 +251,16 @@ class Executor::Reader {
       const int64_t room = size[i] + 2 * padding[i] - kernel[i];
       check(room >= 0 && result[i] == room / stride[i] + 1, "size of a step");
     }
+  }
+
+  void average(Step& s) {
+    pair(s.kernel, 0), pair(s.stride, 1), pair(s.padding, 0);
+    if (s.kernel[0] == 0 && s.kernel[1] == 0) {
+      s.kernel[0] = s.stride[0] = s.source->height, s.kernel[1] = s.stride[1] = s.source->width;
+      check(s.padding[0] == 0 && s.padding[1] == 0, "padding of an average");
+    }
+    windows(s, s.kernel, s.stride, s.padding);
+    check(s.padding[0] < s.kernel[0] && s.padding[1] < s.kernel[1], "padding of an average");
   }
 
   void convolution(Step& s) {
@@ -279,10 +322,12 @@ class Executor::Reader {
         next(0, 0, "operand of a finish");
       FloatMap map{};
       if (op >= kAdd && op <= kFrom) {
-        check(id >= 0 && values_[id].is_float && alike(values_[id], s) &&
+        const bool one = id >= 0 && values_[id].height == 1 && values_[id].width == 1;
+        check(id >= 0 && values_[id].is_float && (one || alike(values_[id], s)) &&
                   values_[id].channels == s.channels,
               "operand of a finish");
         map = values_[id].floats;
+        if (one) map.row = map.pixel = 0;
       } else if (array) {  // the same for all pixels
         map = {const_cast<float*>(array), 0, 0, lanes};
       }
@@ -301,8 +346,8 @@ class Executor::Reader {
 
   void stores(Step& s) {
     Finish& f = s.conv.finish;
-    const bool moves = s.op > kFloat;
-    const int64_t count = next(moves ? 1 : 0, moves ? 1 : kMostCodes, "stores");
+    const bool moves = s.op >= kPool;
+    const int64_t count = next(moves || !f.out.data ? 1 : 0, moves ? 1 : kMostCodes, "stores");
     for (int64_t i = 0; i < count; ++i) {
       const int64_t id = next(0, this->count() - 1, "value of a store");
       const Value& v = values_[id];
@@ -353,6 +398,46 @@ void Executor::run(int64_t number, const Bands& bands) const {
         [&](int64_t first, int64_t last) { band(s, first * rows, std::min(last * rows, s.height)); });
 }
 
+// Row y of a resampling step, [width, channels].
+void Executor::resampled(const Step& s, int64_t y, float* scratch, float* row) const {
+  const FloatMap& in = s.source->floats;
+  const int64_t height = s.source->height, width = s.source->width, channels = s.channels;
+  if (s.op == kBilinear) {
+    const Between rows(y, height, s.height, s.option);
+    mix(in.data + rows.first * in.row, in.data + rows.second * in.row, rows.weight, in.row, scratch);
+    for (int64_t x = 0; x < s.width; ++x) {
+      const Between at(x, width, s.width, s.option);
+      mix(scratch + at.first * channels, scratch + at.second * channels, at.weight, channels,
+          row + x * channels);
+    }
+    return;
+  }
+  float* const sums = scratch + s.kernel[1] * channels;  // of the rows of a window
+  const size_t bytes = static_cast<size_t>(channels) * sizeof(float);
+  for (int64_t x = 0; x < s.width; ++x) {
+    const int64_t top = y * s.stride[0] - s.padding[0], left = x * s.stride[1] - s.padding[1];
+    for (int64_t dy = 0; dy < s.kernel[0]; ++dy) {
+      for (int64_t dx = 0; dx < s.kernel[1]; ++dx) {
+        const bool inside = top + dy >= 0 && top + dy < height && left + dx >= 0 && left + dx < width;
+        float* const to = scratch + dx * channels;
+        if (inside)
+          std::memcpy(to, in.data + (top + dy) * in.row + (left + dx) * channels, bytes);
+        else
+          std::memset(to, 0, bytes);
+      }
+      tree_sum(scratch, s.kernel[1], channels);
+      std::memcpy(sums + dy * channels, scratch, bytes);
+    }
+    tree_sum(sums, s.kernel[0], channels);
+    int64_t count = s.kernel[0] * s.kernel[1];
+    if (!s.option)
+      count = (std::min(top + s.kernel[0], height) - std::max<int64_t>(top, 0)) *
+              (std::min(left + s.kernel[1], width) - std::max<int64_t>(left, 0));
+    for (int64_t c = 0; c < channels; ++c)
+      row[x * channels + c] = sums[c] / static_cast<float>(count);
+  }
+}
+
 // Rows [first, last) of a step.
 void Executor::band(const Step& s, int64_t first, int64_t last) const {
   for (const CodeMap& map : s.begun) zero_frame(map, first, last);
@@ -365,6 +450,17 @@ void Executor::band(const Step& s, int64_t first, int64_t last) const {
     case kFloat:
       float_rows(s.source->floats, s.conv.finish, s.width, s.channels, first, last);
       break;
+    case kBilinear:
+    case kAverage: {  // a row is made, then finished from the cache
+      const int64_t used = s.op == kBilinear ? s.source->width : s.kernel[0] + s.kernel[1];
+      std::vector<float> scratch((used + s.width) * s.channels);
+      float* const row = scratch.data() + used * s.channels;
+      for (int64_t y = first; y < last; ++y) {
+        resampled(s, y, scratch.data(), row);
+        float_rows({row, 0, s.channels, s.channels}, s.conv.finish, s.width, s.channels, y, y + 1);
+      }
+      break;
+    }
     case kPool:
       (s.source->is_signed ? pool_rows<int8_t> : pool_rows<uint8_t>)(
           s.source->codes, s.to, s.kernel, s.stride, s.padding, first, last);

@@ -11,6 +11,8 @@
 //     a step     op, source, out (-1: none), height, width, channels; of a
 //         convolution       first input channel, how many, groups, kernel, stride, dilation, padding, bits of the
 //                           weights, where they begin (bytes), where scale and bias begin
+//         bilinear          whether corners are aligned
+//         average           kernel (0: all), stride, padding, whether padding counts
 //         pool              kernel, stride, padding
 //         nearest, shuffle  factor
 //                then how many operations, (operation, value or -1, where its numbers begin) each;
@@ -60,7 +62,7 @@ class Executor {
   void run(int64_t step, const Bands& bands) const;
 
  private:
-  enum Op : int64_t { kConv, kFloat, kPool, kNearest, kShuffle };
+  enum Op : int64_t { kConv, kFloat, kBilinear, kAverage, kPool, kNearest, kShuffle };
 
   struct Value {
     bool is_float, is_signed;
@@ -73,6 +75,7 @@ class Executor {
   struct Step {
     int64_t op, height, width, channels;
     int64_t kernel[2], stride[2], padding[2], factor;
+    bool option;  // aligned corners, or padding that counts
     const Value* source;
     CodeMap to;  // of a move
     Conv conv;   // and the finish of other steps
@@ -82,6 +85,7 @@ class Executor {
   };
 
   class Reader;
+  void resampled(const Step&, int64_t y, float* scratch, float* row) const;
   void band(const Step&, int64_t first, int64_t last) const;
 
   std::vector<Value> values_;

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-Call = tuple[str, tuple[Any, ...]]  # kind and numbers, see `regions.Op`
+Call = tuple[str, tuple[Any, ...]]  # kind and numbers, see `regions.Op` and `formulas`
+OF_ALL = ((0, 0), (1, 1), (0, 0), 1)  # an average over a whole picture
 
 
 def _relu(inplace: bool = False) -> Call | None:
@@ -62,6 +63,28 @@ def _window(kind: str, kernel_size: Any, stride: Any, padding: Any) -> Call | No
     return None if None in pairs else (kind, pairs)
 
 
+def _avg_pool(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: None = None,
+) -> Call | None:
+    plain = not ceil_mode and divisor_override is None
+    call = _window("average", kernel_size, stride, padding) if plain else None
+    return None if call is None else ("average", (*call[1], int(count_include_pad)))
+
+
+def _adaptive_avg_pool(output_size: Any) -> Call | None:
+    return ("average", OF_ALL) if _pair(output_size) == (1, 1) else None
+
+
+def _mean(dim: Any, keepdim: bool = False) -> Call | None:
+    of_pictures = isinstance(dim, (tuple, list)) and sorted(dim) in ([2, 3], [-2, -1])
+    return ("average", OF_ALL) if of_pictures and keepdim else None
+
+
 def _resize(
     size: Any = None,
     scale_factor: Any = None,
@@ -72,8 +95,13 @@ def _resize(
 ) -> Call | None:
     factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * 2
     whole = all(isinstance(f, (int, float)) and f == int(f) and f >= 1 for f in factors)
-    plain = size is None and not recompute_scale_factor and not antialias and mode == "nearest"
-    return ("nearest", (int(factors[0]),)) if plain and whole and factors[0] == factors[1] else None
+    if antialias or (size is None and not whole):
+        return None
+    times = None if size is not None else (int(factors[0]), int(factors[1]))
+    if mode == "bilinear":
+        return "bilinear", (int(bool(align_corners)), size, times)
+    same = mode == "nearest" and times is not None and times[0] == times[1]
+    return ("nearest", times[:1]) if times is not None and same else None
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
@@ -92,6 +120,9 @@ FUNCTIONS: dict[str, Callable[..., Call | None]] = {
     "tanh": _tanh,
     "pixel_shuffle": _shuffle,
     "max_pool2d": _max_pool,
+    "avg_pool2d": _avg_pool,
+    "adaptive_avg_pool2d": _adaptive_avg_pool,
+    "mean": _mean,
     "interpolate": _resize,
 }
 MODULES: dict[type[nn.Module], str] = {  # which of these a module calls
@@ -103,8 +134,11 @@ MODULES: dict[type[nn.Module], str] = {  # which of these a module calls
     nn.Tanh: "tanh",
     nn.PixelShuffle: "pixel_shuffle",
     nn.MaxPool2d: "max_pool2d",
+    nn.AvgPool2d: "avg_pool2d",
+    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
     nn.Upsample: "interpolate",
     nn.UpsamplingNearest2d: "interpolate",
+    nn.UpsamplingBilinear2d: "interpolate",
 }
 
 

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import kernels
-from .formulas import ELEMENTS
 from .layer import ConvShape
 from .lifetimes import ALIGNMENT, places
 from .packing import PackedLayer
 from .plan import OF_VALUES, Plan, Step, lanes
 from .plan_reference import parameter
 from .program import Idle
+from .reference import ELEMENTS
 from .regions import MOVES
 
-STEPS = ("conv", "float", "pool", "nearest", "shuffle")  # Op of executor.h
+STEPS = ("conv", "float", "bilinear", "average", "pool", "nearest", "shuffle")  # Op of executor.h
 FINISHES = ("relu", "leaky", "times", "plus", "add", "mul", "minus", "from", *ELEMENTS)
 HOMES = {"workspace": 0, "input": 1, "output": 2}
 

@@ -1,6 +1,6 @@
 """Functions of PyTorch that have no fixed bits, exchanged for written formulas.
 
-PyTorch computes sigmoid or GELU by vectorised code whose last bit differs from processor to
+PyTorch computes sigmoid or a mean by vectorised code whose last bit differs from processor to
 processor, and a last bit can tip a code over its threshold. So a packed network computes them by
 the formulas of `reference`, wherever it calls them: `Formulas` is a mode of PyTorch that sees every
 call of its forward. The plan of a network has the same formulas in its regions (the finishes of
@@ -11,28 +11,31 @@ csrc/network/finish.h), so that network and plan agree bit for bit, on any proce
     silu       1.8e-7 |x|
     tanh       2.2e-7
     gelu       2.6e-7
+
+Averages and bilinear interpolation of pictures are exchanged as well: sums have one order, and
+a place between two pixels is an exact fraction. Where they run outside of regions, each is a region
+of one step.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..system import native
 from . import calls, reference
-
-ELEMENTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": reference.sigmoid,
-    "gelu": reference.gelu,
-    "silu": reference.silu,
-    "tanh": reference.tanh,
-}
+from .executor import Executor
+from .maps import Unfit, run_region
+from .plan import ONE, Plan, Size, Step, Value, pooled
+from .reference import ELEMENTS
+from .regions import RESAMPLING
 
 
 class Formulas(TorchFunctionMode):
@@ -47,11 +50,25 @@ class Formulas(TorchFunctionMode):
     ) -> Any:
         options = kwargs or {}
         called = getattr(func, "__name__", "")
-        kind, _ = calls.read(called, args[1:], options) or ("", ())
-        if kind not in ELEMENTS or args[0].dtype != torch.float32:
+        call = calls.read(called, args[1:], options)
+        y = None if call is None or args[0].dtype != torch.float32 else _formula(args[0], *call)
+        if y is None:
             return func(*args, **options)
-        y = apply(kind, args[0])
         return args[0].copy_(y) if called.endswith("_") or options.get("inplace") else y
+
+
+def _formula(x: Tensor, kind: str, numbers: tuple[Any, ...]) -> Tensor | None:
+    """What a call gives by its formula; None if it has none."""
+    if kind in ELEMENTS:
+        return element(kind, x)
+    if kind not in RESAMPLING or x.ndim != 4 or not x.numel():
+        return None
+    if kind == "bilinear":
+        align, size, times = numbers
+        if size is None:
+            size = [n * t for n, t in zip(x.shape[2:], times, strict=True)]
+        numbers = (align, *((size, size) if isinstance(size, int) else size))
+    return resampled(kind, x, numbers)
 
 
 def formulas() -> AbstractContextManager[object]:
@@ -61,13 +78,41 @@ def formulas() -> AbstractContextManager[object]:
     return contextlib.nullcontext() if torch.compiler.is_compiling() else Formulas()
 
 
-def apply(kind: str, x: Tensor) -> Tensor:
+def element(kind: str, x: Tensor) -> Tensor:
     """A function of `ELEMENTS` of float32 x, by its fastest version, in the memory format of x."""
     if x.device.type != "cpu" or not native.load().native:
         return ELEMENTS[kind](x)
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) > x.is_contiguous():
-        return apply(kind, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return element(kind, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return torch.ops.qsr_native.element(x.detach().contiguous(), kind)
+
+
+def resampled(kind: str, x: Tensor, numbers: tuple[Any, ...]) -> Tensor:
+    """Averages of pictures, numbers as those of `reference.average`; or a picture of another size:
+    (align corners, height, width). x: float32 [N, C, H, W].
+    """
+    if x.device.type == "cpu" and native.load().native:
+        with contextlib.suppress(Unfit):  # PyTorch says it better
+            plan, run = _alone(kind, x.shape[1], numbers)
+            return run_region(plan, run, [x.detach()])[0]
+    if kind == "average":
+        return reference.average(x, *numbers)
+    align, height, width = numbers
+    return reference.bilinear(x, height, width, align)
+
+
+@functools.lru_cache(maxsize=64)
+def _alone(kind: str, channels: int, numbers: tuple[Any, ...]) -> tuple[Plan, Executor]:
+    """A plan of one step."""
+    if kind == "average":
+        size = pooled(Size(0), *numbers[:3])
+    else:
+        size = Size(0, *(((*ONE[:3], n),) for n in numbers[1:]))
+        numbers = numbers[:1]
+    values = (Value("float", channels, Size(0)), Value("float", channels, size))
+    step = Step(kind, 0, channels, size, numbers=numbers, out=1)
+    plan = Plan(("x",), (("y", 1),), False, values, (step,), ())
+    return plan, Executor(plan, nn.Module())
 
 
 native.FAKES.update(element=lambda x, kind: torch.empty_like(x))

@@ -22,11 +22,12 @@ from typing import Any
 from torch import fx, nn
 
 from .packing import PackedConv2d, PackedLayer
-from .regions import LANES, LAYERS, MOVES, Op, Region
+from .regions import LANES, LAYERS, MOVES, RESAMPLING, Op, Region
 
 MOST_OPERATIONS, MOST_CODES = 6, 4  # of a finish; kMostOperations, kMostCodes of conv.h
 ROWS_WIDE = 48  # pixels of a row of rows; kWide of csrc/torch/ops_layer.cpp
 Rule = tuple[int, int, int, int]  # n -> ((n + a) // b + c) * d
+ONE: Rule = (0, 2**23, 1, 1)  # n -> 1: no picture has so many pixels in a row
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Size:
             width = ((width + a) // b + c) * d
         return height, width
 
+    @property
+    def is_one(self) -> bool:
+        """Whether it is one pixel whatever the input: then it serves all pixels of another map."""
+        return self.rows == self.columns == (ONE,)
+
     def then(self, rows: Rule, columns: Rule) -> Size:
         """The size after one more rule; a rule that changes nothing is left out."""
         more = [() if rule == (0, 1, 0, 1) else (rule,) for rule in (rows, columns)]
@@ -64,6 +70,15 @@ def window(kernel: int, stride: int, padding: int, dilation: int = 1) -> Rule:
     """
     reach = 2 * padding - dilation * (kernel - 1) - 1
     return (reach + 1, 1, 0, 1) if stride == 1 else (reach, stride, 1, 1)
+
+
+def pooled(
+    size: Size, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> Size:
+    """The size of a pooled map; kernel (0, 0): one pixel."""
+    if kernel == (0, 0):
+        return Size(size.input, (ONE,), (ONE,))
+    return size.then(*[window(*n) for n in zip(kernel, stride, padding, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -109,10 +124,12 @@ class Store:
 
 @dataclass(frozen=True)
 class Step:
-    """op: "conv" (also of rows), "float", or a move: "pool", "nearest", "shuffle".
+    """op: "conv" (also of rows); "float", "bilinear" or "average", which read floats; or a move:
+    "pool", "nearest", "shuffle".
 
     source: the value that it reads. layer: of a convolution. places: where the input channels of
-    the layer lie in the source, (count, first channel) each. numbers: of a move, see `regions.Op`.
+    the layer lie in the source, (count, first channel) each. numbers: see `regions.Op`;
+    of a bilinear step, whether corners are aligned.
     channels: lanes of the result. finish: (operation, operand) in order; the operand is a value, a
     number or the key of a parameter, or None. out: the float value that it writes, or None. A move
     writes the source's codes to `codes[0]`.
@@ -226,15 +243,20 @@ class _Planner:
 
     def _size(self, node: fx.Node, op: Op) -> Size:
         size = self.sizes[op.inputs[0]]
+        if op.kind == "bilinear":
+            if len(op.inputs) == 2:
+                return self.sizes[op.inputs[1]]
+            down, across = op.numbers[1]
+            return size.then((0, 1, 0, down), (0, 1, 0, across))
+        if op.kind in ("add", "mul", "sub") and size.is_one:
+            size = self.sizes[op.inputs[1]]
         for x in op.inputs[1:]:
-            if self.sizes[x] != size:
+            if self.sizes[x] != size and not (self.sizes[x].is_one and op.kind != "cat"):
                 self.equal.append((node.name, self.sizes[x], size))
         if op.kind in ("nearest", "shuffle"):
             return size.then((0, 1, 0, op.numbers[0]), (0, 1, 0, op.numbers[0]))
-        if op.kind == "pool":
-            kernel, stride, padding = op.numbers
-            rules = [window(*n) for n in zip(kernel, stride, padding, strict=True)]
-            return size.then(*rules)
+        if op.kind in ("pool", "average"):
+            return pooled(size, *op.numbers[:3])
         if op.kind == "conv":
             layer = self.network.get_submodule(str(node.target))
             assert isinstance(layer, PackedConv2d)
@@ -250,12 +272,16 @@ class _Planner:
         if op.kind in LAYERS:
             self._begin(_Draft("conv", op.inputs[0], node, layer=str(node.target)))
             return
+        if op.kind in RESAMPLING:
+            numbers = op.numbers[:1] if op.kind == "bilinear" else op.numbers
+            self._begin(_Draft(op.kind, self._float(op.inputs[0]), node, numbers=numbers))
+            return
         hosts = [
             x for i, x in enumerate(op.inputs) if self._can_host(x, node, op.inputs[1 - i :][:1])
         ]
         host = max(hosts, key=lambda x: self.turn[id(self.makers[x])], default=None)
         if host is None:
-            host = op.inputs[0]
+            host = next(x for x in op.inputs if self.sizes[x] == self.sizes[node])
             draft = self._begin(_Draft("float", self._float(host), node))
         else:
             draft = self.makers[host]
@@ -284,7 +310,9 @@ class _Planner:
         draft = self.makers.get(x)
         if draft is None or draft.result is not x or x in self.region.outputs:
             return False
-        if len(x.users) != 1 or len(draft.finish) == MOST_OPERATIONS or x in others:
+        if self.sizes[x].is_one != self.sizes[node].is_one:
+            return False
+        if x not in self.region.alone or len(draft.finish) == MOST_OPERATIONS or x in others:
             return False
         makers = [self.makers[y] for y in others if y in self.makers]
         return all(self.turn[id(maker)] < self.turn[id(draft)] for maker in makers)
@@ -377,7 +405,7 @@ class _Planner:
 
     def _finished(self, draft: _Draft) -> Step:
         node, places = draft.result, tuple(draft.places)
-        stored = self.floats.get(node) if draft.op in ("conv", "float") else None
+        stored = None if draft.op in MOVES else self.floats.get(node)
         assert isinstance(draft.source, int)
         return Step(
             op=draft.op,
@@ -388,7 +416,7 @@ class _Planner:
             places=places,
             numbers=draft.numbers,
             finish=tuple(draft.finish),
-            out=None if stored == draft.source or draft.op not in ("conv", "float") else stored,
+            out=None if stored == draft.source else stored,
             codes=tuple(draft.codes),
         )
 

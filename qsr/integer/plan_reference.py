@@ -16,10 +16,9 @@ from torch.nn import functional as F
 
 from ..quantizer import to_codes
 from . import kernels
-from .formulas import ELEMENTS
 from .packing import PackedConv2d, PackedLayer
 from .plan import Plan, Step, Store
-from .reference import epilogue
+from .reference import ELEMENTS, average, bilinear, epilogue
 
 
 def run(plan: Plan, network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -36,7 +35,7 @@ def run(plan: Plan, network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor
             moved = _MOVES[step.op](source, *step.numbers)
             values[store.value][:, :, store.at : store.at + store.count] = moved
             continue
-        y = _sums(step, source, network) if step.op == "conv" else source
+        y = _lanes(step, source, network, step.size.of(sizes))
         for op, operand in step.finish:
             y = _operation(op, y, operand, values, network)
         if step.out is not None:
@@ -46,6 +45,17 @@ def run(plan: Plan, network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor
             at = store.at + store.first
             values[store.value][:, :, at : at + store.count] = codes
     return [values[v] for _, v in plan.outputs]
+
+
+def _lanes(step: Step, source: Tensor, network: nn.Module, size: tuple[int, int]) -> Tensor:
+    """What a step makes of its source before its finish: float32 [H, W, C]."""
+    if step.op == "conv":
+        return _sums(step, source, network)
+    if step.op == "bilinear":
+        return bilinear(source.permute(2, 0, 1), *size, *step.numbers).permute(1, 2, 0)
+    if step.op == "average":
+        return average(source.permute(2, 0, 1), *step.numbers).permute(1, 2, 0)
+    return source
 
 
 def _sums(step: Step, source: Tensor, network: nn.Module) -> Tensor:

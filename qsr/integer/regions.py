@@ -5,6 +5,8 @@ done between two of them without leaving the pass over the picture:
 
     lanes   packed layers, and functions of what they give, number by number: ReLU, LeakyReLU,
             PReLU, add, multiply, and those with a formula (`formulas`): sigmoid, GELU, SiLU, tanh
+    resampling  average pooling and bilinear interpolation: numbers of several numbers, in a fixed
+            order, so they read floats
     moves   what only brings numbers to other places: concat, split, max pooling, nearest, shuffle
 
 A move commutes with the quantizer of the layer that reads it: the codes of a concatenation are the
@@ -20,6 +22,7 @@ run in any order that their edges allow, so no path can leave a region and come 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +33,7 @@ from . import calls
 from .packing import PackedConv2d, PackedLayer, PackedLinear
 
 LAYERS = ("conv", "linear")
+RESAMPLING = ("bilinear", "average")
 MOVES = ("cat", "part", "pool", "nearest", "shuffle")
 LANES = 16  # kMapLanes of csrc/network/conv.h: a map of codes has a multiple of this
 
@@ -48,6 +52,9 @@ class Op:
     part             (index, parts)            channels [index, index + 1) / parts
     pool             (kernel, stride, padding) pairs; the maximum
     nearest, shuffle (factor,)
+    average          (kernel, stride, padding, counts padding); kernel (0, 0): the whole picture
+    bilinear         (align corners, factors) of one input; or (align corners,) of two, the second
+                     of which has the size
     """
 
     kind: str
@@ -59,7 +66,8 @@ class Op:
 class Region:
     """Nodes in the order of execution, with what they read from outside and what leaves them.
 
-    rows: whether values are [..., channels] (linear layers) instead of [N, channels, H, W].
+    rows: whether values are [..., channels] (linear layers) instead of [N, channels, H, W]. alone:
+    nodes that one node reads.
     """
 
     ops: dict[fx.Node, Op]
@@ -67,6 +75,7 @@ class Region:
     rows: bool
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
+    alone: frozenset[fx.Node]
 
 
 # What a node does ---------------------------------------------------------------------------------
@@ -118,7 +127,37 @@ def _read_module(node: fx.Node, layer: nn.Module) -> Op | None:
 
 
 def _of_call(call: calls.Call | None, x: fx.Node) -> Op | None:
-    return None if call is None else Op(call[0], (x,), call[1])
+    if call is None or call[0] != "bilinear":
+        return None if call is None else Op(call[0], (x,), call[1])
+    align, size, factors = call[1]
+    if size is None:
+        return Op("bilinear", (x,), (align, factors))
+    like = _whose_size(size)
+    return None if like is None or like is x else Op("bilinear", (x, like), (align,))
+
+
+def _whose_size(size: Any) -> fx.Node | None:
+    """The node whose height and width `size` is: x.shape[2:], or (x.size(2), x.size(3)) ..."""
+    if not isinstance(size, (tuple, list)):
+        return _dimension(size, (slice(2, None), slice(-2, None), slice(2, 4)))
+    if len(size) != 2:
+        return None
+    height, width = _dimension(size[0], (2, -2)), _dimension(size[1], (3, -1))
+    return height if height is width else None
+
+
+def _dimension(node: Any, which: tuple[Any, ...]) -> fx.Node | None:
+    """x, if a node is x.shape[d] or x.size(d) for a d of `which`."""
+    if not isinstance(node, fx.Node) or len(node.args) != 2:
+        return None
+    x, d = node.args
+    if node.target is operator.getitem and isinstance(x, fx.Node):
+        attribute = x.target is getattr and x.args[1] == "shape"
+        shape = attribute or (x.target == "size" and len(x.args) == 1)
+        x = x.args[0] if shape else None
+    elif (node.op, node.target) != ("call_method", "size"):
+        return None
+    return x if isinstance(x, fx.Node) and d in which else None
 
 
 def _binary(kind: str, a: fx.Node, b: Any, network: nn.Module) -> Op | None:
@@ -215,7 +254,7 @@ class _Facts:
             self._know(node, op.inputs[0], layer.groups * layer.channels, rows)
             self._know(node, node, len(layer.weight), rows)
             return
-        if op.kind in MOVES:
+        if op.kind in (*MOVES, *RESAMPLING):
             for n in (node, *op.inputs):
                 self._know(node, n, None, False)
             self._learn_move(node, op)
@@ -235,7 +274,7 @@ class _Facts:
             return
         factor = {"part": op.numbers[-1], "shuffle": op.numbers[0]}.get(op.kind, 1)
         factor **= 2 if op.kind == "shuffle" else 1
-        (x,) = op.inputs
+        x = op.inputs[0]
         if x in self.channels:
             if self.channels[x] % factor:
                 self.wrong.add(node)
@@ -300,16 +339,28 @@ def _region(piece: list[fx.Node], ops: dict[fx.Node, Op], facts: _Facts) -> Regi
         rows=facts.rows[piece[0]],
         inputs=tuple(inputs),
         outputs=tuple(outputs),
+        alone=frozenset(n for n in piece if len(list(_readers(n, ops))) == 1),
     )
 
 
-def _readers(node: fx.Node, ops: dict[fx.Node, Op]) -> Iterator[fx.Node]:
-    """Who reads a node; instead of torch.chunk, whose parts are all in regions, those parts."""
+def _readers(node: fx.Node, ops: Mapping[fx.Node, Op]) -> Iterator[fx.Node]:
+    """Who reads the numbers of a node. Not torch.chunk or x.shape, if only nodes of regions read
+    those: they know their place in x, or its size, by themselves.
+    """
     for user in node.users:
-        if user.users and all(u in ops and ops[u].kind == "part" for u in user.users):
-            yield from user.users
-        else:
+        if user in ops or not _is_known(user, ops):
             yield user
+        else:
+            yield from _readers(user, ops)
+
+
+def _is_known(node: fx.Node, ops: Mapping[fx.Node, Op]) -> bool:
+    """Whether no node of a region has it as an input, and nothing else reads it."""
+    if node in ops or not node.users:
+        return False
+    return all(
+        node not in ops[user].inputs if user in ops else _is_known(user, ops) for user in node.users
+    )
 
 
 def multiplications(layer: PackedConv2d | PackedLinear | nn.Module) -> int:
