@@ -89,6 +89,28 @@ class Odds(nn.Module):
         return self.join(torch.cat((F.leaky_relu(y, 0.1), 2 - y), 1)), left
 
 
+class Parts(nn.Module):
+    """Split at any channel, and padded by what lies at the edges."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 23, 3, padding=1)
+        self.a, self.b = nn.Conv2d(5, 6, 3), nn.Conv2d(11, 6, (3, 1))
+        self.d, self.e = nn.Conv2d(15, 6, 1), nn.Conv2d(7, 6, 5)
+        self.pad = nn.ReflectionPad2d((2, 2, 1, 3))
+        self.last = nn.Conv2d(12, 3, 1)
+
+    def forward(self, x):
+        y = F.relu(self.first(x))
+        a, b, c = torch.split(y, [5, 11, 7], dim=1)
+        eights = y.split(8, dim=1)
+        a = self.a(F.pad(a, (1, 1, 1, 1), mode="reflect"))
+        b = self.b(F.pad(b, (0, 0, 2, 0), mode="replicate"))
+        d = self.d(torch.cat([eights[1], c], 1))
+        e = self.e(self.pad(eights[2]))
+        return self.last(torch.cat([a + b, d * e], 1))
+
+
 class Resized(nn.Module):
     """Averages and bilinear interpolation, in the ways that they are written."""
 
@@ -159,6 +181,7 @@ NETWORKS = {
     "u-net": (UNet, (1, 3, 12, 8)),
     "odds": (Odds, (2, 5, 7, 6)),
     "resized": (Resized, (2, 3, 11, 14)),
+    "parts": (Parts, (2, 3, 8, 9)),
     "rows": (Rows, (2, 3, 20)),
     "transformer": (Transformer, (2, 3, 8, 12)),
 }
@@ -363,6 +386,48 @@ class Styled(nn.Module):
         return self.c(self.a(x) * torch.sigmoid(self.b(style)))
 
 
+@pytest.mark.parametrize("name", ["resized", "parts"])
+def test_what_lies_between_packed_layers_is_in_one_region(name):
+    assert len(packed(name).plan.plans) == 1 and packed(name).plan.coverage == 1
+
+
+class Joined(nn.Module):
+    """PyTorch's sums over channels, whose last bits depend on the memory format."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.first, self.side = nn.Conv2d(channels, 60, 1), nn.Conv2d(20, 20, 1)
+        self.last = nn.Conv2d(60, 60, 1)
+
+    def forward(self, x):
+        a, b = self.first(x).split([20, 40], 1)
+        return F.normalize(self.last(torch.cat([self.side(a), b], 1)))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_pytorch_gets_values_in_the_memory_format_that_layers_give_them(channels):
+    x = torch.randn(1, channels, 40, 44)
+    net = ready(Joined(channels), x)
+    assert [len(plan.layers) for plan in net.plan.plans] == [3]
+    assert torch.equal(net(x), net.layer_by_layer(x))
+
+
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return F.normalize(y) + self.conv(y)
+
+
+def test_an_option_that_is_none_writes_over_nothing():
+    x = torch.randn(1, 3, 4, 4)
+    net = ready(Normalised(), x)
+    assert net.plan.plans and torch.equal(net(x), net.layer_by_layer(x))
+
+
 def test_values_of_other_sizes_are_joined_by_pytorch():
     x, style = torch.randn(2, 3, 7, 9), torch.randn(2, 3, 1, 9)
     net = ready(Styled(), x, style)
@@ -432,7 +497,7 @@ def test_a_plan_can_be_read():
 PACKED = functools.cache(packed)
 
 
-@pytest.mark.parametrize("name", ["u-net", "resized"])
+@pytest.mark.parametrize("name", ["u-net", "resized", "parts"])
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_changed_tables_are_refused_or_run_and_never_read_outside(name, data):

@@ -111,6 +111,22 @@ void nearest_rows(const CodeMap& in, const CodeMap& to, int64_t factor, int64_t 
       std::memcpy(to.at(y, x), in.at(y / factor, x / factor), static_cast<size_t>(in.channels));
 }
 
+// Which of n numbers stands at i, beyond the edges too.
+int64_t edge(int64_t i, int64_t n, bool reflected) {
+  if (reflected) return i < 0 ? -i : i < n ? i : 2 * (n - 1) - i;
+  return i < 0 ? 0 : i < n ? i : n - 1;
+}
+
+void pad_rows(const CodeMap& in, const CodeMap& to, const int64_t (&padding)[2], bool reflected,
+              int64_t first, int64_t last) {
+  for (int64_t y = first; y < last; ++y)
+    for (int64_t x = 0; x < to.width; ++x)
+      std::memcpy(to.at(y, x),
+                  in.at(edge(y - padding[0], in.height, reflected),
+                        edge(x - padding[1], in.width, reflected)),
+                  static_cast<size_t>(in.channels));
+}
+
 // Channel c of the result at (y, x) is channel c * factor^2 + (y % factor) * factor + x % factor.
 void shuffle_rows(const CodeMap& in, const CodeMap& to, int64_t factor, int64_t first,
                   int64_t last) {
@@ -188,7 +204,7 @@ class Executor::Reader {
 
   Step step() {
     Step s{};
-    s.op = next(kConv, kShuffle, "operation of a step");
+    s.op = next(kConv, kPad, "operation of a step");
     s.source = &known("source of a step");
     const int64_t out = next(-1, count() - 1, "result of a step");
     s.height = next(1, kMostPixels, "height of a step");
@@ -208,6 +224,7 @@ class Executor::Reader {
       check(s.height == s.source->height * s.factor && s.width == s.source->width * s.factor,
             "size of a step");
     }
+    if (s.op == kPad) pad(s);
     if (reads_floats) {
       s.conv.finish.scale = s.conv.finish.bias = kZeros;
       check(s.source->channels == s.channels, "channels of a source");
@@ -251,6 +268,19 @@ class Executor::Reader {
       const int64_t room = size[i] + 2 * padding[i] - kernel[i];
       check(room >= 0 && result[i] == room / stride[i] + 1, "size of a step");
     }
+  }
+
+  void pad(Step& s) {
+    const int64_t size[2] = {s.source->height, s.source->width}, result[2] = {s.height, s.width};
+    int64_t after[2];
+    for (int i = 0; i < 2; ++i) {
+      s.padding[i] = next(0, kMostWindow, "padding of a step");
+      after[i] = next(0, kMostWindow, "padding of a step");
+      check(result[i] == size[i] + s.padding[i] + after[i], "size of a step");
+    }
+    s.option = next(0, 1, "option of a step") == 1;
+    for (int i = 0; i < 2; ++i)
+      check(!s.option || std::max(s.padding[i], after[i]) < size[i], "a reflection of all");
   }
 
   void average(Step& s) {
@@ -467,6 +497,9 @@ void Executor::band(const Step& s, int64_t first, int64_t last) const {
       break;
     case kNearest:
       nearest_rows(s.source->codes, s.to, s.factor, first, last);
+      break;
+    case kPad:
+      pad_rows(s.source->codes, s.to, s.padding, s.option, first, last);
       break;
     case kShuffle:
       shuffle_rows(s.source->codes, s.to, s.factor, first, last);

@@ -15,6 +15,7 @@
 //         average           kernel (0: all), stride, padding, whether padding counts
 //         pool              kernel, stride, padding
 //         nearest, shuffle  factor
+//         pad               above, below, left, right, whether edges are reflected
 //                then how many operations, (operation, value or -1, where its numbers begin) each;
 //                then how many stores, (value, first channel) each, and but for a move where tau
 //                begins, and where step, lowest and highest code do
@@ -62,7 +63,7 @@ class Executor {
   void run(int64_t step, const Bands& bands) const;
 
  private:
-  enum Op : int64_t { kConv, kFloat, kBilinear, kAverage, kPool, kNearest, kShuffle };
+  enum Op : int64_t { kConv, kFloat, kBilinear, kAverage, kPool, kNearest, kShuffle, kPad };
 
   struct Value {
     bool is_float, is_signed;
@@ -75,7 +76,7 @@ class Executor {
   struct Step {
     int64_t op, height, width, channels;
     int64_t kernel[2], stride[2], padding[2], factor;
-    bool option;  // aligned corners, or padding that counts
+    bool option;  // aligned corners, padding that counts, or reflected edges
     const Value* source;
     CodeMap to;  // of a move
     Conv conv;   // and the finish of other steps

@@ -104,6 +104,14 @@ def _resize(
     return ("nearest", times[:1]) if times is not None and same else None
 
 
+def _pad(pad: Any, mode: str = "constant", value: Any = None) -> Call | None:
+    whole = isinstance(pad, (tuple, list)) and all(isinstance(n, int) and n >= 0 for n in pad)
+    if not whole or len(pad) != 4 or mode not in ("reflect", "replicate"):
+        return None
+    left, right, top, bottom = pad
+    return "pad", ((top, bottom), (left, right), int(mode == "reflect"))
+
+
 def _pair(value: Any) -> tuple[int, int] | None:
     """(down, across); None for what is no number or two."""
     pair = (value, value) if isinstance(value, int) else value
@@ -124,6 +132,7 @@ FUNCTIONS: dict[str, Callable[..., Call | None]] = {
     "adaptive_avg_pool2d": _adaptive_avg_pool,
     "mean": _mean,
     "interpolate": _resize,
+    "pad": _pad,
 }
 MODULES: dict[type[nn.Module], str] = {  # which of these a module calls
     nn.ReLU: "relu",
@@ -140,6 +149,7 @@ MODULES: dict[type[nn.Module], str] = {  # which of these a module calls
     nn.UpsamplingNearest2d: "interpolate",
     nn.UpsamplingBilinear2d: "interpolate",
 }
+PADS = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}
 
 
 def read(name: str, more: Sequence[Any], options: Mapping[str, Any]) -> Call | None:
@@ -161,6 +171,8 @@ def read(name: str, more: Sequence[Any], options: Mapping[str, Any]) -> Call | N
 
 def read_module(layer: nn.Module) -> Call | None:
     """The operation of a layer of PyTorch."""
+    if type(layer) in PADS:
+        return _pad(layer.padding, PADS[type(layer)])
     name = MODULES.get(type(layer))
     if name is None:
         return None

@@ -24,9 +24,18 @@ from .plan import OF_VALUES, Plan, Step, lanes
 from .plan_reference import parameter
 from .program import Idle
 from .reference import ELEMENTS
-from .regions import MOVES
+from .regions import LANES, MOVES
 
-STEPS = ("conv", "float", "bilinear", "average", "pool", "nearest", "shuffle")  # Op of executor.h
+STEPS = (
+    "conv",
+    "float",
+    "bilinear",
+    "average",
+    "pool",
+    "nearest",
+    "shuffle",
+    "pad",
+)  # Op of executor.h
 FINISHES = ("relu", "leaky", "times", "plus", "add", "mul", "minus", "from", *ELEMENTS)
 HOMES = {"workspace": 0, "input": 1, "output": 2}
 
@@ -196,7 +205,7 @@ class Executor:
         width = lanes(step.channels)
         scale = self._constant(layer.scale.detach().expand(step.channels), width)
         self._constant(layer.bias, width)
-        first = step.places[0][1] if len(step.places) == 1 else 0
+        first = 0 if _in_gaps(step) else step.places[0][1]
         channels, _, groups, *windows, _, weight_bits, _ = shape.numbers
         return [first, channels, groups, *windows, weight_bits, place, scale]
 
@@ -217,16 +226,22 @@ def names_of(plan: Plan) -> list[str]:
 
 def conv_shape(plan: Plan, step: Step, layer: PackedLayer) -> tuple[ConvShape, Tensor]:
     """The shape of a convolution step and its weight codes, int8 [out, kh, kw, in / groups]; where
-    the layer reads a concatenation with zeros for the channels in the gaps.
+    the layer reads a concatenation, or a part that begins within a vector, with zeros for the
+    channels that it does not read.
     """
     codes, shape = kernels.unpack_codes(layer.planes), layer.shape
-    if len(step.places) > 1:
+    if _in_gaps(step):
         whole = codes.new_zeros(*codes.shape[:3], plan.values[step.source].channels)
         parts = _dense(codes, shape.groups).split([count for count, _ in step.places], 3)
         for (count, at), part in zip(step.places, parts, strict=True):
             whole[..., at : at + count] = part
         codes, shape = whole, replace(shape, channels=whole.shape[3], groups=1)
     return shape, codes.contiguous()
+
+
+def _in_gaps(step: Step) -> bool:
+    """Whether a convolution reads all channels of its source, some of them times zeros."""
+    return len(step.places) > 1 or step.places[0][1] % LANES != 0
 
 
 def _dense(codes: Tensor, groups: int) -> Tensor:

@@ -32,10 +32,13 @@ from torch.overrides import TorchFunctionMode
 from ..system import native
 from . import calls, reference
 from .executor import Executor
+from .layer import channels_first
 from .maps import Unfit, run_region
 from .plan import ONE, Plan, Size, Step, Value, pooled
 from .reference import ELEMENTS
 from .regions import RESAMPLING
+
+JOINS = ("cat", "concat", "concatenate")
 
 
 class Formulas(TorchFunctionMode):
@@ -50,11 +53,20 @@ class Formulas(TorchFunctionMode):
     ) -> Any:
         options = kwargs or {}
         called = getattr(func, "__name__", "")
+        if called in JOINS:
+            return _joined(func(*args, **options), args[0])
         call = calls.read(called, args[1:], options)
         y = None if call is None or args[0].dtype != torch.float32 else _formula(args[0], *call)
         if y is None:
             return func(*args, **options)
         return args[0].copy_(y) if called.endswith("_") or options.get("inplace") else y
+
+
+def _joined(y: Tensor, parts: Any) -> Tensor:
+    """y, in the memory format of its first part, also where that is a part of other channels."""
+    pictures = y.ndim == 4 and isinstance(parts, (tuple, list))
+    last = pictures and not channels_first(parts[0])
+    return y.contiguous(memory_format=torch.channels_last) if last else y
 
 
 def _formula(x: Tensor, kind: str, numbers: tuple[Any, ...]) -> Tensor | None:
@@ -82,7 +94,7 @@ def element(kind: str, x: Tensor) -> Tensor:
     """A function of `ELEMENTS` of float32 x, by its fastest version, in the memory format of x."""
     if x.device.type != "cpu" or not native.load().native:
         return ELEMENTS[kind](x)
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) > x.is_contiguous():
+    if x.ndim == 4 and not channels_first(x):
         return element(kind, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return torch.ops.qsr_native.element(x.detach().contiguous(), kind)
 

@@ -107,8 +107,8 @@ class LaidOut:
     def conv2d(self, x: Tensor) -> Tensor:
         """float [N, C, H, W] -> float32 [N, Cout, Ho, Wo], in the memory format of x."""
         x = x.detach().float()
-        by_pixels = _by_pixels(x)
-        x = x.permute(0, 2, 3, 1) if by_pixels else x.contiguous()
+        by_pixels = not channels_first(x)
+        x = (x.permute(0, 2, 3, 1) if by_pixels else x).contiguous()
         values = (self.weights, self.arrays, self.codes, self.shape)
         y = torch.ops.qsr_native.packed_conv2d(x, *values, by_pixels, self.row)
         return y.permute(0, 3, 1, 2) if by_pixels else y
@@ -159,7 +159,7 @@ class Phases:
 
     def conv2d(self, x: Tensor, height: int, width: int) -> Tensor:
         """float [N, C, H, W] -> float32 [N, Cout, height, width], in the memory format of x."""
-        (sy, sx), by_pixels = self.stride, _by_pixels(x)
+        (sy, sx), by_pixels = self.stride, not channels_first(x)
         # By pixels in any case: strided copies by planes take ten times as long as turning twice.
         x = x.contiguous(memory_format=torch.channels_last)
         size = (x.shape[0], self.parts[0][-1].shape[1], height, width)
@@ -171,9 +171,9 @@ class Phases:
         return y if by_pixels else y.contiguous()
 
 
-def _by_pixels(x: Tensor) -> bool:
-    """Whether a picture is channels-last and nothing else."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+def channels_first(x: Tensor) -> bool:
+    """Whether pictures are not channels-last, nor a part of the channels of such pictures."""
+    return x.stride(1) != 1 or x.is_contiguous()
 
 
 def _phase(kernel: int, stride: int, padding: int, first: int) -> tuple[slice, int, int]:

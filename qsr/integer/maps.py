@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .layer import channels_first
 from .plan import Plan, as_picture
 
 
@@ -34,7 +35,8 @@ def channels_last(value: Any) -> Any:
 
 def run_region(plan: Plan, run: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The outputs of a region for its inputs as PyTorch has them: [N, C, H, W], or [..., C] of
-    rows. run: gives those of one picture, [H, W, C] to [H, W, C]. Raises Unfit.
+    rows, pictures in the memory format of the first. run: gives those of one picture, [H, W, C] to
+    [H, W, C]. Raises Unfit.
     """
     first = inputs[0]
     for x, value in zip(inputs, plan.values, strict=False):
@@ -68,7 +70,8 @@ def run_region(plan: Plan, run: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
     stacked = [
         ys[0][None] if len(ys) == 1 else torch.stack(ys) for ys in zip(*results, strict=True)
     ]
-    return [y.permute(0, 3, 1, 2) for y in stacked]
+    outputs = [y.permute(0, 3, 1, 2) for y in stacked]
+    return [y.contiguous() for y in outputs] if channels_first(first) else outputs
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import Any
 from torch import fx, nn
 
 from .packing import PackedConv2d, PackedLayer
-from .regions import LANES, LAYERS, MOVES, RESAMPLING, Op, Region
+from .regions import LANES, LAYERS, MOVES, RESAMPLING, Op, Region, part_of
 
 MOST_OPERATIONS, MOST_CODES = 6, 4  # of a finish; kMostOperations, kMostCodes of conv.h
 ROWS_WIDE = 48  # pixels of a row of rows; kWide of csrc/torch/ops_layer.cpp
@@ -125,7 +125,7 @@ class Store:
 @dataclass(frozen=True)
 class Step:
     """op: "conv" (also of rows); "float", "bilinear" or "average", which read floats; or a move:
-    "pool", "nearest", "shuffle".
+    "pool", "nearest", "shuffle", "pad".
 
     source: the value that it reads. layer: of a convolution. places: where the input channels of
     the layer lie in the source, (count, first channel) each. numbers: see `regions.Op`;
@@ -255,6 +255,9 @@ class _Planner:
                 self.equal.append((node.name, self.sizes[x], size))
         if op.kind in ("nearest", "shuffle"):
             return size.then((0, 1, 0, op.numbers[0]), (0, 1, 0, op.numbers[0]))
+        if op.kind == "pad":
+            rules = ((sum(pads), 1, 0, 1) for pads in op.numbers[:2])
+            return size.then(*rules)
         if op.kind in ("pool", "average"):
             return pooled(size, *op.numbers[:3])
         if op.kind == "conv":
@@ -351,8 +354,9 @@ class _Planner:
         if op is None or op.kind not in MOVES:
             return self._store(node, (0, count), reader, channel, value)
         (x, *more) = op.inputs
-        if op.kind == "part":
-            return self._store(x, (op.numbers[0] * count, count), reader, channel, value)
+        if op.kind in ("chunk", "part"):
+            which = part_of(op, self.region.channels[x])
+            return self._store(x, which, reader, channel, value)
         if op.kind == "cat":
             places: list[tuple[int, int]] = []
             for part in (x, *more):

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MOST_VALUES, MOST_STEPS, MOST_CHANNELS, MOST_NUMBER = 16_384, 4_096, 4_096, 2**24
-FORMS = {"bilinear": 1, "average": 7, "pool": 6, "nearest": 1, "shuffle": 1}  # how many numbers
+# How many numbers a step has.
+FORMS = {"bilinear": 1, "average": 7, "pool": 6, "nearest": 1, "shuffle": 1, "pad": 5}
 CONSTANTS = ("relu", "leaky", "prelu", "times", "plus", *ELEMENTS)  # operations without a value
 
 

@@ -126,4 +126,15 @@ def _shuffle(codes: Tensor, factor: int) -> Tensor:
     return F.pixel_shuffle(codes[:, :, :whole].permute(2, 0, 1), factor).permute(1, 2, 0)
 
 
-_MOVES: dict[str, Callable[..., Tensor]] = {"pool": _pool, "nearest": _nearest, "shuffle": _shuffle}
+def _pad(codes: Tensor, rows: tuple[int, int], columns: tuple[int, int], reflect: int) -> Tensor:
+    planes = codes.permute(2, 0, 1)[None].double()
+    mode = "reflect" if reflect else "replicate"
+    return F.pad(planes, (*columns, *rows), mode)[0].int().permute(1, 2, 0)
+
+
+_MOVES: dict[str, Callable[..., Tensor]] = {
+    "pool": _pool,
+    "nearest": _nearest,
+    "shuffle": _shuffle,
+    "pad": _pad,
+}

@@ -7,7 +7,8 @@ done between two of them without leaving the pass over the picture:
             PReLU, add, multiply, and those with a formula (`formulas`): sigmoid, GELU, SiLU, tanh
     resampling  average pooling and bilinear interpolation: numbers of several numbers, in a fixed
             order, so they read floats
-    moves   what only brings numbers to other places: concat, split, max pooling, nearest, shuffle
+    moves   what only brings numbers to other places: concat, split, max pooling, nearest, shuffle,
+            padding by reflected or repeated edges
 
 A move commutes with the quantizer of the layer that reads it: the codes of a concatenation are the
 concatenated codes, and as rounding never falls where x rises, the code of a maximum is the largest
@@ -34,7 +35,7 @@ from .packing import PackedConv2d, PackedLayer, PackedLinear
 
 LAYERS = ("conv", "linear")
 RESAMPLING = ("bilinear", "average")
-MOVES = ("cat", "part", "pool", "nearest", "shuffle")
+MOVES = ("cat", "chunk", "part", "pool", "nearest", "shuffle", "pad")
 LANES = 16  # kMapLanes of csrc/network/conv.h: a map of codes has a multiple of this
 
 
@@ -49,9 +50,11 @@ class Op:
     times, plus      (a number, or the key of one)
     add, sub, mul    ()                        two inputs
     cat              ()                        of channels, any number of inputs
-    part             (index, parts)            channels [index, index + 1) / parts
+    chunk            (index, parts)            channels [index, index + 1) / parts
+    part             (first, most)             channels from the first on, as many as there are
     pool             (kernel, stride, padding) pairs; the maximum
     nearest, shuffle (factor,)
+    pad              ((above, below), (left, right), 1: reflected, 0: repeated)
     average          (kernel, stride, padding, counts padding); kernel (0, 0): the whole picture
     bilinear         (align corners, factors) of one input; or (align corners,) of two, the second
                      of which has the size
@@ -187,19 +190,32 @@ def _attribute(network: nn.Module, name: str) -> Tensor | None:
 
 
 def _part(node: fx.Node, network: nn.Module) -> Op | None:
-    """One of the equal parts of torch.chunk along the channels."""
+    """One of the parts of torch.chunk or torch.split along the channels."""
     source, index = node.args
-    if not isinstance(source, fx.Node) or not isinstance(index, int):
+    if not isinstance(source, fx.Node) or not isinstance(index, int) or index < 0:
         return None
     name = source.target if isinstance(source.target, str) else source.target.__name__
     x, *more = source.args or (None,)
-    options = dict(zip(("chunks", "dim"), more, strict=False)) | dict(source.kwargs)
-    chunks = options.get("chunks")
-    if name != "chunk" or options.get("dim") not in (1, -3) or not isinstance(chunks, int):
+    options: dict[str, Any] = dict(zip(("sizes", "dim"), more, strict=False)) | dict(source.kwargs)
+    if options.pop("dim", 0) not in (1, -3) or not isinstance(x, fx.Node) or len(options) != 1:
         return None
-    if not isinstance(x, fx.Node) or not 0 <= index < chunks:
+    (sizes,) = options.values()
+    if name == "chunk" and isinstance(sizes, int):
+        return Op("chunk", (x,), (index, sizes)) if index < sizes else None
+    if name == "split" and isinstance(sizes, int):
+        return Op("part", (x,), (index * sizes, sizes))
+    if name != "split" or not all(isinstance(n, int) for n in sizes) or index >= len(sizes):
         return None
-    return Op("part", (x,), (index, chunks))
+    return Op("part", (x,), (sum(sizes[:index]), sizes[index]))
+
+
+def part_of(op: Op, channels: int) -> tuple[int, int]:
+    """First channel and count of a part of so many."""
+    if op.kind == "chunk":
+        index, parts = op.numbers
+        return channels // parts * index, channels // parts
+    first, most = op.numbers
+    return first, min(most, channels - first)
 
 
 # Which nodes together -----------------------------------------------------------------------------
@@ -217,7 +233,7 @@ def find(graph: fx.Graph, network: nn.Module, without: Collection[str] = ()) -> 
         wrong = facts.wrong | {
             n for piece in pieces for n in piece if not any(ops[m].kind in LAYERS for m in piece)
         }
-        wrong |= {n for n, op in ops.items() if op.kind in MOVES and not _moves(n, ops, facts)}
+        wrong |= {n for n, op in ops.items() if op.kind in MOVES and not _moves(n, ops)}
         if not wrong:
             return [_region(piece, ops, facts) for piece in pieces]
         for node in wrong:
@@ -272,9 +288,15 @@ class _Facts:
             elif len(unknown) == 1 and op.inputs.count(unknown[0]) == 1:
                 self._know(node, unknown[0], self.channels[node] - parts, None)
             return
-        factor = {"part": op.numbers[-1], "shuffle": op.numbers[0]}.get(op.kind, 1)
-        factor **= 2 if op.kind == "shuffle" else 1
         x = op.inputs[0]
+        if op.kind == "part":
+            if x in self.channels:
+                count = part_of(op, self.channels[x])[1]
+                self._know(node, node, count, None)
+                self.wrong |= {node} if count < 1 else set()
+            return
+        factor = {"chunk": op.numbers[-1], "shuffle": op.numbers[0]}.get(op.kind, 1)
+        factor **= 2 if op.kind == "shuffle" else 1
         if x in self.channels:
             if self.channels[x] % factor:
                 self.wrong.add(node)
@@ -283,14 +305,11 @@ class _Facts:
             self._know(node, x, self.channels[node] * factor, None)
 
 
-def _moves(node: fx.Node, ops: dict[fx.Node, Op], facts: _Facts) -> bool:
+def _moves(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
     """Whether a move can be done on codes: packed layers read it, perhaps through other moves."""
     op = ops[node]
     read_by_layers = all(u in ops and ops[u].kind in (*LAYERS, *MOVES) for u in node.users)
-    if op.kind == "part":  # of whole vectors of lanes, and of what a step has in its registers
-        first = facts.channels.get(node, 0) * op.numbers[0]
-        return read_by_layers and first % LANES == 0 and not _is_move(op.inputs[0], ops)
-    if op.kind == "shuffle":
+    if op.kind in ("chunk", "part", "shuffle"):  # of what a step has in its registers
         return read_by_layers and not _is_move(op.inputs[0], ops)
     return read_by_layers
 
