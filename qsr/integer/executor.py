@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import kernels
-from .layer import ConvShape
+from .layer import ConvShape, side_by_side
 from .lifetimes import ALIGNMENT, places
-from .packing import PackedLayer
+from .packing import PackedConvTranspose2d, PackedLayer
 from .plan import OF_VALUES, Plan, Step, lanes
 from .plan_reference import parameter
 from .program import Idle
@@ -203,8 +203,12 @@ class Executor:
         self._weights.append(laid)
         self._ends[1] += _up(len(laid))
         width = lanes(step.channels)
-        scale = self._constant(layer.scale.detach().expand(step.channels), width)
-        self._constant(layer.bias, width)
+        out = len(layer.weight)  # of which a transposed convolution makes several side by side
+        biases = torch.zeros(out) if layer.bias is None else layer.bias.detach()
+        scale, _ = (
+            self._constant(x.expand(out).repeat_interleave(step.channels // out), width)
+            for x in (layer.scale.detach(), biases)
+        )
         first = 0 if _in_gaps(step) else step.places[0][1]
         channels, _, groups, *windows, _, weight_bits, _ = shape.numbers
         return [first, channels, groups, *windows, weight_bits, place, scale]
@@ -230,6 +234,8 @@ def conv_shape(plan: Plan, step: Step, layer: PackedLayer) -> tuple[ConvShape, T
     channels that it does not read.
     """
     codes, shape = kernels.unpack_codes(layer.planes), layer.shape
+    if isinstance(layer, PackedConvTranspose2d):
+        shape, codes = side_by_side(layer)
     if _in_gaps(step):
         whole = codes.new_zeros(*codes.shape[:3], plan.values[step.source].channels)
         parts = _dense(codes, shape.groups).split([count for count, _ in step.places], 3)

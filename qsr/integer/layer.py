@@ -23,7 +23,7 @@ from ..system import native
 from . import kernels
 
 if TYPE_CHECKING:
-    from .packing import PackedLayer
+    from .packing import PackedConvTranspose2d, PackedLayer
 
 LANES = 16  # kMapLanes of csrc/network/conv.h
 
@@ -169,6 +169,42 @@ class Phases:
             made = part.conv2d(x)
             to.copy_(made[:, :, skip_y : skip_y + to.shape[2], skip_x : skip_x + to.shape[3]])
         return y if by_pixels else y.contiguous()
+
+
+def reach(layer: PackedConvTranspose2d) -> tuple[int, int]:
+    """How many pixels a transposed convolution looks to each side of the one it enlarges."""
+    sides = zip(layer.weight.shape[1:3], layer.stride, layer.padding, strict=True)
+    rows, columns = (max((s - 1 + p) // s, (k - 1 - p) // s) for k, s, p in sides)
+    return rows, columns
+
+
+def side_by_side(layer: PackedConvTranspose2d) -> tuple[ConvShape, Tensor]:
+    """A transposed convolution as one that makes a square of outputs of each pixel, channel by
+    channel (nn.PixelShuffle puts them in their places), with zeros for taps that an output does not
+    have. Its shape and weight codes.
+
+    Output stride * i + first takes tap k of input i + (first + padding - k) / stride.
+    """
+    codes, (s, _), (ry, rx) = (
+        kernels.unpack_codes(layer.planes).flip(1, 2),
+        layer.stride,
+        reach(layer),
+    )
+    out, rows, columns, channels = codes.shape
+    whole = codes.new_zeros(out, s, s, 2 * ry + 1, 2 * rx + 1, channels)
+    for ky in range(rows):
+        for kx in range(columns):
+            y, x = (ky - layer.padding[0]) % s, (kx - layer.padding[1]) % s
+            dy, dx = (y + layer.padding[0] - ky) // s, (x + layer.padding[1] - kx) // s
+            whole[:, y, x, ry + dy, rx + dx] = codes[:, ky, kx]
+    shape = replace(
+        layer.shape,
+        out_channels=out * s * s,
+        kernel_size=(2 * ry + 1, 2 * rx + 1),
+        stride=(1, 1),
+        padding=(ry, rx),
+    )
+    return shape, whole.flatten(0, 2)
 
 
 def channels_first(x: Tensor) -> bool:

@@ -21,7 +21,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from .packing import PackedConv2d, PackedLayer
+from .layer import reach
+from .packing import PackedConv2d, PackedConvTranspose2d, PackedLayer
 from .regions import LANES, LAYERS, MOVES, RESAMPLING, Op, Region, part_of
 
 MOST_OPERATIONS, MOST_CODES = 6, 4  # of a finish; kMostOperations, kMostCodes of conv.h
@@ -127,9 +128,10 @@ class Step:
     """op: "conv" (also of rows); "float", "bilinear" or "average", which read floats; or a move:
     "pool", "nearest", "shuffle", "pad".
 
-    source: the value that it reads. layer: of a convolution. places: where the input channels of
-    the layer lie in the source, (count, first channel) each. numbers: see `regions.Op`;
-    of a bilinear step, whether corners are aligned.
+    source: the value that it reads. layer: of a convolution; a transposed one makes a square of
+    outputs of each pixel, as a pixel shuffle wants them. places: where the input channels of the
+    layer lie in the source, (count, first channel) each. numbers: see `regions.Op`; of a bilinear
+    step, whether corners are aligned.
     channels: lanes of the result. finish: (operation, operand) in order; the operand is a value, a
     number or the key of a parameter, or None. out: the float value that it writes, or None. A move
     writes the source's codes to `codes[0]`.
@@ -188,6 +190,7 @@ class _Draft:
     source: fx.Node | int
     result: fx.Node
     layer: str = ""
+    area: int = 1  # pixels of the result that its lanes are side by side
     places: list[tuple[int, int]] = field(default_factory=list)
     numbers: tuple[Any, ...] = ()
     finish: list[tuple[str, Any]] = field(default_factory=list)
@@ -223,7 +226,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         for node, op in self.ops.items():
-            if op.kind not in MOVES:
+            if op.kind not in MOVES or op.kind in LAYERS:
                 self._place(node, op)
         for node in self.region.outputs:
             self._float(node)
@@ -253,7 +256,7 @@ class _Planner:
         for x in op.inputs[1:]:
             if self.sizes[x] != size and not (self.sizes[x].is_one and op.kind != "cat"):
                 self.equal.append((node.name, self.sizes[x], size))
-        if op.kind in ("nearest", "shuffle"):
+        if op.kind in ("nearest", "shuffle", "transposed"):
             return size.then((0, 1, 0, op.numbers[0]), (0, 1, 0, op.numbers[0]))
         if op.kind == "pad":
             rules = ((sum(pads), 1, 0, 1) for pads in op.numbers[:2])
@@ -273,7 +276,8 @@ class _Planner:
     def _place(self, node: fx.Node, op: Op) -> None:
         """Give a node its lanes: in a new step, or at the end of one that only it reads."""
         if op.kind in LAYERS:
-            self._begin(_Draft("conv", op.inputs[0], node, layer=str(node.target)))
+            area = op.numbers[0] ** 2 if op.kind == "transposed" else 1
+            self._begin(_Draft("conv", op.inputs[0], node, layer=str(node.target), area=area))
             return
         if op.kind in RESAMPLING:
             numbers = op.numbers[:1] if op.kind == "bilinear" else op.numbers
@@ -334,6 +338,8 @@ class _Planner:
         layer = self.network.get_submodule(draft.layer)
         assert isinstance(layer, PackedLayer)
         frame = layer.padding if isinstance(layer, PackedConv2d) else (0, 0)
+        if isinstance(layer, PackedConvTranspose2d):
+            frame = reach(layer)
         value = self._new_codes(layer, self.sizes[source], frame)
         draft.places = self._ask(source, draft.layer, (0, 1), value)
         return value
@@ -365,11 +371,18 @@ class _Planner:
             return places
         layer = self.network.get_submodule(reader)
         assert isinstance(layer, PackedLayer)
-        area = op.numbers[0] ** 2 if op.kind == "shuffle" else 1
+        area = op.numbers[0] ** 2 if op.kind in ("shuffle", "transposed") else 1
         source = self._new_codes(layer, self.sizes[x])
-        inner = self._ask(x, reader, (start * area, repeat * area), source)
+        before = (start * area, repeat * area)
+        if op.kind == "transposed":
+            self._room(source, count * area)
+            inner = [(count * area, 0)]
+            self.makers[node].codes.append(Store(source, 0, 0, count * area, reader, *before))
+        else:
+            inner = self._ask(x, reader, before, source)
         at = self._room(value, self.values[source].channels // area)
-        move = _Draft(op.kind, source, node, numbers=op.numbers)
+        moved = "shuffle" if op.kind == "transposed" else op.kind
+        move = _Draft(moved, source, node, numbers=op.numbers)
         move.codes.append(Store(value, at, 0, self.values[source].channels // area, reader))
         self.steps.append(move)
         return [(n // area, at + place // area) for n, place in inner]
@@ -414,8 +427,8 @@ class _Planner:
         return Step(
             op=draft.op,
             source=draft.source,
-            channels=self.region.channels[node],
-            size=self.sizes[node],
+            channels=self.region.channels[node] * draft.area,
+            size=self.sizes[node if draft.area == 1 else self.ops[node].inputs[0]],
             layer=draft.layer,
             places=places,
             numbers=draft.numbers,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..quantizer import to_codes
 from . import kernels
-from .packing import PackedConv2d, PackedLayer
+from .packing import PackedConv2d, PackedConvTranspose2d, PackedLayer
 from .plan import Plan, Step, Store
 from .reference import ELEMENTS, average, bilinear, epilogue
 
@@ -67,7 +67,14 @@ def _sums(step: Step, source: Tensor, network: nn.Module) -> Tensor:
     options: dict[str, Any] = {"groups": layer.groups}
     if isinstance(layer, PackedConv2d):
         options |= {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-    sums = F.conv2d(codes.permute(2, 0, 1)[None].double(), weights.double(), **options)
+    planes = codes.permute(2, 0, 1)[None].double()
+    if isinstance(layer, PackedConvTranspose2d):
+        (stride, _), options["output_padding"] = layer.stride, layer.output_padding
+        by_input = torch.cat([w.transpose(0, 1) for w in weights.flip(2, 3).chunk(layer.groups)])
+        sums = F.conv_transpose2d(planes, by_input.double(), **options)
+        y = epilogue(sums[0].permute(1, 2, 0).int(), layer.scale, layer.bias)
+        return F.pixel_unshuffle(y.permute(2, 0, 1), stride).permute(1, 2, 0)
+    sums = F.conv2d(planes, weights.double(), **options)
     return epilogue(sums[0].permute(1, 2, 0).int(), layer.scale, layer.bias)
 
 

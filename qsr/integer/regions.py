@@ -31,11 +31,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from . import calls
-from .packing import PackedConv2d, PackedLayer, PackedLinear
+from .packing import PackedConv2d, PackedConvTranspose2d, PackedLayer, PackedLinear
 
-LAYERS = ("conv", "linear")
+LAYERS = ("conv", "linear", "transposed")
 RESAMPLING = ("bilinear", "average")
-MOVES = ("cat", "chunk", "part", "pool", "nearest", "shuffle", "pad")
+MOVES = ("cat", "chunk", "part", "pool", "nearest", "shuffle", "pad", "transposed")
+MOST_READERS = 4  # packed layers that get codes of one step; kMostCodes of csrc/network/conv.h
 LANES = 16  # kMapLanes of csrc/network/conv.h: a map of codes has a multiple of this
 
 
@@ -44,6 +45,8 @@ class Op:
     """What a node does, whichever way it is written: kind, what it reads, and numbers.
 
     conv, linear     numbers: ()               `node.target` names the layer
+    transposed       (stride,)                 the same, of a transposed convolution: a layer whose
+                                               result is shuffled, so that it is a move as well
     relu, sigmoid, gelu, silu, tanh  ()
     leaky            (slope,)
     prelu            (key of the slopes,)
@@ -119,10 +122,12 @@ def _read_module(node: fx.Node, layer: nn.Module) -> Op | None:
     if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
         return None
     x, kind = node.args[0], type(layer)
-    if kind is PackedConv2d or kind is PackedLinear:
+    if kind in (PackedConv2d, PackedLinear, PackedConvTranspose2d):
         assert isinstance(layer, PackedLayer)
         if layer.narrow and layer.signed and layer.tau is not None:
             return None  # clamps before it shifts
+        if isinstance(layer, PackedConvTranspose2d):
+            return Op("transposed", (x,), layer.stride[:1]) if layer.shuffles else None
         return Op("linear" if isinstance(layer, PackedLinear) else "conv", (x,))
     if kind is nn.PReLU:
         return Op("prelu", (x,), (f"{node.target}.weight",))
@@ -266,7 +271,7 @@ class _Facts:
         if op.kind in LAYERS:
             layer = self.network.get_submodule(str(node.target))
             assert isinstance(layer, PackedLayer)
-            rows = op.kind == "linear"
+            rows = op.kind == "linear"  # a transposed convolution has pictures, as all moves
             self._know(node, op.inputs[0], layer.groups * layer.channels, rows)
             self._know(node, node, len(layer.weight), rows)
             return
@@ -309,9 +314,17 @@ def _moves(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
     """Whether a move can be done on codes: packed layers read it, perhaps through other moves."""
     op = ops[node]
     read_by_layers = all(u in ops and ops[u].kind in (*LAYERS, *MOVES) for u in node.users)
+    if op.kind == "transposed":
+        return read_by_layers and _reading_layers(node, ops) <= MOST_READERS
     if op.kind in ("chunk", "part", "shuffle"):  # of what a step has in its registers
         return read_by_layers and not _is_move(op.inputs[0], ops)
     return read_by_layers
+
+
+def _reading_layers(node: fx.Node, ops: dict[fx.Node, Op]) -> int:
+    """How many packed layers read a node, through moves too."""
+    kinds = [(u, ops[u].kind) for u in node.users]
+    return sum(1 if kind in LAYERS else _reading_layers(u, ops) for u, kind in kinds)
 
 
 def _is_move(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
