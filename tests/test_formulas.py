@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from qsr.integer import calls, formulas, plan_reference, reference
 from qsr.integer.executor import Executor
 from qsr.integer.reference import ELEMENTS
+from qsr.system import native
 
 TRUE = {"sigmoid": torch.sigmoid, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
 ODD = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e30, -1e30, 1e-40])
@@ -91,6 +92,18 @@ def test_an_average_is_that_of_pytorch(size, kernel, stride, padding, counts):
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13, 24])
 def test_a_tree_adds_each_number_once(n):
     assert reference.tree_sum(2.0 ** torch.arange(n)) == 2**n - 1
+
+
+@pytest.mark.parametrize("row", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("kind", ELEMENTS)
+def test_each_row_has_the_bits_of_the_formula(kind, row):
+    if not native.load().native:
+        pytest.skip("needs native code")
+    try:
+        y = torch.ops.qsr_native.element(X, kind, row)
+    except RuntimeError as error:
+        pytest.skip(f"{row}: {error}")
+    assert alike(y, ELEMENTS[kind](X))
 
 
 class Gates(nn.Module):

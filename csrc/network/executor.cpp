@@ -13,28 +13,13 @@
 namespace qsr {
 namespace {
 
-#include "network/finish.h"
-
-constexpr int kLanes = 16;
 constexpr int64_t kMostPixels = 1 << 24, kMostChannels = 1 << 16, kMostWindow = 1 << 10;
 constexpr int64_t kMostValues = 1 << 14, kMostSteps = 1 << 12;
 
-const float kZeros[kMostChannels + kLanes] = {};  // for steps without sums, which have no scale
+const float kZeros[kMostChannels + kMapLanes] = {};  // for steps without sums, which have no scale
 
 void check(bool fits, const char* what) {
   if (!fits) throw std::invalid_argument(std::string("the plan does not fit: ") + what);
-}
-
-// Rows [first, last) of a step that begins with floats.
-QSR_CLONES void float_rows(const FloatMap& in, const Finish& f, int64_t width, int64_t channels,
-                           int64_t first, int64_t last) {
-  for (int64_t y = first; y < last; ++y)
-    for (int64_t c = 0; c < channels; c += kLanes)
-      with_finish<kLanes>(f, width, c, 0, [&](const auto& finish) QSR_INLINED {
-        const Lanes<kLanes, true> from(in, c);
-        if constexpr (requires(Spot at) { finish.finish(from.load(at), at); })
-          for (int64_t x = 0; x < width; ++x) finish.finish(from.load({y, x, 0}), {y, x, 0});
-      });
 }
 
 // Where one of `count` numbers lies between two of n. The formulas of qsr/integer/reference.py.
@@ -66,7 +51,7 @@ QSR_CLONES void tree_sum(float* rows, int64_t n, int64_t count) {
   }
 }
 
-// Functions of single numbers, in the order of ELEMENTS of qsr/integer/formulas.py.
+// Functions of single numbers, in the order of ELEMENTS of qsr/integer/reference.py.
 const struct {
   const char* name;
   Op op;
@@ -75,13 +60,6 @@ const struct {
                 {"silu", Op::kSilu},
                 {"tanh", Op::kTanh}};
 constexpr int64_t kElementCount = std::size(kElement);
-
-template <Op op>
-QSR_INLINE void apply(const float* x, float* y, int64_t count) {
-  const Applied<kLanes, op, false> function({op, 1.0f, nullptr, 0, {}}, 0);
-  for (int64_t i = 0; i < count; i += kLanes)
-    store_some<kLanes>(y + i, count - i, function(load_some<kLanes>(x + i, count - i), {}));
-}
 
 template <class Code>
 QSR_CLONES void pool_rows(const CodeMap& in, const CodeMap& to, const int64_t (&kernel)[2],
@@ -143,16 +121,9 @@ QSR_CLONES void shuffle_rows(const CodeMap& in, const CodeMap& to, int64_t any, 
 
 }  // namespace
 
-QSR_CLONES void element(const std::string& name, const float* x, float* y, int64_t count) {
+Op element(const std::string& name) {
   for (const auto& known : kElement)
-    if (name == known.name) {
-      switch (known.op) {
-        case Op::kSigmoid: return apply<Op::kSigmoid>(x, y, count);
-        case Op::kGelu: return apply<Op::kGelu>(x, y, count);
-        case Op::kSilu: return apply<Op::kSilu>(x, y, count);
-        default: return apply<Op::kTanh>(x, y, count);
-      }
-    }
+    if (name == known.name) return known.op;
   throw std::invalid_argument("there is no function " + name);
 }
 
@@ -481,7 +452,7 @@ void Executor::band(const Step& s, int64_t first, int64_t last) const {
       break;
     }
     case kFloat:
-      float_rows(s.source->floats, s.conv.finish, s.width, s.channels, first, last);
+      maps_kernel().finish(s.source->floats, s.conv.finish, s.width, s.channels, first, last);
       break;
     case kBilinear:
     case kAverage: {  // a row is made, then finished from the cache
@@ -490,7 +461,8 @@ void Executor::band(const Step& s, int64_t first, int64_t last) const {
       float* const row = scratch.data() + used * s.channels;
       for (int64_t y = first; y < last; ++y) {
         resampled(s, y, scratch.data(), row);
-        float_rows({row, 0, s.channels, s.channels}, s.conv.finish, s.width, s.channels, y, y + 1);
+        maps_kernel().finish({row, 0, s.channels, s.channels}, s.conv.finish, s.width, s.channels, y,
+                             y + 1);
       }
       break;
     }

@@ -52,8 +52,8 @@ struct Tables {
 using Bands = std::function<void(int64_t count, double cost,
                                  const std::function<void(int64_t, int64_t)>& work)>;
 
-// One of the functions of single numbers that finishes have, of an array: "sigmoid" ...
-void element(const std::string& name, const float* x, float* y, int64_t count);
+// One of the functions of single numbers that finishes have: "sigmoid" ...
+Op element(const std::string& name);
 
 class Executor {
  public:
