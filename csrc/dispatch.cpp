@@ -79,6 +79,7 @@ const ConvKernel* find_conv(const char* name, const ConvShape& shape) {
   return find(kConv, name, taking(shape));
 }
 std::string conv_names(const ConvShape& shape) { return names(kConv, taking(shape)); }
+const MapsKernel* find_maps(const char* name) { return find(kMaps, name, kAll); }
 const MapsKernel& maps_kernel() { return *find(kMaps, "auto", kAll); }
 const SwinKernel* find_swin(const char* name, int bits) {
   return find(kSwin, name, multiplying(bits));

@@ -14,3 +14,16 @@ QSR_INLINE constexpr T exp2_fraction(T f) {
   y = y * f + 0.6931469670621001f;
   return y * f + 1.0000000716557271f;
 }
+
+// log2 of Phi(-a), the normal distribution, for a >= 0: the exponent in GELU. The same.
+template <class T>
+QSR_INLINE constexpr T log2_phi(T a) {
+  T y = a * -1.9919060036525777e-06f + 2.927210329788054e-05f;
+  y = y * a + -0.0001380887993409274f;
+  y = y * a + -0.00025343496184706345f;
+  y = y * a + 0.0072163873829500565f;
+  y = y * a + -0.05260304785582369f;
+  y = y * a + -0.4591722180581767f;
+  y = y * a + -1.15110972878805f;
+  return y * a + -0.9999999034337361f;
+}

@@ -6,6 +6,7 @@ import functools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import peers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,51 +36,11 @@ class DnCNN(nn.Module):
         return x - self.body(x)
 
 
-class Attention(nn.Module):
-    """As RLFN's: few channels, far apart, back to size and multiplied."""
+class SmallRLFN(peers.RLFN):
+    """With attention from few channels far apart, back to size and multiplied."""
 
-    def __init__(self, features, inner):
-        super().__init__()
-        self.conv1 = nn.Conv2d(features, inner, 1)
-        self.conv_f = nn.Conv2d(inner, inner, 1)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride=2)
-        self.conv3 = nn.Conv2d(inner, inner, 3, padding=1)
-        self.conv4 = nn.Conv2d(inner, features, 1)
-
-    def forward(self, x):
-        low = self.conv1(x)
-        far = self.conv3(F.max_pool2d(self.conv2(low), kernel_size=7, stride=3))
-        size = (x.size(2), x.size(3))
-        far = F.interpolate(far, size, mode="bilinear", align_corners=False)
-        return x * torch.sigmoid(self.conv4(far + self.conv_f(low)))
-
-
-class Block(nn.Module):
-    def __init__(self, features, inner):
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(features, features, 3, padding=1) for _ in range(3))
-        self.act = nn.LeakyReLU(0.05, inplace=True)
-        self.last = nn.Conv2d(features, features, 1)
-        self.attention = Attention(features, inner)
-
-    def forward(self, x):
-        y = x
-        for conv in self.convs:
-            y = self.act(conv(y))
-        return self.attention(self.last(y + x))
-
-
-class Rlfn(nn.Module):
-    def __init__(self, features=24, inner=8, blocks=2):
-        super().__init__()
-        self.head = nn.Conv2d(3, features, 3, padding=1)
-        self.blocks = nn.Sequential(*[Block(features, inner) for _ in range(blocks)])
-        self.conv = nn.Conv2d(features, features, 3, padding=1)
-        self.up = nn.Sequential(nn.Conv2d(features, 48, 3, padding=1), nn.PixelShuffle(4))
-
-    def forward(self, x):
-        x = self.head(x)
-        return self.up(self.conv(self.blocks(x)) + x)
+    def __init__(self):
+        super().__init__(24, narrow=8, blocks=2)
 
 
 class UNet(nn.Module):
@@ -128,6 +89,70 @@ class Odds(nn.Module):
         return self.join(torch.cat((F.leaky_relu(y, 0.1), 2 - y), 1)), left
 
 
+class Parts(nn.Module):
+    """Split at any channel, and padded by what lies at the edges."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 23, 3, padding=1)
+        self.a, self.b = nn.Conv2d(5, 6, 3), nn.Conv2d(11, 6, (3, 1))
+        self.d, self.e = nn.Conv2d(15, 6, 1), nn.Conv2d(7, 6, 5)
+        self.pad = nn.ReflectionPad2d((2, 2, 1, 3))
+        self.last = nn.Conv2d(12, 3, 1)
+
+    def forward(self, x):
+        y = F.relu(self.first(x))
+        a, b, c = torch.split(y, [5, 11, 7], dim=1)
+        eights = y.split(8, dim=1)
+        a = self.a(F.pad(a, (1, 1, 1, 1), mode="reflect"))
+        b = self.b(F.pad(b, (0, 0, 2, 0), mode="replicate"))
+        d = self.d(torch.cat([eights[1], c], 1))
+        e = self.e(self.pad(eights[2]))
+        return self.last(torch.cat([a + b, d * e], 1))
+
+
+class Enlarged(nn.Module):
+    """Transposed convolutions, whose outputs share taps or do not, between layers."""
+
+    def __init__(self):
+        super().__init__()
+        up = nn.ConvTranspose2d
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.a = up(6, 5, 2, stride=2)
+        self.b = up(6, 4, 4, stride=2, padding=1, groups=2)
+        self.c = up(6, 7, 3, stride=2, padding=1, output_padding=1, bias=False)
+        self.d = up(8, 4, 9, stride=3, padding=4, output_padding=2)
+        self.join, self.last = nn.Conv2d(16, 8, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+        self.apart = up(8, 3, 3, stride=2)
+
+    def forward(self, x):
+        y = F.relu(self.first(x))
+        y = self.join(torch.cat([self.a(y), self.b(y), self.c(y)], 1))
+        return self.last(self.d(y)), self.apart(y)
+
+
+class Resized(nn.Module):
+    """Averages and bilinear interpolation, in the ways that they are written."""
+
+    def __init__(self, f=6):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else f, f, 3, padding=1) for i in range(6))
+        self.less = nn.AvgPool2d(3, 2, 1, count_include_pad=False)
+        self.twice = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(f, f, 1), nn.Sigmoid())
+        self.last = nn.Conv2d(2 * f, 3, 1)
+
+    def forward(self, x):
+        a = F.relu(self.convs[0](x))
+        b = self.convs[1](F.avg_pool2d(a, (2, 3), stride=(2, 1), padding=(0, 1)))
+        c = self.convs[2](self.less(b))
+        d = b + F.interpolate(c, b.shape[-2:], mode="bilinear")
+        d = self.twice(self.convs[3](d)) * self.gate(a)
+        d = F.interpolate(self.convs[4](d), size=(a.size(2), a.size(3)), mode="bilinear")
+        mean = a.mean(dim=(2, 3), keepdim=True)
+        return self.last(torch.cat([d - a, self.convs[5](mean - d)], 1))
+
+
 class Rows(nn.Module):
     """Linear layers on [..., channels]."""
 
@@ -172,9 +197,12 @@ class Transformer(nn.Module):
 
 NETWORKS = {
     "dncnn": (DnCNN, (2, 3, 9, 13)),
-    "rlfn": (Rlfn, (1, 3, 26, 23)),
+    "rlfn": (SmallRLFN, (1, 3, 26, 23)),
     "u-net": (UNet, (1, 3, 12, 8)),
     "odds": (Odds, (2, 5, 7, 6)),
+    "resized": (Resized, (2, 3, 11, 14)),
+    "parts": (Parts, (2, 3, 8, 9)),
+    "enlarged": (Enlarged, (2, 3, 6, 5)),
     "rows": (Rows, (2, 3, 20)),
     "transformer": (Transformer, (2, 3, 8, 12)),
 }
@@ -359,13 +387,79 @@ class Squeeze(nn.Module):
         return self.b(y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True))))
 
 
-def test_values_of_other_sizes_are_joined_by_pytorch():
+def test_a_number_a_channel_is_multiplied_in_a_region():
     x = torch.randn(2, 3, 7, 9)
     net = ready(Squeeze(), x)
     assert torch.equal(net(x), net.layer_by_layer(x))
-    assert len(net.plan.plans) == 3 and net.plan.coverage > 0.99
+    assert len(net.plan.plans) == 1 and net.plan.coverage == 1
     one = torch.randn(1, 3, 1, 1)
     assert torch.equal(net(one), net.layer_by_layer(one))
+
+
+class Styled(nn.Module):
+    """Two inputs, of any sizes that PyTorch joins."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+    def forward(self, x, style):
+        return self.c(self.a(x) * torch.sigmoid(self.b(style)))
+
+
+def test_a_transposed_convolution_is_in_a_region_where_layers_read_it():
+    (plan,) = packed("enlarged").plan.plans
+    assert {"a", "b", "c", "d"} < set(plan.layers) and "apart" not in plan.layers
+
+
+@pytest.mark.parametrize("name", ["resized", "parts"])
+def test_what_lies_between_packed_layers_is_in_one_region(name):
+    assert len(packed(name).plan.plans) == 1 and packed(name).plan.coverage == 1
+
+
+class Joined(nn.Module):
+    """PyTorch's sums over channels, whose last bits depend on the memory format."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.first, self.side = nn.Conv2d(channels, 60, 1), nn.Conv2d(20, 20, 1)
+        self.last = nn.Conv2d(60, 60, 1)
+
+    def forward(self, x):
+        a, b = self.first(x).split([20, 40], 1)
+        return F.normalize(self.last(torch.cat([self.side(a), b], 1)))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_pytorch_gets_values_in_the_memory_format_that_layers_give_them(channels):
+    x = torch.randn(1, channels, 40, 44)
+    net = ready(Joined(channels), x)
+    assert [len(plan.layers) for plan in net.plan.plans] == [3]
+    assert torch.equal(net(x), net.layer_by_layer(x))
+
+
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return F.normalize(y) + self.conv(y)
+
+
+def test_an_option_that_is_none_writes_over_nothing():
+    x = torch.randn(1, 3, 4, 4)
+    net = ready(Normalised(), x)
+    assert net.plan.plans and torch.equal(net(x), net.layer_by_layer(x))
+
+
+def test_values_of_other_sizes_are_joined_by_pytorch():
+    x, style = torch.randn(2, 3, 7, 9), torch.randn(2, 3, 1, 9)
+    net = ready(Styled(), x, style)
+    assert len(net.plan.plans) == 1
+    assert torch.equal(net(x, style), net.layer_by_layer(x, style))
+    assert len(net.plan.plans) == 3
 
 
 class Branch(Options):
@@ -404,7 +498,7 @@ def test_a_named_kernel_runs_layer_by_layer():
 @pytest.mark.parametrize(
     ("net", "skip"),
     [
-        (Rlfn(features=48, inner=16, blocks=6), ["head", "up.0", "*.attention.*"]),
+        (peers.RLFN(48), ["conv_1", "upsampler", "*.esa.*"]),
         (UNet(features=32), ["a.0", "last"]),
     ],
 )
@@ -426,14 +520,15 @@ def test_a_plan_can_be_read():
 # Tables that nobody should trust ------------------------------------------------------------------
 
 
-U_NET = functools.cache(lambda: packed("u-net"))
+PACKED = functools.cache(packed)
 
 
-@settings(deadline=None, max_examples=300)
-@given(st.data())
-def test_changed_tables_are_refused_or_run_and_never_read_outside(data):
-    (plan,) = U_NET().plan.plans
-    run = Executor(plan, U_NET())
+@pytest.mark.parametrize("name", ["u-net", "resized", "parts", "enlarged"])
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_changed_tables_are_refused_or_run_and_never_read_outside(name, data):
+    (plan,) = PACKED(name).plan.plans
+    run = Executor(plan, PACKED(name))
     inputs, steps = [torch.zeros(8, 8, 3)], len(plan.steps)
     numbers, workspace, outputs = run.prepare(inputs)
     numbers = numbers.clone()

@@ -131,7 +131,7 @@ def test_a_plan_that_does_not_fit_is_refused_though_its_checksum_is_right(tmp_pa
 
 # What stands in a file ----------------------------------------------------------------------------
 
-ODDS = functools.cache(lambda: json.dumps(to_json(packed("odds").plan)))
+PLANS = functools.cache(lambda name: json.dumps(to_json(packed(name).plan)))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
@@ -142,7 +142,7 @@ JSON = st.recursive(
 @settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_whatever_a_file_says_is_a_plan_or_a_line(data):
-    described = json.loads(ODDS())
+    described = json.loads(PLANS(data.draw(st.sampled_from(("odds", "resized", "enlarged")))))
     at = described
     while isinstance(at, (dict, list)) and at:
         key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))

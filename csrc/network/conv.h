@@ -3,7 +3,7 @@
 //
 //     sum   = codes conv weights                  integers, exact
 //     y     = sum * scale + bias                  float32, each operation rounded once
-//     y     = one operation after another         Op: relu, leaky, add, multiply, factors
+//     y     = one operation after another         Op: relu, leaky, add, multiply ...
 //     out   = y                                   a float map
 //     codes = clamp(round((y + tau) / step))      for each reader: halves to even, NaN gives 0
 //
@@ -70,6 +70,10 @@ enum class Op : int {
   kAdd,       // factor * map + y
   kMultiply,  // map * y
   kFactors,   // array[i] * y, one after another for all i < count
+  kSigmoid,   // the formulas of qsr/integer/reference.py
+  kGelu,
+  kSilu,
+  kTanh,
 };
 
 struct Operation {

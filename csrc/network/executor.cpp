@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 
 #include "cpu.h"
@@ -12,29 +13,53 @@
 namespace qsr {
 namespace {
 
-#include "network/finish.h"
-
-constexpr int kLanes = 16;
 constexpr int64_t kMostPixels = 1 << 24, kMostChannels = 1 << 16, kMostWindow = 1 << 10;
 constexpr int64_t kMostValues = 1 << 14, kMostSteps = 1 << 12;
 
-const float kZeros[kMostChannels + kLanes] = {};  // for steps without sums, which have no scale
+const float kZeros[kMostChannels + kMapLanes] = {};  // for steps without sums, which have no scale
 
 void check(bool fits, const char* what) {
   if (!fits) throw std::invalid_argument(std::string("the plan does not fit: ") + what);
 }
 
-// Rows [first, last) of a step that begins with floats.
-QSR_CLONES void float_rows(const FloatMap& in, const Finish& f, int64_t width, int64_t channels,
-                           int64_t first, int64_t last) {
-  for (int64_t y = first; y < last; ++y)
-    for (int64_t c = 0; c < channels; c += kLanes)
-      with_finish<kLanes>(f, width, c, 0, [&](const auto& finish) QSR_INLINED {
-        const Lanes<kLanes, true> from(in, c);
-        if constexpr (requires(Spot at) { finish.finish(from.load(at), at); })
-          for (int64_t x = 0; x < width; ++x) finish.finish(from.load({y, x, 0}), {y, x, 0});
-      });
+// Where one of `count` numbers lies between two of n. The formulas of qsr/integer/reference.py.
+struct Between {
+  int64_t first, second;
+  float weight;
+  Between(int64_t i, int64_t n, int64_t count, bool aligned) {
+    int64_t at = (2 * i + 1) * n - count, unit = 2 * count;
+    if (aligned) at = i * (n - 1), unit = count > 1 ? count - 1 : 1;
+    at = at < 0 ? 0 : at;
+    first = at / unit;
+    second = first + 1 < n ? first + 1 : n - 1;
+    weight = static_cast<float>(at % unit) / static_cast<float>(unit);
+  }
+};
+
+QSR_CLONES void mix(const float* a, const float* b, float weight, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = a[i] + weight * (b[i] - a[i]);
 }
+
+// The sum of n rows of `count` numbers, in the first of them: row i and i + h, where h is the largest
+// power of two below n, until one is left.
+QSR_CLONES void tree_sum(float* rows, int64_t n, int64_t count) {
+  while (n > 1) {
+    int64_t half = 1;
+    while (2 * half < n) half *= 2;
+    for (int64_t i = 0; i < (n - half) * count; ++i) rows[i] = rows[i] + rows[half * count + i];
+    n = half;
+  }
+}
+
+// Functions of single numbers, in the order of ELEMENTS of qsr/integer/reference.py.
+const struct {
+  const char* name;
+  Op op;
+} kElement[] = {{"sigmoid", Op::kSigmoid},
+                {"gelu", Op::kGelu},
+                {"silu", Op::kSilu},
+                {"tanh", Op::kTanh}};
+constexpr int64_t kElementCount = std::size(kElement);
 
 template <class Code>
 QSR_CLONES void pool_rows(const CodeMap& in, const CodeMap& to, const int64_t (&kernel)[2],
@@ -64,18 +89,43 @@ void nearest_rows(const CodeMap& in, const CodeMap& to, int64_t factor, int64_t 
       std::memcpy(to.at(y, x), in.at(y / factor, x / factor), static_cast<size_t>(in.channels));
 }
 
-// Channel c of the result at (y, x) is channel c * factor^2 + (y % factor) * factor + x % factor.
-void shuffle_rows(const CodeMap& in, const CodeMap& to, int64_t factor, int64_t first,
-                  int64_t last) {
+// Which of n numbers stands at i, beyond the edges too.
+int64_t edge(int64_t i, int64_t n, bool reflected) {
+  if (reflected) return i < 0 ? -i : i < n ? i : 2 * (n - 1) - i;
+  return i < 0 ? 0 : i < n ? i : n - 1;
+}
+
+void pad_rows(const CodeMap& in, const CodeMap& to, const int64_t (&padding)[2], bool reflected,
+              int64_t first, int64_t last) {
+  for (int64_t y = first; y < last; ++y)
+    for (int64_t x = 0; x < to.width; ++x)
+      std::memcpy(to.at(y, x),
+                  in.at(edge(y - padding[0], in.height, reflected),
+                        edge(x - padding[1], in.width, reflected)),
+                  static_cast<size_t>(in.channels));
+}
+
+// Channel c of the result at (y, x) is channel c * factor^2 + (y % factor) * factor + x % factor. A
+// factor that the compiler knows (0: it does not) takes a tenth of the time.
+template <int64_t known>
+QSR_CLONES void shuffle_rows(const CodeMap& in, const CodeMap& to, int64_t any, int64_t first,
+                             int64_t last) {
+  const int64_t factor = known ? known : any, channels = in.channels / (factor * factor);
   for (int64_t y = first; y < last; ++y)
     for (int64_t x = 0; x < to.width; ++x) {
       const uint8_t* from = in.at(y / factor, x / factor) + y % factor * factor + x % factor;
-      uint8_t* at = to.at(y, x);
-      for (int64_t c = 0; c < in.channels / (factor * factor); ++c) at[c] = from[c * factor * factor];
+      uint8_t* __restrict at = to.at(y, x);
+      for (int64_t c = 0; c < channels; ++c) at[c] = from[c * factor * factor];
     }
 }
 
 }  // namespace
+
+Op element(const std::string& name) {
+  for (const auto& known : kElement)
+    if (name == known.name) return known.op;
+  throw std::invalid_argument("there is no function " + name);
+}
 
 // Reads the tables from front to back.
 class Executor::Reader {
@@ -128,13 +178,14 @@ class Executor::Reader {
 
   Step step() {
     Step s{};
-    s.op = next(kConv, kShuffle, "operation of a step");
+    s.op = next(kConv, kPad, "operation of a step");
     s.source = &known("source of a step");
     const int64_t out = next(-1, count() - 1, "result of a step");
     s.height = next(1, kMostPixels, "height of a step");
     s.width = next(1, kMostPixels, "width of a step");
     s.channels = next(1, kMostChannels, "channels of a step");
-    check(s.source->is_float == (s.op == kFloat || s.op == kFloatConv), "kind of a source");
+    const bool reads_floats = s.op >= kFloat && s.op <= kAverage;
+    check(s.source->is_float == reads_floats, "kind of a source");
     s.cost = 4.0 * s.width * s.channels;
     if (s.op == kConv) convolution(s);
     if (s.op == kPool) {
@@ -148,10 +199,14 @@ class Executor::Reader {
             "size of a step");
     }
     if (s.op == kFloatConv) float_convolution(s);
+    if (s.op == kPad) pad(s);
     if (s.op != kConv) s.conv.finish.scale = s.conv.finish.bias = kZeros;
-    if (s.op == kFloat) {
-      check(alike(*s.source, s) && s.source->channels == s.channels, "size of a source");
+    if (reads_floats && s.op != kFloatConv) {
+      check(s.source->channels == s.channels, "channels of a source");
+      check(s.op != kFloat || alike(*s.source, s), "size of a source");
     }
+    if (s.op == kAverage) average(s);
+    if (s.op == kBilinear || s.op == kAverage) s.option = next(0, 1, "option of a step") == 1;
     Finish& f = s.conv.finish;
     if (out >= 0) {
       const Value& v = values_[out];
@@ -192,6 +247,29 @@ class Executor::Reader {
       const int64_t room = size[i] + 2 * padding[i] - kernel[i];
       check(room >= 0 && result[i] == room / stride[i] + 1, "size of a step");
     }
+  }
+
+  void pad(Step& s) {
+    const int64_t size[2] = {s.source->height, s.source->width}, result[2] = {s.height, s.width};
+    int64_t after[2];
+    for (int i = 0; i < 2; ++i) {
+      s.padding[i] = next(0, kMostWindow, "padding of a step");
+      after[i] = next(0, kMostWindow, "padding of a step");
+      check(result[i] == size[i] + s.padding[i] + after[i], "size of a step");
+    }
+    s.option = next(0, 1, "option of a step") == 1;
+    for (int i = 0; i < 2; ++i)
+      check(!s.option || std::max(s.padding[i], after[i]) < size[i], "a reflection of all");
+  }
+
+  void average(Step& s) {
+    pair(s.kernel, 0), pair(s.stride, 1), pair(s.padding, 0);
+    if (s.kernel[0] == 0 && s.kernel[1] == 0) {
+      s.kernel[0] = s.stride[0] = s.source->height, s.kernel[1] = s.stride[1] = s.source->width;
+      check(s.padding[0] == 0 && s.padding[1] == 0, "padding of an average");
+    }
+    windows(s, s.kernel, s.stride, s.padding);
+    check(s.padding[0] < s.kernel[0] && s.padding[1] < s.kernel[1], "padding of an average");
   }
 
   void convolution(Step& s) {
@@ -248,7 +326,7 @@ class Executor::Reader {
   }
 
   void operations(Step& s) {
-    enum { kRelu, kLeaky, kTimes, kPlus, kAdd, kMul, kMinus, kFrom, kScaled, kFactors };
+    enum { kRelu, kLeaky, kTimes, kPlus, kAdd, kMul, kMinus, kFrom, kScaled, kFactors, kElements };
     Finish& f = s.conv.finish;
     const int64_t lanes = filled(s.channels, kMapLanes), count = next(0, kMostOperations, "finish");
     const auto put = [&](Operation operation) {
@@ -256,7 +334,7 @@ class Executor::Reader {
       f.operations[f.operation_count++] = operation;
     };
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t op = next(kRelu, kFactors, "operation of a finish");
+      const int64_t op = next(kRelu, kElements + kElementCount - 1, "operation of a finish");
       const int64_t most = op == kFactors ? kMostSteps : this->count() - 1;
       const int64_t id = next(-1, most, "operand of a finish");
       const float* array = nullptr;
@@ -268,10 +346,12 @@ class Executor::Reader {
         next(0, 0, "operand of a finish");
       FloatMap map{};
       if (op >= kAdd && op <= kScaled) {
-        check(id >= 0 && values_[id].is_float && alike(values_[id], s) &&
+        const bool one = id >= 0 && values_[id].height == 1 && values_[id].width == 1;
+        check(id >= 0 && values_[id].is_float && (one || alike(values_[id], s)) &&
                   values_[id].channels == s.channels,
               "operand of a finish");
         map = values_[id].floats;
+        if (one) map.row = map.pixel = 0;
       } else if (array && op != kFactors) {  // the same for all pixels
         map = {const_cast<float*>(array), 0, 0, lanes};
       }
@@ -285,14 +365,15 @@ class Executor::Reader {
         case kMinus: put({qsr::Op::kAdd, -1.0f, nullptr, 0, map}); break;
         case kScaled: put({qsr::Op::kAdd, *array, nullptr, 0, map}); break;
         case kFactors: put({qsr::Op::kFactors, 1.0f, array, id, {}}); break;
+        default: put({kElement[op - kElements].op, 1.0f, nullptr, 0, {}});
       }
     }
   }
 
   void stores(Step& s) {
     Finish& f = s.conv.finish;
-    const bool moves = s.op > kFloatConv;
-    const int64_t count = next(moves ? 1 : 0, moves ? 1 : kMostCodes, "stores");
+    const bool moves = s.op >= kPool;
+    const int64_t count = next(moves || !f.out.data ? 1 : 0, moves ? 1 : kMostCodes, "stores");
     for (int64_t i = 0; i < count; ++i) {
       const int64_t id = next(0, this->count() - 1, "value of a store");
       const Value& v = values_[id];
@@ -343,6 +424,46 @@ void Executor::run(int64_t number, const Bands& bands) const {
         [&](int64_t first, int64_t last) { band(s, first * rows, std::min(last * rows, s.height)); });
 }
 
+// Row y of a resampling step, [width, channels].
+void Executor::resampled(const Step& s, int64_t y, float* scratch, float* row) const {
+  const FloatMap& in = s.source->floats;
+  const int64_t height = s.source->height, width = s.source->width, channels = s.channels;
+  if (s.op == kBilinear) {
+    const Between rows(y, height, s.height, s.option);
+    mix(in.data + rows.first * in.row, in.data + rows.second * in.row, rows.weight, in.row, scratch);
+    for (int64_t x = 0; x < s.width; ++x) {
+      const Between at(x, width, s.width, s.option);
+      mix(scratch + at.first * channels, scratch + at.second * channels, at.weight, channels,
+          row + x * channels);
+    }
+    return;
+  }
+  float* const sums = scratch + s.kernel[1] * channels;  // of the rows of a window
+  const size_t bytes = static_cast<size_t>(channels) * sizeof(float);
+  for (int64_t x = 0; x < s.width; ++x) {
+    const int64_t top = y * s.stride[0] - s.padding[0], left = x * s.stride[1] - s.padding[1];
+    for (int64_t dy = 0; dy < s.kernel[0]; ++dy) {
+      for (int64_t dx = 0; dx < s.kernel[1]; ++dx) {
+        const bool inside = top + dy >= 0 && top + dy < height && left + dx >= 0 && left + dx < width;
+        float* const to = scratch + dx * channels;
+        if (inside)
+          std::memcpy(to, in.data + (top + dy) * in.row + (left + dx) * channels, bytes);
+        else
+          std::memset(to, 0, bytes);
+      }
+      tree_sum(scratch, s.kernel[1], channels);
+      std::memcpy(sums + dy * channels, scratch, bytes);
+    }
+    tree_sum(sums, s.kernel[0], channels);
+    int64_t count = s.kernel[0] * s.kernel[1];
+    if (!s.option)
+      count = (std::min(top + s.kernel[0], height) - std::max<int64_t>(top, 0)) *
+              (std::min(left + s.kernel[1], width) - std::max<int64_t>(left, 0));
+    for (int64_t c = 0; c < channels; ++c)
+      row[x * channels + c] = sums[c] / static_cast<float>(count);
+  }
+}
+
 // Rows [first, last) of a step.
 void Executor::band(const Step& s, int64_t first, int64_t last) const {
   for (const CodeMap& map : s.begun) zero_frame(map, first, last);
@@ -353,15 +474,27 @@ void Executor::band(const Step& s, int64_t first, int64_t last) const {
       break;
     }
     case kFloat:
-      float_rows(s.source->floats, s.conv.finish, s.width, s.channels, first, last);
+      maps_kernel().finish(s.source->floats, s.conv.finish, s.width, s.channels, first, last);
       break;
     case kFloatConv:
       for (int64_t y = first; y < last; ++y) {  // a row at a time, while it is in the cache
         conv2d_float(s.float_conv, y, y + 1);
         if (s.conv.finish.code_count)
-          float_rows(s.floats, s.conv.finish, s.width, s.channels, y, y + 1);
+          maps_kernel().finish(s.floats, s.conv.finish, s.width, s.channels, y, y + 1);
       }
       break;
+    case kBilinear:
+    case kAverage: {  // a row is made, then finished from the cache
+      const int64_t used = s.op == kBilinear ? s.source->width : s.kernel[0] + s.kernel[1];
+      std::vector<float> scratch((used + s.width) * s.channels);
+      float* const row = scratch.data() + used * s.channels;
+      for (int64_t y = first; y < last; ++y) {
+        resampled(s, y, scratch.data(), row);
+        maps_kernel().finish({row, 0, s.channels, s.channels}, s.conv.finish, s.width, s.channels, y,
+                             y + 1);
+      }
+      break;
+    }
     case kPool:
       (s.source->is_signed ? pool_rows<int8_t> : pool_rows<uint8_t>)(
           s.source->codes, s.to, s.kernel, s.stride, s.padding, first, last);
@@ -369,8 +502,14 @@ void Executor::band(const Step& s, int64_t first, int64_t last) const {
     case kNearest:
       nearest_rows(s.source->codes, s.to, s.factor, first, last);
       break;
+    case kPad:
+      pad_rows(s.source->codes, s.to, s.padding, s.option, first, last);
+      break;
     case kShuffle:
-      shuffle_rows(s.source->codes, s.to, s.factor, first, last);
+      (s.factor == 2   ? shuffle_rows<2>
+       : s.factor == 3 ? shuffle_rows<3>
+       : s.factor == 4 ? shuffle_rows<4>
+                       : shuffle_rows<0>)(s.source->codes, s.to, s.factor, first, last);
       break;
   }
 }

@@ -11,10 +11,13 @@
 //     a step     op, source, out (-1: none), height, width, channels; of a
 //         convolution       first input channel, how many, groups, kernel, stride, dilation, padding, bits of the
 //                           weights, where they begin (bytes), where scale and bias begin
+//         bilinear          whether corners are aligned
+//         average           kernel (0: all), stride, padding, whether padding counts
 //         pool              kernel, stride, padding
 //         nearest, shuffle  factor
 //         convolution of floats, without padding
 //                           kernel, where weights [kernel, in, lanes] begin, and where bias does
+//         pad               above, below, left, right, whether edges are reflected
 //                then how many operations, (operation, value or -1, where its numbers begin) each,
 //                of factors how many for a value;
 //                then how many stores, (value, first channel) each, and but for a move where tau
@@ -53,6 +56,9 @@ struct Tables {
 using Bands = std::function<void(int64_t count, double cost,
                                  const std::function<void(int64_t, int64_t)>& work)>;
 
+// One of the functions of single numbers that finishes have: "sigmoid" ...
+Op element(const std::string& name);
+
 class Executor {
  public:
   // kernel: the name of a row of conv.h, or "auto".
@@ -61,7 +67,17 @@ class Executor {
   void run(int64_t step, const Bands& bands) const;
 
  private:
-  enum Op : int64_t { kConv, kFloat, kFloatConv, kPool, kNearest, kShuffle };
+  enum Op : int64_t {
+    kConv,
+    kFloat,
+    kFloatConv,
+    kBilinear,
+    kAverage,
+    kPool,
+    kNearest,
+    kShuffle,
+    kPad
+  };
 
   struct Value {
     bool is_float, is_signed;
@@ -74,6 +90,7 @@ class Executor {
   struct Step {
     int64_t op, height, width, channels;
     int64_t kernel[2], stride[2], padding[2], factor;
+    bool option;  // aligned corners, padding that counts, or reflected edges
     const Value* source;
     CodeMap to;  // of a move
     Conv conv;   // and the finish of other steps
@@ -85,6 +102,7 @@ class Executor {
   };
 
   class Reader;
+  void resampled(const Step&, int64_t y, float* scratch, float* row) const;
   void band(const Step&, int64_t first, int64_t last) const;
 
   std::vector<Value> values_;

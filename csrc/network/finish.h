@@ -58,6 +58,30 @@ struct Lanes {
   }
 };
 
+// 2^t for t <= 0; 0 below -125. n is added to the exponent of 2^f.
+template <int n>
+QSR_INLINE typename Vector<n>::Float exp2(typename Vector<n>::Float t) {
+  typedef typename Vector<n>::Unsigned Unsigned;
+  const typename Vector<n>::Float shifted = t + kMagic, y = exp2_fraction(t - (shifted - kMagic));
+  const Unsigned bits = (Unsigned)y + ((Unsigned)shifted << 23);
+  return t < -125.0f ? typename Vector<n>::Float{} : (typename Vector<n>::Float)bits;
+}
+
+template <int n>
+QSR_INLINE typename Vector<n>::Float sigmoid(typename Vector<n>::Float x) {
+  typedef typename Vector<n>::Float Float;
+  const Float e = exp2<n>((x < 0.0f ? x : -x) * 1.4426950408889634f);
+  const Float y = (x < 0.0f ? e : Float{} + 1.0f) / (e + 1.0f);
+  return x == x ? y : x;
+}
+
+template <int n>
+QSR_INLINE typename Vector<n>::Float gelu(typename Vector<n>::Float x) {
+  typedef typename Vector<n>::Float Float;
+  const Float a = x < 0.0f ? -x : x;
+  return (x > 0.0f ? x : Float{}) - a * exp2<n>(log2_phi(a));
+}
+
 template <int n, Op op, bool some>
 struct Applied {
   typedef typename Vector<n>::Float Float;
@@ -77,6 +101,10 @@ struct Applied {
     if constexpr (op == Op::kLeaky) return v > 0.0f ? v : v * constant;
     if constexpr (op == Op::kAdd) return constant * map.load(at) + v;
     if constexpr (op == Op::kMultiply) return map.load(at) * v;
+    if constexpr (op == Op::kSigmoid) return sigmoid<n>(v);
+    if constexpr (op == Op::kGelu) return gelu<n>(v);
+    if constexpr (op == Op::kSilu) return v * sigmoid<n>(v);
+    if constexpr (op == Op::kTanh) return sigmoid<n>(v * 2.0f) * 2.0f - 1.0f;
     for (int64_t i = 0; i < count; ++i) v = array[i] * v;
     return v;
   }
@@ -115,6 +143,10 @@ struct AnyChain {
         case Op::kAdd: v = Applied<n, Op::kAdd, true>(o, c)(v, at); break;
         case Op::kMultiply: v = Applied<n, Op::kMultiply, true>(o, c)(v, at); break;
         case Op::kFactors: v = Applied<n, Op::kFactors, true>(o, c)(v, at); break;
+        case Op::kSigmoid: v = Applied<n, Op::kSigmoid, true>(o, c)(v, at); break;
+        case Op::kGelu: v = Applied<n, Op::kGelu, true>(o, c)(v, at); break;
+        case Op::kSilu: v = Applied<n, Op::kSilu, true>(o, c)(v, at); break;
+        case Op::kTanh: v = Applied<n, Op::kTanh, true>(o, c)(v, at); break;
       }
     }
     return v;

@@ -24,10 +24,17 @@ struct MapsKernel : Row {
                           int64_t last);
   void (*to_planes)(const FloatMap& from, int64_t width, const Planes& to, int64_t first,
                     int64_t last);
+  // What becomes of numbers that are no sums: the same as of the sums of a convolution.
+  void (*finish)(const FloatMap& x, const Finish&, int64_t width, int64_t channels, int64_t first,
+                 int64_t last);
+  // A function of single numbers, of an array.
+  void (*element)(Op, const float* x, float* y, int64_t count);
 };
 
 // maps_avx512.cpp, maps_avx2.cpp and maps_portable.cpp, by maps_kernel.h
 extern const MapsKernel kMapsAvx512, kMapsAvx2, kMapsPortable;
-const MapsKernel& maps_kernel();  // dispatch.cpp: the best that this processor runs
+// dispatch.cpp: the best that this processor runs, and the one of a name ("auto": the best), or null
+const MapsKernel& maps_kernel();
+const MapsKernel* find_maps(const char* name);
 
 }  // namespace qsr

@@ -12,12 +12,13 @@ namespace {
 
 #define QSR_AVX2
 #include "network/finish.h"
-constexpr int kLanes = 8;
+constexpr int kLanes = 8, kFinishLanes = 8;
 #include "network/maps_kernel.h"
 
 }  // namespace
 
-const MapsKernel kMapsAvx2 = {"avx2", has_avx2, quantize, quantize_planes, to_planes};
+const MapsKernel kMapsAvx2 = {"avx2", has_avx2, quantize, quantize_planes,
+                               to_planes, finish_rows, element};
 
 }  // namespace qsr
 #pragma GCC pop_options
@@ -25,7 +26,8 @@ const MapsKernel kMapsAvx2 = {"avx2", has_avx2, quantize, quantize_planes, to_pl
 #else
 
 namespace qsr {
-const MapsKernel kMapsAvx2 = {"avx2", has_avx2, nullptr, nullptr, nullptr};
+const MapsKernel kMapsAvx2 = {"avx2", has_avx2, nullptr, nullptr, nullptr,
+                               nullptr, nullptr};
 }  // namespace qsr
 
 #endif

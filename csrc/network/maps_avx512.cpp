@@ -12,12 +12,13 @@ namespace {
 
 #define QSR_AVX512
 #include "network/finish.h"
-constexpr int kLanes = 16;
+constexpr int kLanes = 16, kFinishLanes = 16;
 #include "network/maps_kernel.h"
 
 }  // namespace
 
-const MapsKernel kMapsAvx512 = {"avx512", has_vnni, quantize, quantize_planes, to_planes};
+const MapsKernel kMapsAvx512 = {"avx512", has_vnni, quantize, quantize_planes,
+                               to_planes, finish_rows, element};
 
 }  // namespace qsr
 #pragma GCC pop_options
@@ -25,7 +26,8 @@ const MapsKernel kMapsAvx512 = {"avx512", has_vnni, quantize, quantize_planes, t
 #else
 
 namespace qsr {
-const MapsKernel kMapsAvx512 = {"avx512", has_vnni, nullptr, nullptr, nullptr};
+const MapsKernel kMapsAvx512 = {"avx512", has_vnni, nullptr, nullptr, nullptr,
+                               nullptr, nullptr};
 }  // namespace qsr
 
 #endif

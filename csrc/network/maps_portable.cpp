@@ -8,7 +8,7 @@ namespace qsr {
 namespace {
 
 #include "network/finish.h"
-constexpr int kLanes = 16;
+constexpr int kLanes = 16, kFinishLanes = 4;
 #include "network/maps_kernel.h"
 
 }  // namespace
@@ -31,6 +31,7 @@ void zero_frame(const CodeMap& map, int64_t first, int64_t last) {
   }
 }
 
-const MapsKernel kMapsPortable = {"portable", anywhere, quantize, quantize_planes, to_planes};
+const MapsKernel kMapsPortable = {"portable", anywhere, quantize, quantize_planes,
+                               to_planes, finish_rows, element};
 
 }  // namespace qsr

@@ -19,16 +19,7 @@ QSR_INLINE Float exp2(Float t) {
 
 QSR_INLINE Float gelu(Float x) {
   const Float a = as_float(as_int(x) & 0x7fffffff);
-  Float y = all(-1.9919060036525777e-06f);
-  y = y * a + 2.927210329788054e-05f;
-  y = y * a + -0.0001380887993409274f;
-  y = y * a + -0.00025343496184706345f;
-  y = y * a + 0.0072163873829500565f;
-  y = y * a + -0.05260304785582369f;
-  y = y * a + -0.4591722180581767f;
-  y = y * a + -1.15110972878805f;
-  y = y * a + -0.9999999034337361f;
-  return larger(x, all(0.0f)) - a * exp2(y);
+  return larger(x, all(0.0f)) - a * exp2(log2_phi(a));
 }
 
 // The code nearest to z, as a byte: the low one of z + kMagic.

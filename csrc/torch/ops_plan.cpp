@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "network/executor.h"
+#include "network/maps.h"
 #include "torch/checks.h"
 #include "torch/threads.h"
 
@@ -42,12 +43,30 @@ void run_plan(std::vector<Tensor> inputs, const Tensor& numbers, const Tensor& c
     plan.run(step, qsr::parallel<std::function<void(int64_t, int64_t)>>);
 }
 
+// A function of each number of x, by a row of maps.h.
+Tensor element(const Tensor& x, qsr::Name name, qsr::Name kernel) {
+  const qsr::MapsKernel* row = qsr::find_maps(kernel.c_str());
+  STD_TORCH_CHECK(row != nullptr, "there is no kernel of this name here");
+  const qsr::Op op = qsr::element(name);
+  Tensor y = torch::stable::empty_like(x);
+  const float* from = qsr::elements<float>(x, "x");
+  float* to = qsr::elements<float>(y, "y");
+  qsr::parallel(x.numel(), 16, [&](int64_t first, int64_t last) {
+    row->element(op, from + first, to + first, last - first);
+  });
+  return y;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(qsr_native, m) {
   m.def(
       "run_plan(Tensor[] inputs, Tensor numbers, Tensor constants, Tensor weights, int first, "
       "int last, str kernel, Tensor(a!) workspace, Tensor(b!)[] outputs) -> ()");
+  m.def("element(Tensor x, str name, str kernel=\"auto\") -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) { m.impl("run_plan", TORCH_BOX(&run_plan)); }
+STABLE_TORCH_LIBRARY_IMPL(qsr_native, CPU, m) {
+  m.impl("run_plan", TORCH_BOX(&run_plan));
+  m.impl("element", TORCH_BOX(&element));
+}

@@ -17,16 +17,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import kernels
-from .layer import ConvShape, laid_out
+from .layer import ConvShape, laid_out, side_by_side
 from .lifetimes import ALIGNMENT, places
-from .packing import FloatConv2d, PackedLayer
+from .packing import FloatConv2d, PackedConvTranspose2d, PackedLayer
 from .plan import Plan, Step, lanes, operand_value
 from .plan_reference import parameter
 from .program import Idle
-from .regions import MOVES
+from .reference import ELEMENTS
+from .regions import LANES, MOVES
 
-STEPS = ("conv", "float", "float_conv", "pool", "nearest", "shuffle")  # Op of executor.h
-FINISHES = ("relu", "leaky", "times", "plus", "add", "mul", "minus", "from", "scaled", "factors")
+STEPS = (
+    "conv",
+    "float",
+    "float_conv",
+    "bilinear",
+    "average",
+    "pool",
+    "nearest",
+    "shuffle",
+    "pad",
+)  # Op of executor.h
+FINISHES = (
+    *("relu", "leaky", "times", "plus", "add", "mul", "minus", "from", "scaled", "factors"),
+    *ELEMENTS,
+)
 HOMES = {"workspace": 0, "input": 1, "output": 2}
 
 
@@ -208,8 +222,12 @@ class Executor:
         if key not in self._laid:
             self._laid[key] = self._lay_out(step, layer)
         width = lanes(step.channels)
-        scale = self._constant(layer.scale.detach().expand(step.channels), width)
-        self._constant(layer.bias, width)
+        out = len(layer.weight)  # of which a transposed convolution makes several side by side
+        biases = torch.zeros(out) if layer.bias is None else layer.bias.detach()
+        scale, _ = (
+            self._constant(x.expand(out).repeat_interleave(step.channels // out), width)
+            for x in (layer.scale.detach(), biases)
+        )
         return [*self._laid[key], scale]
 
     def _lay_out(self, step: Step, layer: PackedLayer) -> list[int]:
@@ -218,7 +236,7 @@ class Executor:
         place = self._ends[1]
         self._weights.append(laid)
         self._ends[1] += _up(len(laid))
-        first = step.places[0][1] if len(step.places) == 1 else 0
+        first = 0 if _in_gaps(step) else step.places[0][1]
         channels, _, groups, *windows, _, weight_bits, _ = shape.numbers
         return [first, channels, groups, *windows, weight_bits, place]
 
@@ -246,16 +264,24 @@ def names_of(plan: Plan) -> list[str]:
 
 def conv_shape(plan: Plan, step: Step, layer: PackedLayer) -> tuple[ConvShape, Tensor]:
     """The shape of a convolution step and its weight codes, int8 [out, kh, kw, in / groups]; where
-    the layer reads a concatenation with zeros for the channels in the gaps.
+    the layer reads a concatenation, or a part that begins within a vector, with zeros for the
+    channels that it does not read.
     """
     codes, shape = kernels.unpack_codes(layer.planes), layer.shape
-    if len(step.places) > 1:
+    if isinstance(layer, PackedConvTranspose2d):
+        shape, codes = side_by_side(layer)
+    if _in_gaps(step):
         whole = codes.new_zeros(*codes.shape[:3], plan.values[step.source].channels)
         parts = _dense(codes, shape.groups).split([count for count, _ in step.places], 3)
         for (count, at), part in zip(step.places, parts, strict=True):
             whole[..., at : at + count] = part
         codes, shape = whole, replace(shape, channels=whole.shape[3], groups=1)
     return shape, codes.contiguous()
+
+
+def _in_gaps(step: Step) -> bool:
+    """Whether a convolution reads all channels of its source, some of them times zeros."""
+    return len(step.places) > 1 or step.places[0][1] % LANES != 0
 
 
 def _dense(codes: Tensor, groups: int) -> Tensor:

@@ -23,7 +23,7 @@ from ..system import native
 from . import kernels
 
 if TYPE_CHECKING:
-    from .packing import PackedLayer
+    from .packing import PackedConvTranspose2d, PackedLayer
 
 LANES = 16  # kMapLanes of csrc/network/conv.h
 
@@ -116,8 +116,8 @@ class LaidOut:
     def conv2d(self, x: Tensor) -> Tensor:
         """float [N, C, H, W] -> float32 [N, Cout, Ho, Wo], in the memory format of x."""
         x = x.detach().float()
-        by_pixels = _by_pixels(x)
-        x = x.permute(0, 2, 3, 1) if by_pixels else x.contiguous()
+        by_pixels = not channels_first(x)
+        x = (x.permute(0, 2, 3, 1) if by_pixels else x).contiguous()
         values = (self.weights, self.arrays, self.codes, self.shape)
         y = torch.ops.qsr_native.packed_conv2d(x, *values, by_pixels, self.row)
         return y.permute(0, 3, 1, 2) if by_pixels else y
@@ -168,7 +168,7 @@ class Phases:
 
     def conv2d(self, x: Tensor, height: int, width: int) -> Tensor:
         """float [N, C, H, W] -> float32 [N, Cout, height, width], in the memory format of x."""
-        (sy, sx), by_pixels = self.stride, _by_pixels(x)
+        (sy, sx), by_pixels = self.stride, not channels_first(x)
         # By pixels in any case: strided copies by planes take ten times as long as turning twice.
         x = x.contiguous(memory_format=torch.channels_last)
         size = (x.shape[0], self.parts[0][-1].shape[1], height, width)
@@ -180,9 +180,45 @@ class Phases:
         return y if by_pixels else y.contiguous()
 
 
-def _by_pixels(x: Tensor) -> bool:
-    """Whether a picture is channels-last and nothing else."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+def reach(layer: PackedConvTranspose2d) -> tuple[int, int]:
+    """How many pixels a transposed convolution looks to each side of the one it enlarges."""
+    sides = zip(layer.weight.shape[1:3], layer.stride, layer.padding, strict=True)
+    rows, columns = (max((s - 1 + p) // s, (k - 1 - p) // s) for k, s, p in sides)
+    return rows, columns
+
+
+def side_by_side(layer: PackedConvTranspose2d) -> tuple[ConvShape, Tensor]:
+    """A transposed convolution as one that makes a square of outputs of each pixel, channel by
+    channel (nn.PixelShuffle puts them in their places), with zeros for taps that an output does not
+    have. Its shape and weight codes.
+
+    Output stride * i + first takes tap k of input i + (first + padding - k) / stride.
+    """
+    codes, (s, _), (ry, rx) = (
+        kernels.unpack_codes(layer.planes).flip(1, 2),
+        layer.stride,
+        reach(layer),
+    )
+    out, rows, columns, channels = codes.shape
+    whole = codes.new_zeros(out, s, s, 2 * ry + 1, 2 * rx + 1, channels)
+    for ky in range(rows):
+        for kx in range(columns):
+            y, x = (ky - layer.padding[0]) % s, (kx - layer.padding[1]) % s
+            dy, dx = (y + layer.padding[0] - ky) // s, (x + layer.padding[1] - kx) // s
+            whole[:, y, x, ry + dy, rx + dx] = codes[:, ky, kx]
+    shape = replace(
+        layer.shape,
+        out_channels=out * s * s,
+        kernel_size=(2 * ry + 1, 2 * rx + 1),
+        stride=(1, 1),
+        padding=(ry, rx),
+    )
+    return shape, whole.flatten(0, 2)
+
+
+def channels_first(x: Tensor) -> bool:
+    """Whether pictures are not channels-last, nor a part of the channels of such pictures."""
+    return x.stride(1) != 1 or x.is_contiguous()
 
 
 def _phase(kernel: int, stride: int, padding: int, first: int) -> tuple[slice, int, int]:

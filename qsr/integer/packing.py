@@ -276,6 +276,17 @@ class PackedConvTranspose2d(PackedConv2d):
         super().__init__(layer, kernel)
         self.output_padding = _pair(layer.output_padding, 0)
 
+    @property
+    def shuffles(self) -> bool:
+        """Whether it gives stride times as many rows and columns as it takes, so that it is a
+        convolution followed by a pixel shuffle.
+        """
+        sides = zip(
+            self.weight.shape[1:3], self.stride, self.padding, self.output_padding, strict=True
+        )
+        even = all(k - s - 2 * p + more == 0 for k, s, p, more in sides)
+        return even and self.stride[0] == self.stride[1] and self.dilation == (1, 1)
+
     def _smallest_sides(self) -> list[int]:
         return [1 + 2 * pad for pad in self.padding]  # of which padding takes away
 

@@ -21,12 +21,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from .packing import PackedConv2d, PackedLayer
-from .regions import LANES, LAYERS, MOVES, Op, Region
+from .layer import reach
+from .packing import PackedConv2d, PackedConvTranspose2d, PackedLayer
+from .regions import LANES, LAYERS, MOVES, RESAMPLING, Op, Region, part_of
 
 MOST_OPERATIONS, MOST_CODES = 6, 4  # of a finish; kMostOperations, kMostCodes of conv.h
 ROWS_WIDE = 48  # pixels of a row of rows; kWide of csrc/torch/ops_layer.cpp
 Rule = tuple[int, int, int, int]  # n -> ((n + a) // b + c) * d
+ONE: Rule = (0, 2**23, 1, 1)  # n -> 1: no picture has so many pixels in a row
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Size:
             width = ((width + a) // b + c) * d
         return height, width
 
+    @property
+    def is_one(self) -> bool:
+        """Whether it is one pixel whatever the input: then it serves all pixels of another map."""
+        return self.rows == self.columns == (ONE,)
+
     def then(self, rows: Rule, columns: Rule) -> Size:
         """The size after one more rule; a rule that changes nothing is left out."""
         more = [() if rule == (0, 1, 0, 1) else (rule,) for rule in (rows, columns)]
@@ -64,6 +71,15 @@ def window(kernel: int, stride: int, padding: int, dilation: int = 1) -> Rule:
     """
     reach = 2 * padding - dilation * (kernel - 1) - 1
     return (reach + 1, 1, 0, 1) if stride == 1 else (reach, stride, 1, 1)
+
+
+def pooled(
+    size: Size, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> Size:
+    """The size of a pooled map; kernel (0, 0): one pixel."""
+    if kernel == (0, 0):
+        return Size(size.input, (ONE,), (ONE,))
+    return size.then(*[window(*n) for n in zip(kernel, stride, padding, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -109,11 +125,14 @@ class Store:
 
 @dataclass(frozen=True)
 class Step:
-    """op: "conv" (also of rows), "float", a move ("pool", "nearest", "shuffle"), or "float_conv", a
-    `packing.FloatConv2d` that pads nothing.
+    """op: "conv" (also of rows); "float", "bilinear", "average" or "float_conv" (a
+    `packing.FloatConv2d` that pads nothing), which read floats; or a move: "pool", "nearest",
+    "shuffle", "pad".
 
-    source: the value that it reads. layer: of a convolution. places: where the input channels of
-    the layer lie in the source, (count, first channel) each. numbers: of a move, see `regions.Op`.
+    source: the value that it reads. layer: of a convolution; a transposed one makes a square of
+    outputs of each pixel, as a pixel shuffle wants them. places: where the input channels of the
+    layer lie in the source, (count, first channel) each. numbers: see `regions.Op`; of a bilinear
+    step, whether corners are aligned.
     channels: lanes of the result. finish: (operation, operand) in order; the operand is a value, a
     number or the key of a parameter, or None; of "scaled" (y + s * v) a value and its factor, of
     "factors" any number of these. out: the float value that it writes, or None. A move writes the
@@ -179,6 +198,7 @@ class _Draft:
     source: fx.Node | int
     result: fx.Node
     layer: str = ""
+    area: int = 1  # pixels of the result that its lanes are side by side
     places: list[tuple[int, int]] = field(default_factory=list)
     numbers: tuple[Any, ...] = ()
     finish: list[tuple[str, Any]] = field(default_factory=list)
@@ -214,7 +234,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         for node, op in self.ops.items():
-            if op.kind not in MOVES:
+            if op.kind not in MOVES or op.kind in LAYERS:
                 self._place(node, op)
         for node in self.region.outputs:
             self._float(node)
@@ -234,15 +254,23 @@ class _Planner:
 
     def _size(self, node: fx.Node, op: Op) -> Size:
         size = self.sizes[op.inputs[0]]
+        if op.kind == "bilinear":
+            if len(op.inputs) == 2:
+                return self.sizes[op.inputs[1]]
+            down, across = op.numbers[1]
+            return size.then((0, 1, 0, down), (0, 1, 0, across))
+        if op.kind in ("add", "mul", "sub") and size.is_one:
+            size = self.sizes[op.inputs[1]]
         for x in op.inputs[1:]:
-            if self.sizes[x] != size:
+            if self.sizes[x] != size and not (self.sizes[x].is_one and op.kind != "cat"):
                 self.equal.append((node.name, self.sizes[x], size))
-        if op.kind in ("nearest", "shuffle"):
+        if op.kind in ("nearest", "shuffle", "transposed"):
             return size.then((0, 1, 0, op.numbers[0]), (0, 1, 0, op.numbers[0]))
-        if op.kind == "pool":
-            kernel, stride, padding = op.numbers
-            rules = [window(*n) for n in zip(kernel, stride, padding, strict=True)]
+        if op.kind == "pad":
+            rules = ((sum(pads), 1, 0, 1) for pads in op.numbers[:2])
             return size.then(*rules)
+        if op.kind in ("pool", "average"):
+            return pooled(size, *op.numbers[:3])
         if op.kind == "conv":
             layer = self.network.get_submodule(str(node.target))
             assert isinstance(layer, PackedConv2d)
@@ -256,14 +284,19 @@ class _Planner:
     def _place(self, node: fx.Node, op: Op) -> None:
         """Give a node its lanes: in a new step, or at the end of one that only it reads."""
         if op.kind in LAYERS:
-            self._begin(_Draft("conv", op.inputs[0], node, layer=str(node.target)))
+            area = op.numbers[0] ** 2 if op.kind == "transposed" else 1
+            self._begin(_Draft("conv", op.inputs[0], node, layer=str(node.target), area=area))
+            return
+        if op.kind in RESAMPLING:
+            numbers = op.numbers[:1] if op.kind == "bilinear" else op.numbers
+            self._begin(_Draft(op.kind, self._float(op.inputs[0]), node, numbers=numbers))
             return
         hosts = [
             x for i, x in enumerate(op.inputs) if self._can_host(x, node, op.inputs[1 - i :][:1])
         ]
         host = max(hosts, key=lambda x: self.turn[id(self.makers[x])], default=None)
         if host is None:
-            host = op.inputs[0]
+            host = next(x for x in op.inputs if self.sizes[x] == self.sizes[node])
             draft = self._begin(_Draft("float", self._float(host), node))
         else:
             draft = self.makers[host]
@@ -292,7 +325,9 @@ class _Planner:
         draft = self.makers.get(x)
         if draft is None or draft.result is not x or x in self.region.outputs:
             return False
-        if len(x.users) != 1 or len(draft.finish) == MOST_OPERATIONS or x in others:
+        if self.sizes[x].is_one != self.sizes[node].is_one:
+            return False
+        if x not in self.region.alone or len(draft.finish) == MOST_OPERATIONS or x in others:
             return False
         makers = [self.makers[y] for y in others if y in self.makers]
         return all(self.turn[id(maker)] < self.turn[id(draft)] for maker in makers)
@@ -311,6 +346,8 @@ class _Planner:
         layer = self.network.get_submodule(draft.layer)
         assert isinstance(layer, PackedLayer)
         frame = layer.padding if isinstance(layer, PackedConv2d) else (0, 0)
+        if isinstance(layer, PackedConvTranspose2d):
+            frame = reach(layer)
         value = self._new_codes(layer, self.sizes[source], frame)
         draft.places = self._ask(source, draft.layer, (0, 1), value)
         return value
@@ -331,8 +368,9 @@ class _Planner:
         if op is None or op.kind not in MOVES:
             return self._store(node, (0, count), reader, channel, value)
         (x, *more) = op.inputs
-        if op.kind == "part":
-            return self._store(x, (op.numbers[0] * count, count), reader, channel, value)
+        if op.kind in ("chunk", "part"):
+            which = part_of(op, self.region.channels[x])
+            return self._store(x, which, reader, channel, value)
         if op.kind == "cat":
             places: list[tuple[int, int]] = []
             for part in (x, *more):
@@ -341,11 +379,18 @@ class _Planner:
             return places
         layer = self.network.get_submodule(reader)
         assert isinstance(layer, PackedLayer)
-        area = op.numbers[0] ** 2 if op.kind == "shuffle" else 1
+        area = op.numbers[0] ** 2 if op.kind in ("shuffle", "transposed") else 1
         source = self._new_codes(layer, self.sizes[x])
-        inner = self._ask(x, reader, (start * area, repeat * area), source)
+        before = (start * area, repeat * area)
+        if op.kind == "transposed":
+            self._room(source, count * area)
+            inner = [(count * area, 0)]
+            self.makers[node].codes.append(Store(source, 0, 0, count * area, reader, *before))
+        else:
+            inner = self._ask(x, reader, before, source)
         at = self._room(value, self.values[source].channels // area)
-        move = _Draft(op.kind, source, node, numbers=op.numbers)
+        moved = "shuffle" if op.kind == "transposed" else op.kind
+        move = _Draft(moved, source, node, numbers=op.numbers)
         move.codes.append(Store(value, at, 0, self.values[source].channels // area, reader))
         self.steps.append(move)
         return [(n // area, at + place // area) for n, place in inner]
@@ -385,18 +430,18 @@ class _Planner:
 
     def _finished(self, draft: _Draft) -> Step:
         node, places = draft.result, tuple(draft.places)
-        stored = self.floats.get(node) if draft.op in ("conv", "float") else None
+        stored = None if draft.op in MOVES else self.floats.get(node)
         assert isinstance(draft.source, int)
         return Step(
             op=draft.op,
             source=draft.source,
-            channels=self.region.channels[node],
-            size=self.sizes[node],
+            channels=self.region.channels[node] * draft.area,
+            size=self.sizes[node if draft.area == 1 else self.ops[node].inputs[0]],
             layer=draft.layer,
             places=places,
             numbers=draft.numbers,
             finish=tuple(draft.finish),
-            out=None if stored == draft.source or draft.op not in ("conv", "float") else stored,
+            out=None if stored == draft.source else stored,
             codes=tuple(draft.codes),
         )
 

@@ -22,14 +22,17 @@ from torch import fx
 
 from ..system.errors import first_line
 from .plan import MOST_CODES, MOST_OPERATIONS, OF_VALUES, Plan, Rule, Size, Step, Store, Value
-from .regions import LANES, MOVES
+from .reference import ELEMENTS
+from .regions import LANES, MOVES, RESAMPLING
 
 if TYPE_CHECKING:
     from .planned import NetworkPlan
 
 VERSION = 1
 MOST_VALUES, MOST_STEPS, MOST_CHANNELS, MOST_NUMBER = 16_384, 4_096, 4_096, 2**24
-CONSTANTS = ("relu", "leaky", "prelu", "times", "plus")  # operations without a value
+# How many numbers a step has.
+FORMS = {"bilinear": 1, "average": 7, "pool": 6, "nearest": 1, "shuffle": 1, "pad": 5}
+CONSTANTS = ("relu", "leaky", "prelu", "times", "plus", *ELEMENTS)  # operations without a value
 
 
 class Misfit(ValueError):
@@ -97,7 +100,7 @@ def _size(data: Any) -> Size:
 
 def _rule(data: Any) -> Rule:
     a, b, c, d = map(_int, data)
-    _check(abs(a) <= 4096 and 1 <= b <= 4096 and 0 <= c <= 1 and 1 <= d <= 64, "a size")
+    _check(abs(a) <= 4096 and b >= 1 and 0 <= c <= 1 and 1 <= d <= 64, "a size")
     return a, b, c, d
 
 
@@ -115,7 +118,9 @@ def _step(data: Any) -> Step:
         size=_size(data["size"]),
         layer=str(data["layer"]),
         places=tuple((_int(n), _int(at)) for n, at in data["places"]),
-        numbers=tuple(tuple(n) if isinstance(n, list) else _int(n) for n in data["numbers"]),
+        numbers=tuple(
+            tuple(map(_int, n)) if isinstance(n, list) else _int(n) for n in data["numbers"]
+        ),
         finish=tuple((str(op), _read(operand)) for op, operand in data["finish"]),
         out=None if data["out"] is None else _int(data["out"]),
         codes=tuple(
@@ -167,8 +172,11 @@ def _check_plan(plan: Plan) -> None:
 def _check_step(i: int, step: Step, values: Sequence[Value], written: set[int]) -> None:
     step_is = f"step {i}"
     moves = step.op in MOVES
-    _check(step.op in ("conv", "float") or moves, f"{step_is} is {step.op!r}")
+    _check(step.op in ("conv", "float", *RESAMPLING) or moves, f"{step_is} is {step.op!r}")
     _check(1 <= step.channels <= MOST_CHANNELS, f"{step_is} has {step.channels} channels")
+    flat = [m for n in step.numbers for m in (n if isinstance(n, tuple) else (n,))]
+    fits = len(flat) == FORMS.get(step.op, 0)
+    _check(fits, f"{step_is}, {step.op!r}, has the numbers {step.numbers}")
     _check(len(step.finish) <= MOST_OPERATIONS, f"{step_is} has a finish too long")
     _check(len(step.codes) <= MOST_CODES, f"{step_is} has too many stores")
     for op, operand in step.finish:
@@ -179,7 +187,7 @@ def _check_step(i: int, step: Step, values: Sequence[Value], written: set[int]) 
     for v in step.writes():
         _check(0 <= v < len(values), f"{step_is} writes value {v}, which is none")
         _check(v not in step.reads(), f"{step_is} writes value {v}, which it reads")
-    kind = "float" if step.op == "float" else "codes"
+    kind = "float" if step.op in ("float", *RESAMPLING) else "codes"
     _check(values[step.source].kind == kind, f"{step_is} reads another kind of value")
     _check(step.out is None or step.out not in written, f"{step_is} writes value {step.out} again")
     for store in step.codes:

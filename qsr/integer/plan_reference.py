@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from ..quantizer import to_codes
 from . import kernels
-from .packing import FloatConv2d, PackedConv2d, PackedLayer
+from .packing import FloatConv2d, PackedConv2d, PackedConvTranspose2d, PackedLayer
 from .plan import Plan, Step, Store
-from .reference import conv2d_float, epilogue
+from .reference import ELEMENTS, average, bilinear, conv2d_float, epilogue
 
 
 def run(plan: Plan, network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -35,7 +35,7 @@ def run(plan: Plan, network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor
             moved = _MOVES[step.op](source, *step.numbers)
             values[store.value][:, :, store.at : store.at + store.count] = moved
             continue
-        y = _sums(step, source, network) if step.layer else source
+        y = _lanes(step, source, network, step.size.of(sizes))
         for op, operand in step.finish:
             y = _operation(op, y, operand, values, network)
         if step.out is not None:
@@ -45,6 +45,17 @@ def run(plan: Plan, network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor
             at = store.at + store.first
             values[store.value][:, :, at : at + store.count] = codes
     return [values[v] for _, v in plan.outputs]
+
+
+def _lanes(step: Step, source: Tensor, network: nn.Module, size: tuple[int, int]) -> Tensor:
+    """What a step makes of its source before its finish: float32 [H, W, C]."""
+    if step.layer:
+        return _sums(step, source, network)
+    if step.op == "bilinear":
+        return bilinear(source.permute(2, 0, 1), *size, *step.numbers).permute(1, 2, 0)
+    if step.op == "average":
+        return average(source.permute(2, 0, 1), *step.numbers).permute(1, 2, 0)
+    return source
 
 
 def _sums(step: Step, source: Tensor, network: nn.Module) -> Tensor:
@@ -58,7 +69,14 @@ def _sums(step: Step, source: Tensor, network: nn.Module) -> Tensor:
     options: dict[str, Any] = {"groups": layer.groups}
     if isinstance(layer, PackedConv2d):
         options |= {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-    sums = F.conv2d(codes.permute(2, 0, 1)[None].double(), weights.double(), **options)
+    planes = codes.permute(2, 0, 1)[None].double()
+    if isinstance(layer, PackedConvTranspose2d):
+        (stride, _), options["output_padding"] = layer.stride, layer.output_padding
+        by_input = torch.cat([w.transpose(0, 1) for w in weights.flip(2, 3).chunk(layer.groups)])
+        sums = F.conv_transpose2d(planes, by_input.double(), **options)
+        y = epilogue(sums[0].permute(1, 2, 0).int(), layer.scale, layer.bias)
+        return F.pixel_unshuffle(y.permute(2, 0, 1), stride).permute(1, 2, 0)
+    sums = F.conv2d(planes, weights.double(), **options)
     return epilogue(sums[0].permute(1, 2, 0).int(), layer.scale, layer.bias)
 
 
@@ -68,6 +86,8 @@ def _operation(
     """One operation of a finish; operand: as `Step` says."""
     if op == "relu":
         return torch.where(y < 0, 0.0, y)
+    if op in ELEMENTS:
+        return ELEMENTS[op](y)
     if op in ("leaky", "prelu"):
         slope = parameter(operand, network)
         return torch.where(y > 0, y, y * slope)
@@ -122,4 +142,15 @@ def _shuffle(codes: Tensor, factor: int) -> Tensor:
     return F.pixel_shuffle(codes[:, :, :whole].permute(2, 0, 1), factor).permute(1, 2, 0)
 
 
-_MOVES: dict[str, Callable[..., Tensor]] = {"pool": _pool, "nearest": _nearest, "shuffle": _shuffle}
+def _pad(codes: Tensor, rows: tuple[int, int], columns: tuple[int, int], reflect: int) -> Tensor:
+    planes = codes.permute(2, 0, 1)[None].double()
+    mode = "reflect" if reflect else "replicate"
+    return F.pad(planes, (*columns, *rows), mode)[0].int().permute(1, 2, 0)
+
+
+_MOVES: dict[str, Callable[..., Tensor]] = {
+    "pool": _pool,
+    "nearest": _nearest,
+    "shuffle": _shuffle,
+    "pad": _pad,
+}

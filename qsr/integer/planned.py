@@ -10,32 +10,24 @@ same operations in the same order, and everything else is the same PyTorch on th
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import fx, nn
 
 from ..layers import never_fused
 from ..system import native
 from ..system.once import SETTING_UP
 from . import plan_table, regions
 from .executor import Executor
-from .plan import Plan, as_picture, plan
+from .formulas import formulas
+from .maps import Unfit, channels_last, run_region
+from .plan import Plan, plan
 from .regions import levels
 from .trace import LAYER_BY_LAYER, Untraceable, required_arguments, trace
-
-
-class Unfit(Exception):
-    """Why a plan does not fit what the network was given; node: whose values have another size."""
-
-    def __init__(self, why: str, node: str = "") -> None:
-        super().__init__(why)
-        self.node = node
 
 
 @dataclass(frozen=True)
@@ -132,63 +124,11 @@ class Running:
             elif part.op == "placeholder":
                 values[part.name] = next(given)
             else:
-                values[part.name] = _run_node(part, network, values)
+                with formulas():
+                    values[part.name] = _run_node(part, network, values)
             for name in done:
                 del values[name]
         return fx.node.map_arg(self.plan.result, lambda n: values[n.name])
-
-
-def channels_last(value: Any) -> Any:
-    """Pictures as the layers of a packed network like them; anything else as it is."""
-    if isinstance(value, Tensor) and value.ndim == 4 and value.device.type == "cpu":
-        return value.contiguous(memory_format=torch.channels_last)
-    return value
-
-
-def run_region(plan: Plan, run: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs of a region for its inputs as PyTorch has them: [N, C, H, W], or [..., C] of
-    rows. run: gives those of one picture, [H, W, C] to [H, W, C]. Raises Unfit.
-    """
-    first = inputs[0]
-    for x, value in zip(inputs, plan.values, strict=False):
-        if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.device.type != "cpu":
-            raise Unfit("plans are for float32 on the processor")
-        if plan.rows:
-            fits = x.ndim >= 1 and x.shape[-1] == value.channels
-        else:
-            fits = x.ndim == 4 and x.shape[1] == value.channels and len(x) == len(first)
-        if not fits or x.numel() == 0:
-            raise Unfit(f"an input has the shape {tuple(x.shape)}")
-    sizes = [
-        as_picture(math.prod(x.shape[:-1])) if plan.rows else (x.shape[2], x.shape[3])
-        for x in inputs
-    ]
-    for node, a, b in plan.equal:
-        leading = plan.rows and inputs[a.input].shape[:-1] != inputs[b.input].shape[:-1]
-        if leading or a.of(sizes) != b.of(sizes):
-            raise Unfit(f"{node!r} joins values of different sizes", node)
-    if any(min(value.size.of(sizes)) < 1 for value in plan.values):
-        raise Unfit("the picture is too small")
-    if plan.rows:
-        outputs = run([_rows(x) for x in inputs])
-        shapes = [inputs[plan.values[v].size.input].shape[:-1] for _, v in plan.outputs]
-        return [
-            y.flatten(0, 1)[: math.prod(shape)].view(*shape, -1)
-            for y, shape in zip(outputs, shapes, strict=True)
-        ]
-    pictures = [x.permute(0, 2, 3, 1).contiguous() for x in inputs]
-    results = [run([x[i] for x in pictures]) for i in range(len(first))]
-    stacked = [
-        ys[0][None] if len(ys) == 1 else torch.stack(ys) for ys in zip(*results, strict=True)
-    ]
-    return [y.permute(0, 3, 1, 2) for y in stacked]
-
-
-def _rows(x: Tensor) -> Tensor:
-    """[..., C] -> [H, W, C], filled up with zeros."""
-    x = x.reshape(-1, x.shape[-1])
-    height, width = as_picture(len(x))
-    return F.pad(x, (0, 0, 0, height * width - len(x))).view(height, width, -1).contiguous()
 
 
 def _run_node(node: fx.Node, network: nn.Module, values: dict[str, Any]) -> Any:
@@ -263,12 +203,13 @@ class Planned(nn.Module):
         return self.layer_by_layer(*args, **options)
 
     def layer_by_layer(self, *args: Any, **options: Any) -> Any:
-        """The forward of its class: what the plan does, and its definition. Pictures go through it
-        channels last, which is how packed layers are fastest.
+        """The forward of its class with functions by `formulas`: what the plan does, and its
+        definition. Pictures go through it channels last, which is how packed layers are fastest.
         """
         forward = getattr(self, LAYER_BY_LAYER)
         options = {name: channels_last(value) for name, value in options.items()}
-        return forward(*map(channels_last, args), **options)
+        with formulas():
+            return forward(*map(channels_last, args), **options)
 
     def _may_plan(self, args: Sequence[Any], options: dict[str, Any]) -> bool:
         """Whether the plan may stand for the layers in this call."""

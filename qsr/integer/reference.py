@@ -2,8 +2,8 @@
 
 Every kernel must give the same integers as the functions here, for every shape. They unpack the
 codes and multiply plain integers; they share no trick with any kernel, not even the bit planes.
-The float functions of QuantSR-T (LayerNorm, GELU, softmax, attention) every kernel gives bit for
-bit.
+The float functions between them (LayerNorm, GELU, softmax, attention, sigmoid) every kernel gives
+bit for bit.
 
 A packed layer is then, in float32, each operation rounded once and none fused:
 
@@ -14,7 +14,7 @@ A packed layer is then, in float32, each operation rounded once and none fused:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -94,11 +94,12 @@ def epilogue(acc: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
-# Float functions of QuantSR-T ---------------------------------------------------------------------
+# Float functions ----------------------------------------------------------------------------------
 #
 # A library may compute exp or a sum in another order on another processor, and a last bit can tip a
 # code over its threshold. So the float functions between the integers are written out here, each
-# product, sum and division rounded once: every kernel gives these bits.
+# product, sum and division rounded once: every kernel gives these bits. QuantSR-T is made of them;
+# other networks get those of `qsr.integer.formulas`.
 
 LANES = 16  # partial sums of a row: element i goes to lane i % 16
 # 2^f on [-1/2, 1/2], relative error 7.5e-8; log2 Phi(-a) on [0, 6], error of GELU 1.0e-8. Both are
@@ -139,6 +140,30 @@ def gelu(x: Tensor) -> Tensor:
     return x.clamp(min=0.0) - a * exp2(_horner(LOG2_PHI, a))
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^-x) of float32 x, by e^-|x|, which is at most 1; 0 below -86.6."""
+    e = exp(-x.abs())
+    return torch.where(x < 0, e, 1.0) / (1.0 + e)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x) of float32 x."""
+    return x * sigmoid(x)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """2 sigmoid(2 x) - 1 of float32 x: as exact as 1 is, not as a small x is."""
+    return 2.0 * sigmoid(2.0 * x) - 1.0
+
+
+ELEMENTS: dict[str, Callable[[Tensor], Tensor]] = {  # of single numbers; csrc/network/executor.cpp
+    "sigmoid": sigmoid,
+    "gelu": gelu,
+    "silu": silu,
+    "tanh": tanh,
+}
+
+
 def row_sum(x: Tensor) -> Tensor:
     """Sums of float32 rows [..., K] -> [..., 1]: 16 partial sums, then a tree of halves."""
     x = torch.nn.functional.pad(x, (0, -x.shape[-1] % LANES))
@@ -158,6 +183,65 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     # torch's float32 sqrt may be one unit off; of float64, rounded once more, it is the nearest.
     root = (variance + eps).double().sqrt().float()
     return centred * (1.0 / root) * weight + bias
+
+
+def bilinear(x: Tensor, height: int, width: int, align_corners: int) -> Tensor:
+    """Float32 [..., H, W] resized: between two rows first, then between two columns, each as
+    a + weight * (b - a). Where a number lies between its two is exact, and rounded once.
+    """
+    for side, length in ((-2, height), (-1, width)):
+        first, second, weight = _between(x.shape[side], length, align_corners)
+        a, b = x.index_select(side, first.to(x.device)), x.index_select(side, second.to(x.device))
+        x = a + weight.to(x.device).view(-1, *[1] * (-1 - side)) * (b - a)
+    return x
+
+
+def _between(n: int, length: int, align_corners: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each of `length` numbers lies between two of n: which, and how far, 0 to 1.
+
+    Pixels are squares, and the pictures cover each other; or their outermost centres do.
+    """
+    i = torch.arange(length)
+    at, unit = (2 * i + 1) * n - length, 2 * length  # (i + 1/2) n / length - 1/2
+    if align_corners:
+        at, unit = i * (n - 1), max(length - 1, 1)
+    at = at.clamp(min=0)
+    first = at // unit
+    return first, (first + 1).clamp(max=n - 1), (at % unit).float() / float(unit)
+
+
+def average(
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    counts_padding: int,
+) -> Tensor:
+    """Averages over windows of float32 [..., H, W]; kernel (0, 0): over all of it. Each row of a
+    window is summed by `tree_sum`, then the sums are, then divided by how many there were.
+    """
+    if kernel == (0, 0):
+        return tree_sum(tree_sum(x))[..., None, None] / float(x.shape[-2] * x.shape[-1])
+    (top, left), (below, beside), (down, across) = padding, kernel, stride
+
+    def windows(x: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(x, (left, left, top, top))
+        return padded.unfold(-2, below, down).unfold(-2, beside, across)
+
+    sums = tree_sum(tree_sum(windows(x)))
+    inside = windows(torch.ones_like(x)).sum((-2, -1))
+    return sums / (float(below * beside) if counts_padding else inside)
+
+
+def tree_sum(x: Tensor) -> Tensor:
+    """Sums of float32 rows [..., n] -> [...]: number i and i + h, where h is the largest power of
+    two below n, until one is left.
+    """
+    while x.shape[-1] > 1:
+        half = 1 << (x.shape[-1] - 1).bit_length() - 1
+        rest = x[..., half:]
+        x = torch.cat([x[..., : rest.shape[-1]] + rest, x[..., rest.shape[-1] : half]], -1)
+    return x[..., 0]
 
 
 def softmax_parts(scores: Tensor) -> tuple[Tensor, Tensor]:

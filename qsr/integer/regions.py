@@ -3,8 +3,12 @@
 A region is a connected piece of the graph that holds a packed layer and, around it, what can be
 done between two of them without leaving the pass over the picture:
 
-    lanes   packed layers, and arithmetic on what they give: ReLU, LeakyReLU, PReLU, add, multiply
-    moves   what only brings numbers to other places: concat, split, max pooling, nearest, shuffle
+    lanes   packed layers, and functions of what they give, number by number: ReLU, LeakyReLU,
+            PReLU, add, multiply, and those with a formula (`formulas`): sigmoid, GELU, SiLU, tanh
+    resampling  average pooling and bilinear interpolation: numbers of several numbers, in a fixed
+            order, so they read floats
+    moves   what only brings numbers to other places: concat, split, max pooling, nearest, shuffle,
+            padding by reflected or repeated edges
 
 A move commutes with the quantizer of the layer that reads it: the codes of a concatenation are the
 concatenated codes, and as rounding never falls where x rises, the code of a maximum is the largest
@@ -19,16 +23,26 @@ run in any order that their edges allow, so no path can leave a region and come 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from .packing import FloatConv2d, PackedConv2d, PackedLayer, PackedLinear
+from . import calls
+from .packing import (
+    FloatConv2d,
+    PackedConv2d,
+    PackedConvTranspose2d,
+    PackedLayer,
+    PackedLinear,
+)
 
-LAYERS = ("conv", "linear")
-MOVES = ("cat", "part", "pool", "nearest", "shuffle")
+LAYERS = ("conv", "linear", "transposed")
+RESAMPLING = ("bilinear", "average")
+MOVES = ("cat", "chunk", "part", "pool", "nearest", "shuffle", "pad", "transposed")
+MOST_READERS = 4  # packed layers that get codes of one step; kMostCodes of csrc/network/conv.h
 LANES = 16  # kMapLanes of csrc/network/conv.h: a map of codes has a multiple of this
 
 
@@ -37,15 +51,22 @@ class Op:
     """What a node does, whichever way it is written: kind, what it reads, and numbers.
 
     conv, linear     numbers: ()               `node.target` names the layer
-    relu             ()
+    transposed       (stride,)                 the same, of a transposed convolution: a layer whose
+                                               result is shuffled, so that it is a move as well
+    relu, sigmoid, gelu, silu, tanh  ()
     leaky            (slope,)
     prelu            (key of the slopes,)
     times, plus      (a number, or the key of one)
     add, sub, mul    ()                        two inputs
     cat              ()                        of channels, any number of inputs
-    part             (index, parts)            channels [index, index + 1) / parts
+    chunk            (index, parts)            channels [index, index + 1) / parts
+    part             (first, most)             channels from the first on, as many as there are
     pool             (kernel, stride, padding) pairs; the maximum
     nearest, shuffle (factor,)
+    pad              ((above, below), (left, right), 1: reflected, 0: repeated)
+    average          (kernel, stride, padding, counts padding); kernel (0, 0): the whole picture
+    bilinear         (align corners, factors) of one input; or (align corners,) of two, the second
+                     of which has the size
     """
 
     kind: str
@@ -57,7 +78,8 @@ class Op:
 class Region:
     """Nodes in the order of execution, with what they read from outside and what leaves them.
 
-    rows: whether values are [..., channels] (linear layers) instead of [N, channels, H, W].
+    rows: whether values are [..., channels] (linear layers) instead of [N, channels, H, W]. alone:
+    nodes that one node reads.
     """
 
     ops: dict[fx.Node, Op]
@@ -65,6 +87,7 @@ class Region:
     rows: bool
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
+    alone: frozenset[fx.Node]
 
 
 # What a node does ---------------------------------------------------------------------------------
@@ -79,7 +102,7 @@ def read(node: fx.Node, network: nn.Module) -> Op | None:
     name = node.target if isinstance(node.target, str) else node.target.__name__
     name = name.rstrip("_")
     args: tuple[Any, ...] = node.args
-    options: dict[str, Any] = {k: v for k, v in node.kwargs.items() if k != "inplace"}
+    options: dict[str, Any] = dict(node.kwargs)
     x = args[0] if args else None
     if name == "getitem":
         return _part(node, network)
@@ -93,19 +116,7 @@ def read(node: fx.Node, network: nn.Module) -> Op | None:
         return None
     if name in _BINARY and len(args) == 2 and not options:
         return _binary(_BINARY[name], x, args[1], network)
-    if name == "relu" and len(args) == 1 and not options:
-        return Op("relu", (x,))
-    if name == "leaky_relu" and set(options) <= {"negative_slope"}:
-        slope = args[1] if len(args) > 1 else options.get("negative_slope", 0.01)
-        return Op("leaky", (x,), (float(slope),)) if isinstance(slope, (int, float)) else None
-    if name == "pixel_shuffle" and len(args) == 2 and isinstance(args[1], int):
-        return Op("shuffle", (x,), (args[1],))
-    if name == "max_pool2d":
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        return _pool(x, **dict(zip(names, args[1:], strict=False)), **options)
-    if name == "interpolate" and len(args) == 1:
-        return _nearest(x, **options)
-    return None
+    return _of_call(calls.read(name, args[1:], options), x)
 
 
 _COMMUTE = {"add": "add", "iadd": "add", "mul": "mul", "imul": "mul", "multiply": "mul"}
@@ -116,26 +127,51 @@ _SCALAR = {"add": "plus", "mul": "times"}
 def _read_module(node: fx.Node, layer: nn.Module) -> Op | None:
     if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
         return None
-    x, kind = (node.args[0],), type(layer)
-    if kind is PackedConv2d or kind is PackedLinear:
+    x, kind = node.args[0], type(layer)
+    if kind in (PackedConv2d, PackedLinear, PackedConvTranspose2d):
         assert isinstance(layer, PackedLayer)
         if layer.narrow and layer.signed and layer.tau is not None:
             return None  # clamps before it shifts
-        return Op("linear" if isinstance(layer, PackedLinear) else "conv", x)
-    if kind is nn.ReLU:
-        return Op("relu", x)
-    if isinstance(layer, nn.LeakyReLU) and kind is nn.LeakyReLU:
-        return Op("leaky", x, (float(layer.negative_slope),))
+        if isinstance(layer, PackedConvTranspose2d):
+            return Op("transposed", (x,), layer.stride[:1]) if layer.shuffles else None
+        return Op("linear" if isinstance(layer, PackedLinear) else "conv", (x,))
     if kind is nn.PReLU:
-        return Op("prelu", x, (f"{node.target}.weight",))
-    if isinstance(layer, nn.PixelShuffle) and kind is nn.PixelShuffle:
-        return Op("shuffle", x, (layer.upscale_factor,))
-    if isinstance(layer, nn.MaxPool2d) and kind is nn.MaxPool2d:
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        return _pool(x[0], **{name: getattr(layer, name) for name in names})
-    if isinstance(layer, nn.Upsample) and layer.size is None:
-        return _nearest(x[0], scale_factor=layer.scale_factor, mode=layer.mode)
-    return None
+        return Op("prelu", (x,), (f"{node.target}.weight",))
+    return _of_call(calls.read_module(layer), x)
+
+
+def _of_call(call: calls.Call | None, x: fx.Node) -> Op | None:
+    if call is None or call[0] != "bilinear":
+        return None if call is None else Op(call[0], (x,), call[1])
+    align, size, factors = call[1]
+    if size is None:
+        return Op("bilinear", (x,), (align, factors))
+    like = _whose_size(size)
+    return None if like is None or like is x else Op("bilinear", (x, like), (align,))
+
+
+def _whose_size(size: Any) -> fx.Node | None:
+    """The node whose height and width `size` is: x.shape[2:], or (x.size(2), x.size(3)) ..."""
+    if not isinstance(size, (tuple, list)):
+        return _dimension(size, (slice(2, None), slice(-2, None), slice(2, 4)))
+    if len(size) != 2:
+        return None
+    height, width = _dimension(size[0], (2, -2)), _dimension(size[1], (3, -1))
+    return height if height is width else None
+
+
+def _dimension(node: Any, which: tuple[Any, ...]) -> fx.Node | None:
+    """x, if a node is x.shape[d] or x.size(d) for a d of `which`."""
+    if not isinstance(node, fx.Node) or len(node.args) != 2:
+        return None
+    x, d = node.args
+    if node.target is operator.getitem and isinstance(x, fx.Node):
+        attribute = x.target is getattr and x.args[1] == "shape"
+        shape = attribute or (x.target == "size" and len(x.args) == 1)
+        x = x.args[0] if shape else None
+    elif (node.op, node.target) != ("call_method", "size"):
+        return None
+    return x if isinstance(x, fx.Node) and d in which else None
 
 
 def _binary(kind: str, a: fx.Node, b: Any, network: nn.Module) -> Op | None:
@@ -165,47 +201,32 @@ def _attribute(network: nn.Module, name: str) -> Tensor | None:
 
 
 def _part(node: fx.Node, network: nn.Module) -> Op | None:
-    """One of the equal parts of torch.chunk along the channels."""
+    """One of the parts of torch.chunk or torch.split along the channels."""
     source, index = node.args
-    if not isinstance(source, fx.Node) or not isinstance(index, int):
+    if not isinstance(source, fx.Node) or not isinstance(index, int) or index < 0:
         return None
     name = source.target if isinstance(source.target, str) else source.target.__name__
     x, *more = source.args or (None,)
-    options = dict(zip(("chunks", "dim"), more, strict=False)) | dict(source.kwargs)
-    chunks = options.get("chunks")
-    if name != "chunk" or options.get("dim") not in (1, -3) or not isinstance(chunks, int):
+    options: dict[str, Any] = dict(zip(("sizes", "dim"), more, strict=False)) | dict(source.kwargs)
+    if options.pop("dim", 0) not in (1, -3) or not isinstance(x, fx.Node) or len(options) != 1:
         return None
-    if not isinstance(x, fx.Node) or not 0 <= index < chunks:
+    (sizes,) = options.values()
+    if name == "chunk" and isinstance(sizes, int):
+        return Op("chunk", (x,), (index, sizes)) if index < sizes else None
+    if name == "split" and isinstance(sizes, int):
+        return Op("part", (x,), (index * sizes, sizes))
+    if name != "split" or not all(isinstance(n, int) for n in sizes) or index >= len(sizes):
         return None
-    return Op("part", (x,), (index, chunks))
+    return Op("part", (x,), (sum(sizes[:index]), sizes[index]))
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _pool(
-    x: fx.Node,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Op | None:
-    sizes = [_pair(kernel_size), _pair(kernel_size if stride is None else stride), _pair(padding)]
-    whole = all(isinstance(n, int) for size in (*sizes, _pair(dilation)) for n in size)
-    if not whole or _pair(dilation) != (1, 1) or ceil_mode or return_indices:
-        return None
-    return Op("pool", (x,), tuple(sizes))
-
-
-def _nearest(x: fx.Node, scale_factor: Any = None, mode: str = "nearest", **more: Any) -> Op | None:
-    factors = scale_factor if isinstance(scale_factor, tuple) else (scale_factor,) * 2
-    whole = all(isinstance(f, (int, float)) and f == int(f) and f >= 1 for f in factors)
-    if mode != "nearest" or any(v is not None for v in more.values()) or not whole:
-        return None
-    return Op("nearest", (x,), (int(factors[0]),)) if factors[0] == factors[1] else None
+def part_of(op: Op, channels: int) -> tuple[int, int]:
+    """First channel and count of a part of so many."""
+    if op.kind == "chunk":
+        index, parts = op.numbers
+        return channels // parts * index, channels // parts
+    first, most = op.numbers
+    return first, min(most, channels - first)
 
 
 # Which nodes together -----------------------------------------------------------------------------
@@ -223,7 +244,7 @@ def find(graph: fx.Graph, network: nn.Module, without: Collection[str] = ()) -> 
         wrong = facts.wrong | {
             n for piece in pieces for n in piece if not any(ops[m].kind in LAYERS for m in piece)
         }
-        wrong |= {n for n, op in ops.items() if op.kind in MOVES and not _moves(n, ops, facts)}
+        wrong |= {n for n, op in ops.items() if op.kind in MOVES and not _moves(n, ops)}
         if not wrong:
             return [_region(piece, ops, facts) for piece in pieces]
         for node in wrong:
@@ -256,11 +277,11 @@ class _Facts:
         if op.kind in LAYERS:
             layer = self.network.get_submodule(str(node.target))
             assert isinstance(layer, PackedLayer)
-            rows = op.kind == "linear"
+            rows = op.kind == "linear"  # a transposed convolution has pictures, as all moves
             self._know(node, op.inputs[0], layer.groups * layer.channels, rows)
             self._know(node, node, len(layer.weight), rows)
             return
-        if op.kind in MOVES:
+        if op.kind in (*MOVES, *RESAMPLING):
             for n in (node, *op.inputs):
                 self._know(node, n, None, False)
             self._learn_move(node, op)
@@ -278,9 +299,15 @@ class _Facts:
             elif len(unknown) == 1 and op.inputs.count(unknown[0]) == 1:
                 self._know(node, unknown[0], self.channels[node] - parts, None)
             return
-        factor = {"part": op.numbers[-1], "shuffle": op.numbers[0]}.get(op.kind, 1)
+        x = op.inputs[0]
+        if op.kind == "part":
+            if x in self.channels:
+                count = part_of(op, self.channels[x])[1]
+                self._know(node, node, count, None)
+                self.wrong |= {node} if count < 1 else set()
+            return
+        factor = {"chunk": op.numbers[-1], "shuffle": op.numbers[0]}.get(op.kind, 1)
         factor **= 2 if op.kind == "shuffle" else 1
-        (x,) = op.inputs
         if x in self.channels:
             if self.channels[x] % factor:
                 self.wrong.add(node)
@@ -289,16 +316,21 @@ class _Facts:
             self._know(node, x, self.channels[node] * factor, None)
 
 
-def _moves(node: fx.Node, ops: dict[fx.Node, Op], facts: _Facts) -> bool:
+def _moves(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
     """Whether a move can be done on codes: packed layers read it, perhaps through other moves."""
     op = ops[node]
     read_by_layers = all(u in ops and ops[u].kind in (*LAYERS, *MOVES) for u in node.users)
-    if op.kind == "part":  # of whole vectors of lanes, and of what a step has in its registers
-        first = facts.channels.get(node, 0) * op.numbers[0]
-        return read_by_layers and first % LANES == 0 and not _is_move(op.inputs[0], ops)
-    if op.kind == "shuffle":
+    if op.kind == "transposed":
+        return read_by_layers and _reading_layers(node, ops) <= MOST_READERS
+    if op.kind in ("chunk", "part", "shuffle"):  # of what a step has in its registers
         return read_by_layers and not _is_move(op.inputs[0], ops)
     return read_by_layers
+
+
+def _reading_layers(node: fx.Node, ops: dict[fx.Node, Op]) -> int:
+    """How many packed layers read a node, through moves too."""
+    kinds = [(u, ops[u].kind) for u in node.users]
+    return sum(1 if kind in LAYERS else _reading_layers(u, ops) for u, kind in kinds)
 
 
 def _is_move(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
@@ -345,16 +377,28 @@ def _region(piece: list[fx.Node], ops: dict[fx.Node, Op], facts: _Facts) -> Regi
         rows=facts.rows[piece[0]],
         inputs=tuple(inputs),
         outputs=tuple(outputs),
+        alone=frozenset(n for n in piece if len(list(_readers(n, ops))) == 1),
     )
 
 
-def _readers(node: fx.Node, ops: dict[fx.Node, Op]) -> Iterator[fx.Node]:
-    """Who reads a node; instead of torch.chunk, whose parts are all in regions, those parts."""
+def _readers(node: fx.Node, ops: Mapping[fx.Node, Op]) -> Iterator[fx.Node]:
+    """Who reads the numbers of a node. Not torch.chunk or x.shape, if only nodes of regions read
+    those: they know their place in x, or its size, by themselves.
+    """
     for user in node.users:
-        if user.users and all(u in ops and ops[u].kind == "part" for u in user.users):
-            yield from user.users
-        else:
+        if user in ops or not _is_known(user, ops):
             yield user
+        else:
+            yield from _readers(user, ops)
+
+
+def _is_known(node: fx.Node, ops: Mapping[fx.Node, Op]) -> bool:
+    """Whether no node of a region has it as an input, and nothing else reads it."""
+    if node in ops or not node.users:
+        return False
+    return all(
+        node not in ops[user].inputs if user in ops else _is_known(user, ops) for user in node.users
+    )
 
 
 def multiplications(layer: nn.Module) -> int:

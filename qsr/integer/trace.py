@@ -89,7 +89,7 @@ def in_place(node: fx.Node, network: nn.Module) -> bool:
         return False
     if node.op == "call_module":
         return getattr(network.get_submodule(str(node.target)), "inplace", False)
-    if node.kwargs.get("inplace") or "out" in node.kwargs:
+    if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
         return True
     name = node.target if isinstance(node.target, str) else node.target.__name__
     if node.op == "call_method":

@@ -35,6 +35,7 @@ from ..config import ConvConfig, NetworkConfig, SwinConfig
 from ..integer.executor import names_of
 from ..integer.packing import (
     PackedConv2d,
+    PackedConvTranspose2d,
     PackedLayer,
     PackedLinear,
     PackedMatmul,
@@ -45,7 +46,7 @@ from ..integer.plan import Plan
 from ..integer.plan_json import from_json, to_json
 from ..integer.planned import Planned
 from ..integer.residual import ResidualProgram
-from ..layers import QConv2d, QLinear
+from ..layers import QConv2d, QConvTranspose2d, QLinear
 from ..quantizer import LSQ, RLQ
 from ..system.errors import first_line
 from ..system.files import replacing
@@ -267,6 +268,10 @@ def _empty_layer(about: dict, held: dict[str, Tensor]) -> PackedLayer:
         geometry = {key: tuple(about[key]) for key in ("stride", "padding", "dilation")}
         options |= geometry | {"groups": about["groups"]}
         layer = PackedConv2d(QConv2d(channels, out, tuple(window), **options))
+    elif about["kind"] == "transposed":
+        names = ("stride", "padding", "dilation", "output_padding")
+        options |= {key: tuple(about[key]) for key in names} | {"groups": about["groups"]}
+        layer = PackedConvTranspose2d(QConvTranspose2d(channels, out, tuple(window), **options))
     else:
         layer = PackedLinear(QLinear(channels, out, **options))
     layer.narrow = bool(about["narrow"])
@@ -287,6 +292,8 @@ def _layers(network: nn.Module) -> str:
             if isinstance(layer, PackedConv2d):
                 geometry = {"stride": layer.stride, "padding": layer.padding}
                 about |= {"kind": "conv", **geometry, "dilation": layer.dilation}
+            if isinstance(layer, PackedConvTranspose2d):
+                about |= {"kind": "transposed", "output_padding": layer.output_padding}
             sizes = {"channels": layer.channels, "groups": layer.groups}
             found[name] = {**about, **sizes, "narrow": layer.narrow}
     return json.dumps(found)
