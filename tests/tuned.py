@@ -38,16 +38,24 @@ RESULTS = Path(__file__).parent.parent / "docs/results/tuned"
 SETS = ("BSDS500-test", "BSDS500-train", "DIV2K-test-LRx4", "General100", "T91", "photos")
 TESTS = ("Set5", "Set14", "B100")
 FLOAT = {"rlfn": ["conv_1", "blocks.*.esa"], "smfanet": ["to_feat"]}
+ATTENTION = "blocks.*.esa"  # of RLFN: with --attention at 8 bits too, and then on integers
 EIGHT = {"rlfn": ["*.c5", "upsampler"], "smfanet": ["to_img"]}
 
 
 def student_of(
-    teacher: torch.nn.Module, name: str, bits: int, skip: Sequence[str], eight: Sequence[str]
+    teacher: torch.nn.Module,
+    name: str,
+    bits: int,
+    skip: Sequence[str],
+    eight: Sequence[str],
+    attention: bool = False,
 ) -> torch.nn.Module:
     """The quantised copy that the records are about; eight: more layers with 8 bits."""
     family = name.split("-")[0]
-    widths = {pattern: 8 for pattern in (*EIGHT[family], *eight)} | {"*": bits}
-    return qsr.quantize(teacher, widths, skip=[*FLOAT[family], *skip], per_channel=True)
+    more = [f"{ATTENTION}.*"] if attention else []
+    widths = {pattern: 8 for pattern in (*EIGHT[family], *eight, *more)} | {"*": bits}
+    left = [pattern for pattern in FLOAT[family] if not (attention and pattern == ATTENTION)]
+    return qsr.quantize(teacher, widths, skip=[*left, *skip], per_channel=True)
 
 
 def refine(student: torch.nn.Module, names: Sequence[str], bits: int) -> None:
@@ -84,6 +92,10 @@ def main() -> None:
     parser.add_argument("--equalize", action="store_true", help="powers of two first")
     parser.add_argument("--skip", nargs="*", default=[], help="more layers to leave in float")
     parser.add_argument("--eight", nargs="*", default=[], help="more layers with 8 bits")
+    parser.add_argument("--attention", action="store_true", help="of RLFN at 8 bits too")
+    parser.add_argument(
+        "--refined", action="store_true", help="--init had the layers of --eight at 8 bits already"
+    )
     parser.add_argument("--label", help="of the record; default: NAME-x4-wNaN")
     parser.add_argument("--max-seconds", type=float)
     parser.add_argument("--folder", help="of checkpoints; default: runs/tuned/NAME")
@@ -97,7 +109,7 @@ def main() -> None:
         pictures = qsr.Patches(SETS, peers.SCALE, args.patch, args.batch, args.seed)
         chosen = qsr.Patches(SETS, peers.SCALE, 48, 16, args.seed).batch(0)[0]
     start = qsr.equalize(teacher, chosen) if args.equalize else teacher
-    student = student_of(start, args.name, args.bits, args.skip, args.eight)
+    student = student_of(start, args.name, args.bits, args.skip, args.eight, args.attention)
     record: dict = {"network": args.name, "scale": peers.SCALE, "bits": args.bits}
     record |= {"equalized": args.equalize, "left_in_float": args.skip}
     began = time.monotonic()
@@ -108,8 +120,10 @@ def main() -> None:
         label, "calibrated", record["calibrated"], f"{time.monotonic() - began:.0f} s", flush=True
     )
     if args.init is not None:
-        student.load_state_dict(load_file(args.init))
-        refine(student, args.eight, args.bits)
+        student.load_state_dict(calibrated.state_dict())  # what the file does not have
+        student.load_state_dict(load_file(args.init), strict=not args.attention)
+        if not args.refined:
+            refine(student, args.eight, args.bits)
         record["init"] = scores(student) | {"file": args.init.name}
     if args.steps:
         config = dataclasses.replace(
