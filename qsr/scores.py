@@ -18,7 +18,8 @@ from .images.metrics import psnr_y, ssim_y
 from .images.picture import to_uint8
 from .images.resize import imresize
 from .infer import Model, enlarge
-from .integer.packing import PackedLayer, PackedModel
+from .integer.packed_layers import PackedLayer
+from .integer.packing import PackedModel
 from .layers import QConv2d, QLinear
 
 

@@ -22,7 +22,8 @@ from qsr.backbone import DepthPlan, QuantSR
 from qsr.calibration import calibrate
 from qsr.config import quantsr_c
 from qsr.integer import kernels, reference
-from qsr.integer.packing import PackedConv2d, pack
+from qsr.integer.packed_layers import PackedConv2d
+from qsr.integer.packing import pack
 from qsr.integer.program_cuda import CudaProgram
 from qsr.integer.residual import ResidualProgram
 from qsr.quantizer import QuantSpec

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 import qsr
 from qsr.config import NetworkConfig
 from qsr.integer import kernels
-from qsr.integer.packing import FloatConv2d, PackedConv2d, PackedLinear, PackedMatmul, PackedModel
+from qsr.integer.packed_layers import FloatConv2d, PackedConv2d, PackedLinear, PackedMatmul
+from qsr.integer.packing import PackedModel
 
 SMALL = {"features": 8, "blocks": 3, "depths": (3, 2, 1)}
 SMALL_SWIN = {**SMALL, "layers": 2, "heads": 2, "window": 4}

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import qsr
 from qsr.convert import left_in_float, not_packed
-from qsr.integer.packing import PackedConv2d, PackedLinear
+from qsr.integer.packed_layers import PackedConv2d, PackedLinear
 from qsr.layers import Matmul, QConv1d, QConvTranspose2d, QMultiheadAttention, set_bits
 from qsr.quantizer import Quantizer
 

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations
 
 import qsr
 from qsr.integer import kernels
-from qsr.integer.packing import PackedLayer
+from qsr.integer.packed_layers import PackedLayer
 from qsr.system import native
 
 SMALL = {"features": 8, "blocks": 2, "depths": (2, 1)}

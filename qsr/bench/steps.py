@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..integer.executor import Executor, kernel_of
-from ..integer.packing import PackedLayer
+from ..integer.packed_layers import PackedLayer
 from ..integer.plan import Plan, as_picture
 from ..integer.plan_table import products, step_bytes
 from . import engine

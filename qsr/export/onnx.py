@@ -44,7 +44,8 @@ from ..blocks import ResidualBlock, Shortcut, SwinBlock, SwinLayer, WindowAttent
 from ..config import SwinConfig
 from ..infer import Model
 from ..integer import kernels
-from ..integer.packing import PackedConv2d, PackedLinear, PackedMatmul, PackedModel, pack
+from ..integer.packed_layers import PackedConv2d, PackedLinear, PackedMatmul
+from ..integer.packing import PackedModel, pack
 from ..quantizer import QuantSpec
 from ..system.files import replacing
 from ..system.version import __version__

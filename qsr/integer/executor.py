@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from . import kernels
 from .layer import ConvShape, laid_out, side_by_side
 from .lifetimes import ALIGNMENT, places
-from .packing import FloatConv2d, PackedConvTranspose2d, PackedLayer
+from .packed_layers import FloatConv2d, PackedConvTranspose2d, PackedLayer
 from .plan import Plan, Step, lanes, operand_value
 from .plan_reference import parameter
 from .program import Idle

@@ -23,7 +23,7 @@ from ..system import native
 from . import kernels
 
 if TYPE_CHECKING:
-    from .packing import PackedConvTranspose2d, PackedLayer
+    from .packed_layers import PackedConvTranspose2d, PackedLayer
 
 LANES = 16  # kMapLanes of csrc/network/conv.h
 

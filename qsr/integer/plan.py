@@ -22,7 +22,7 @@ from typing import Any
 from torch import fx, nn
 
 from .layer import reach
-from .packing import PackedConv2d, PackedConvTranspose2d, PackedLayer
+from .packed_layers import PackedConv2d, PackedConvTranspose2d, PackedLayer
 from .regions import LANES, LAYERS, MOVES, RESAMPLING, Op, Region, part_of
 
 MOST_OPERATIONS, MOST_CODES = 6, 4  # of a finish; kMostOperations, kMostCodes of conv.h

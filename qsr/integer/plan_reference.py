@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..quantizer import to_codes
 from . import kernels
-from .packing import FloatConv2d, PackedConv2d, PackedConvTranspose2d, PackedLayer
+from .packed_layers import FloatConv2d, PackedConv2d, PackedConvTranspose2d, PackedLayer
 from .plan import Plan, Step, Store
 from .reference import ELEMENTS, average, bilinear, conv2d_float, epilogue
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .executor import kernel_of
 from .lifetimes import places, value_bytes
-from .packing import PackedLayer
+from .packed_layers import PackedLayer
 from .plan import OF_VALUES, Plan, Step, as_picture
 from .regions import multiplications
 

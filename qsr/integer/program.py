@@ -28,7 +28,7 @@ from . import kernels
 from .tail import CollapsedTail
 
 if TYPE_CHECKING:
-    from .packing import PackedConv2d
+    from .packed_layers import PackedConv2d
 
 Buffers = tuple[Tensor, ...]
 MAP_CHANNELS = 64  # kProgramChannels of csrc/torch

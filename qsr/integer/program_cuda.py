@@ -20,7 +20,7 @@ from ..config import NetworkConfig
 from ..layers import split_bits
 from . import kernels
 from .lifetimes import places
-from .packing import PackedConv2d
+from .packed_layers import PackedConv2d
 from .plan import operand_value
 from .plan_reference import parameter
 from .program import Buffers, CodeConv, Program, filled, numbers

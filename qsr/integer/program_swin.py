@@ -41,7 +41,8 @@ from .program import (
 )
 
 if TYPE_CHECKING:
-    from .packing import FloatConv2d, PackedAttention, PackedConv2d, PackedLinear
+    from .packed_layers import FloatConv2d, PackedConv2d, PackedLinear
+    from .packed_swin import PackedAttention
 
 NEVER = -1e30  # kNever of csrc/torch/ops_swin.cpp, bias of a pair that is not there: its exp is 0
 

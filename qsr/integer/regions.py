@@ -31,7 +31,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from . import calls
-from .packing import (
+from .packed_layers import (
     FloatConv2d,
     PackedConv2d,
     PackedConvTranspose2d,

@@ -31,7 +31,8 @@ from ..backbone import QuantSR
 from ..convert import left_in_float, not_packed
 from ..layers import Projection, QMatmul, Quantized
 from ..quantizer import Quantizer, QuantSpec
-from .packing import FloatConv2d, PackedLayer, PackedMatmul, PackedModel, pack
+from .packed_layers import FloatConv2d, PackedLayer, PackedMatmul
+from .packing import PackedModel, pack
 from .program_swin import SwinProgram
 from .residual import ResidualProgram
 

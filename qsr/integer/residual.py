@@ -29,7 +29,7 @@ from ..layers import split_bits
 from ..system import native
 from . import plan_table
 from .executor import Executor, aligned
-from .packing import PackedConv2d
+from .packed_layers import PackedConv2d
 from .plan import Plan, Size, Step, Store, Value, lanes, window
 from .program import Buffers, Program
 from .tail import REACH

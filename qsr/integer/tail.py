@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from . import kernels
 
 if TYPE_CHECKING:
-    from .packing import FloatConv2d
+    from .packed_layers import FloatConv2d
 
 REACH = 2  # lr pixels to each side; kReach of csrc/network/tail_kernel.h
 FIRST, INSIDE, LAST, ONLY = range(4)

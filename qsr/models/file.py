@@ -33,15 +33,14 @@ from .. import baselines as baselines  # whose quantizers a file may name
 from ..backbone import QuantSR
 from ..config import ConvConfig, NetworkConfig, SwinConfig
 from ..integer.executor import names_of
-from ..integer.packing import (
+from ..integer.packed_layers import (
     PackedConv2d,
     PackedConvTranspose2d,
     PackedLayer,
     PackedLinear,
     PackedMatmul,
-    PackedModel,
-    pack_empty,
 )
+from ..integer.packing import PackedModel, pack_empty
 from ..integer.plan import Plan
 from ..integer.plan_json import from_json, to_json
 from ..integer.planned import Planned
