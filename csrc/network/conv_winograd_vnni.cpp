@@ -167,8 +167,8 @@ QSR_INLINE void transform_channels(const uint8_t* in, int64_t row, int64_t pixel
   }
 }
 
-// A' m
-typedef int32_t Sums __attribute__((vector_size(64)));
+// A' m, modulo 2^32: weights that are none, as somebody may hand them in, overflow
+typedef uint32_t Sums __attribute__((vector_size(64)));
 template <class T>
 QSR_INLINE constexpr void output_forms(const T* m, T* y) {
   const T sum = m[1] + m[2], difference = m[1] - m[2], p = m[3] + m[5], q = m[4] + m[5];
@@ -299,7 +299,8 @@ struct Group {
       output_forms(column, sums);
 #pragma GCC unroll 4
       for (int x = 0; x < kTile; ++x)
-        y[x] = sums[x] + *(const Int*)(constants + (kTile * r + x) * out + v * kLanes);
+        y[x] = (Int)(sums[x] + *(const Vector<kLanes>::Unsigned*)(constants + (kTile * r + x) * out +
+                                                                  v * kLanes));
     }
   };
 
