@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import qsr
 from qsr.backbone import DepthPlan
+from qsr.bench.steps import time_steps
 from qsr.integer import plan_reference
 from qsr.integer.lifetimes import places
 from qsr.integer.residual import ResidualProgram, framed, plan_of
@@ -49,6 +50,15 @@ def trained(name):
 @functools.cache
 def packed(name):
     return qsr.pack(trained(name))
+
+
+def test_steps_are_timed_on_a_picture_of_the_size_that_is_asked_for():
+    program = packed("4 bits").program
+    if program is None:
+        pytest.skip("no native code here")
+    head, first, *_ = time_steps([program.plan], program.network, 9, rounds=1)
+    assert head.products == 9 * 9 * 3 * 3 * 3 * 8
+    assert first.products == 9 * 9 * 3 * 3 * 8 * 8
 
 
 def features(program, lr, plan):
