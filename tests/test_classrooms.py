@@ -35,7 +35,7 @@ def test_a_container_starts_jupyterlab_where_others_can_reach_it():
     dry = subprocess.run(
         [*command[:1], "-n", *command[1:]], cwd=ROOT, capture_output=True, text=True
     )
-    assert re.search(r"jupyter lab .*--ip=0\.0\.0\.0 --no-browser\n", dry.stdout)
+    assert re.search(r"jupyter lab .*--ip=0\.0\.0\.0 --no-browser\n", dry.stdout, re.DOTALL)
     assert "EXPOSE 8888" in DOCKER and DEVCONTAINER["forwardPorts"] == [8888]
 
 

@@ -55,7 +55,7 @@ def test_a_record_says_what_was_lost_and_what_it_depends_on(path):
         for name in ("calibrated", "tuned")
         if name in record
     }
-    assert loss["calibrated"] < {4: 3.0, 8: 0.1}[record["bits"]]
+    assert loss["calibrated"] < {4: 3.5, 8: 0.1}[record["bits"]]
     assert "tuned" not in loss or loss["tuned"] < 0.6
     assert not {"Set5", "Set14", "B100"} & set(record["data"]["sets"])
     assert record["layers"] and record["data"]["seed"] and record["torch"]

@@ -86,8 +86,9 @@ def test_python_started_beside_a_clone_named_qsr_finds_the_package_and_not_the_c
     with zipfile.ZipFile(next(editable.glob("*.whl"))) as archive:
         archive.extractall(editable)
     # As in site-packages: its .pth files are obeyed, and it is searched after the current folder.
+    # This Python's own are not (-S): qsr may be installed there too.
     ask = f"import site; site.addsitedir({str(editable)!r}); import qsr; print(qsr.__file__)"
-    found = run(sys.executable, "-c", ask, cwd=tmp_path).strip()
+    found = run(sys.executable, "-S", "-c", ask, cwd=tmp_path).strip()
     assert Path(found).resolve() == (source / "qsr" / "__init__.py").resolve()
 
 

@@ -232,6 +232,7 @@ const qsr::ConvKernel* qsr::find_conv(const char* name, const ConvShape&) {
     if (std::strcmp(row->name, name) == 0) return row;
   return nullptr;
 }
+const qsr::MapsKernel& qsr::maps_kernel() { return qsr::kMapsPortable; }
 
 int main(int argc, char** argv) {
   if (argc < 3) return 2;
