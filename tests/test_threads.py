@@ -4,6 +4,8 @@ Every test compares with pictures that were enlarged one by one, by a network of
 """
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import itertools
 import multiprocessing
@@ -198,11 +200,14 @@ def test_ten_thousand_calls_of_four_threads_hold_no_more_memory_than_a_thousand(
         for thread in threads:
             thread.join()
         gc.collect()
+        with contextlib.suppress(AttributeError):  # glibc keeps up to 200 MB for threads to come
+            ctypes.CDLL(None).malloc_trim(0)
         return resident()
 
     before = held_after(1000)
     grown = held_after(10_000) - before
-    assert grown < 3e6, f"{grown / 1e6:.1f} MB"  # 300 bytes a call
+    # Allocators' fragments are up to 8 MB; one workspace a call would be 39 KB times 9,000.
+    assert grown < 15e6, f"{grown / 1e6:.1f} MB"
 
 
 # Processes ----------------------------------------------------------------------------------------
