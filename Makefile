@@ -152,7 +152,8 @@ SANITIZE = cxx=$${CXX:-c++}; \
 	QSR_NATIVE=jit QSR_CACHE=$(CURDIR)/$(VENV)/sanitize \
 	QSR_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1"
 test-sanitize: $(VENV)/test-$(WANTED)
-	@$(SANITIZE) $(BIN)/python -m pytest -q -p no:cacheprovider -k "not opcheck and not compiled and not pytorch_asks" \
+	@$(SANITIZE) $(BIN)/python -m pytest -q -p no:cacheprovider --disable-warnings \
+	    -k "not opcheck and not compiled and not pytorch_asks" \
 	    $(SANITIZED) $(ARGS)
 
 # Odd arguments of the native operators, where a read beside a tensor ends the process.
