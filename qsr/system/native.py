@@ -266,7 +266,7 @@ def _find_aot() -> Path:
     if path is None:
         raise Unusable("not compiled at installation")
     expected = source_hash()
-    if expected and not _is_made_from(path, expected):
+    if expected and not _is_made_from(path.read_bytes(), expected):
         raise Unusable(f"{path.name} was compiled from other sources; install again")
     return path
 
@@ -357,18 +357,19 @@ def _why_not_to_trust(folder: Path) -> str:
             if about.st_mode & 0o002 and not about.st_mode & stat.S_ISVTX:
                 return f"{path} can be written by everybody"
         for name, expected in sums.items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+            library = (folder / name).read_bytes()
+            if hashlib.sha256(library).hexdigest() != expected:
                 return f"{folder / name} is damaged"
-        if not _is_made_from(folder / "_ops.so", folder.name.partition("-")[0]):
-            return f"{folder / '_ops.so'} was compiled from other sources"
+            if name == "_ops.so" and not _is_made_from(library, folder.name.partition("-")[0]):
+                return f"{folder / name} was compiled from other sources"
     except (OSError, ValueError, AttributeError):
         return f"{folder} is not complete"
     return "" if "_ops.so" in sums else f"{folder} is not complete"
 
 
-def _is_made_from(library: Path, sources: str) -> bool:
+def _is_made_from(library: bytes, sources: str) -> bool:
     """Whether a library says that it was compiled from the sources with this hash."""
-    return f"qsr-source-hash:{sources}".encode() in library.read_bytes()
+    return f"qsr-source-hash:{sources}".encode() in library
 
 
 def _compile_into(folder: Path) -> None:
