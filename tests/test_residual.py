@@ -15,7 +15,8 @@ from qsr.backbone import DepthPlan
 from qsr.bench.steps import time_steps
 from qsr.integer import plan_reference
 from qsr.integer.lifetimes import places
-from qsr.integer.residual import ResidualProgram, framed, plan_of
+from qsr.integer.plan import framed
+from qsr.integer.residual import ResidualProgram, plan_of
 
 torch.set_num_threads(1)
 SMALL = {"features": 8, "blocks": 4, "depths": (4, 2, 1)}

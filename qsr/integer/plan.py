@@ -23,9 +23,9 @@ from torch import fx, nn
 
 from .layer import reach
 from .packed_layers import PackedConv2d, PackedConvTranspose2d, PackedLayer
-from .regions import LANES, LAYERS, MOVES, RESAMPLING, Op, Region, part_of
+from .regions import LANES, LAYERS, MOST_CODES, MOVES, RESAMPLING, Op, Region, part_of
 
-MOST_OPERATIONS, MOST_CODES = 6, 4  # of a finish; kMostOperations, kMostCodes of conv.h
+MOST_OPERATIONS = 6  # of a finish; kMostOperations of csrc/network/conv.h
 ROWS_WIDE = 48  # pixels of a row of rows; kWide of csrc/torch/ops_layer.cpp
 Rule = tuple[int, int, int, int]  # n -> ((n + a) // b + c) * d
 ONE: Rule = (0, 2**23, 1, 1)  # n -> 1: no picture has so many pixels in a row
@@ -126,7 +126,7 @@ class Store:
 @dataclass(frozen=True)
 class Step:
     """op: "conv" (also of rows); "float", "bilinear", "average" or "float_conv" (a
-    `packing.FloatConv2d` that pads nothing), which read floats; or a move: "pool", "nearest",
+    `packed_layers.FloatConv2d` that pads nothing), which read floats; or a move: "pool", "nearest",
     "shuffle", "pad".
 
     source: the value that it reads. layer: of a convolution; a transposed one makes a square of
@@ -453,6 +453,16 @@ def as_picture(rows: int) -> tuple[int, int]:
     ((1, 20), (3, 48))
     """
     return (1, rows) if rows < ROWS_WIDE else (-(-rows // ROWS_WIDE), ROWS_WIDE)
+
+
+def framed(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """Sizes of the inputs of a plan that begins with a convolution of floats, for a picture of this
+    size: with the zeros around it.
+
+    >>> framed(7, 9)
+    ((9, 11),)
+    """
+    return ((height + 2, width + 2),)
 
 
 def lanes(channels: int) -> int:

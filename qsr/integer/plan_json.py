@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from ..system.errors import first_line
-from .plan import MOST_CODES, MOST_OPERATIONS, OF_VALUES, Plan, Rule, Size, Step, Store, Value
+from .plan import MOST_OPERATIONS, OF_VALUES, Plan, Rule, Size, Step, Store, Value
 from .reference import ELEMENTS
-from .regions import LANES, MOVES, RESAMPLING
+from .regions import LANES, MOST_CODES, MOVES, RESAMPLING
 
 if TYPE_CHECKING:
     from .planned import NetworkPlan

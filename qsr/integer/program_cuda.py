@@ -21,10 +21,10 @@ from ..layers import split_bits
 from . import kernels
 from .lifetimes import places
 from .packed_layers import PackedConv2d
-from .plan import operand_value
+from .plan import framed, operand_value
 from .plan_reference import parameter
 from .program import Buffers, CodeConv, Program, filled, numbers
-from .residual import framed, plan_of
+from .residual import plan_of
 
 MOST_BLOCKS = 64  # kMostSkips of csrc/cuda/imma.h
 

@@ -42,7 +42,7 @@ from .packed_layers import (
 LAYERS = ("conv", "linear", "transposed")
 RESAMPLING = ("bilinear", "average")
 MOVES = ("cat", "chunk", "part", "pool", "nearest", "shuffle", "pad", "transposed")
-MOST_READERS = 4  # packed layers that get codes of one step; kMostCodes of csrc/network/conv.h
+MOST_CODES = 4  # packed layers that get codes of one step; kMostCodes of csrc/network/conv.h
 LANES = 16  # kMapLanes of csrc/network/conv.h: a map of codes has a multiple of this
 
 
@@ -321,7 +321,7 @@ def _moves(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
     op = ops[node]
     read_by_layers = all(u in ops and ops[u].kind in (*LAYERS, *MOVES) for u in node.users)
     if op.kind == "transposed":
-        return read_by_layers and _reading_layers(node, ops) <= MOST_READERS
+        return read_by_layers and _reading_layers(node, ops) <= MOST_CODES
     if op.kind in ("chunk", "part", "shuffle"):  # of what a step has in its registers
         return read_by_layers and not _is_move(op.inputs[0], ops)
     return read_by_layers

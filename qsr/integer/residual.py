@@ -30,7 +30,7 @@ from ..system import native
 from . import plan_table
 from .executor import Executor, aligned
 from .packed_layers import PackedConv2d
-from .plan import Plan, Size, Step, Store, Value, lanes, window
+from .plan import Plan, Size, Step, Store, Value, framed, lanes, window
 from .program import Buffers, Program
 from .tail import REACH
 
@@ -78,11 +78,6 @@ class ResidualProgram(Program):
 
 
 # The plan -----------------------------------------------------------------------------------------
-
-
-def framed(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Sizes of the inputs of a plan for lr of this size: with the zeros around it."""
-    return ((height + 2, width + 2),)
 
 
 def plan_of(network: QuantSR, keep: Sequence[bool], channels: int = 0) -> Plan:
