@@ -30,7 +30,8 @@ def wait(arguments: list[str], rounds: int = ROUNDS) -> tuple[float, float, bool
         subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
         after = os.times()
         took.append(time.perf_counter() - start)
-        worked.append(after[2] + after[3] - before[2] - before[3])  # of children: user, system
+        # Of children: user, system. Sums first: rounded, they never go down; differences may.
+        worked.append((after[2] + after[3]) - (before[2] + before[3]))
     told = [sys.executable, "-X", "importtime", *arguments]
     imports = subprocess.run(told, capture_output=True, text=True, check=True).stderr
     return (
