@@ -199,8 +199,11 @@ def rows(op: str, bits: int = 1) -> tuple[str, ...]:
 
     op, bits: see `available` of csrc/kernels.h.
     """
-    if not load().native:
-        return ()
+    return _rows(op, bits) if load().native else ()
+
+
+@functools.cache  # of a text that an operator returns, PyTorch leaves a copy on the heap, each time
+def _rows(op: str, bits: int) -> tuple[str, ...]:
     import torch
 
     names = torch.ops.qsr_native.available(op, bits)
