@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from .quantizer import RLQ, Quantizer
-from .system.errors import whole
+from .system.errors import floating, whole
 
 QuantizerFactory = Callable[..., Quantizer]  # a Quantizer class, or functools.partial of one
 Bits = int | tuple[int, int]  # one width for both, or (weights, activations)
@@ -158,7 +158,7 @@ class Quantized(nn.Module):
         inputs, weights = self.input_quantizer, self.weight_quantizer
         in_16_bits = _in_16_bits(x, inputs, weights)
         with no_autocast(x):
-            x = x.to(weight.dtype)
+            x = floating(x).to(weight.dtype)
             if in_16_bits:
                 sums = functools.partial(product, bias=None)
                 return _multiply_codes(sums, (inputs, x), (weights, weight), self.channel_dim, bias)

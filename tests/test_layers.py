@@ -240,6 +240,44 @@ def test_a_layer_that_never_runs_is_an_error_of_calibration():
         qsr.calibrate(qsr.quantize(net), torch.randn(1, 3, 8, 8))
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(3, 8, 3), (1, 3, 8, 8)),
+        (nn.ConvTranspose2d(3, 8, 2, 2), (1, 3, 8, 8)),
+        (nn.Conv1d(3, 8, 3), (1, 3, 8)),
+        (nn.Linear(8, 8), (2, 8)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.filterwarnings("ignore:the network runs layer by layer")
+def test_whole_numbers_are_refused_as_by_pytorch_in_training_and_packed(layer, shape):
+    low, x = qsr.quantize(nn.Sequential(layer), 4), torch.rand(shape)
+    pixels = (255 * x).byte()
+    with pytest.raises(TypeError, match="Divide 8-bit pictures by 255"):
+        qsr.calibrate(low, pixels)
+    qsr.calibrate(low, x)
+    for net in (low, qsr.pack(low)):
+        with pytest.raises(TypeError, match="Divide 8-bit pictures by 255"):
+            net(pixels)
+
+
+def test_what_calibration_can_t_use_gets_a_clear_word():
+    net, lr = nn.Sequential(nn.Conv2d(3, 8, 3)), torch.rand(1, 3, 8, 8)
+    low = qsr.quantize(net, 4)
+    for batch, error, word in (
+        ([lr], TypeError, "is a list"),
+        (lr.numpy(), TypeError, "is a ndarray"),
+        (lr[:0], ValueError, "is empty"),
+    ):
+        with pytest.raises(error, match=word):
+            qsr.calibrate(low, batch)
+    qsr.calibrate(low, lr)
+    for nothing in (net, qsr.pack(low)):
+        with pytest.raises(ValueError, match="nothing to calibrate"):
+            qsr.calibrate(nothing, lr)
+
+
 def test_a_network_that_was_not_calibrated_says_so():
     with pytest.raises(ValueError, match=r"qsr.calibrate\(net, batch\)"):
         qsr.quantize(Net())(torch.randn(1, 3, 8, 8))

@@ -56,7 +56,8 @@ def network(config=CONV):
 
 def calibrated(config=CONV):
     net = network(config)
-    qsr.calibrate(net, Noise().batch(0)[0])
+    if config.bits is not None:
+        qsr.calibrate(net, Noise().batch(0)[0])
     return net
 
 

@@ -114,6 +114,11 @@ def test_the_truth_can_have_a_share():
                 tune(student, teacher, data, config=config)
 
 
+def test_a_list_of_pictures_is_refused_with_the_function_that_takes_turns_in_it():
+    with pytest.raises(TypeError, match=r"is a list.*takes turns"):
+        tune(quietly(small(), 4), small(), [batches(0)])
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path):
     teacher = small()
     tune(quietly(teacher, 3), teacher, batches, folder=tmp_path, config=CONFIG)

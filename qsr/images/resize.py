@@ -34,6 +34,8 @@ def imresize(
     """
     if (scale is None) == (size is None):
         raise ValueError("imresize takes a `scale` or a `size`; give one of them.")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`x` is a {type(x).__name__}; imresize takes tensors [..., H, W].")
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f"`x` is {x.dtype}; imresize takes uint8 or floating point pictures.")
     if x.ndim < 2 or 0 in x.shape[-2:]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..system import native
+from ..system.errors import floating
 from . import kernels
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class LaidOut:
 
     def conv2d(self, x: Tensor) -> Tensor:
         """float [N, C, H, W] -> float32 [N, Cout, Ho, Wo], in the memory format of x."""
-        x = x.detach().float()
+        x = floating(x).detach().float()
         by_pixels = not channels_first(x)
         x = (x.permute(0, 2, 3, 1) if by_pixels else x).contiguous()
         values = (self.weights, self.arrays, self.codes, self.shape)
@@ -124,7 +125,7 @@ class LaidOut:
 
     def linear(self, x: Tensor) -> Tensor:
         """float [M, in] -> float32 [M, out]."""
-        x = x.detach().float().contiguous()
+        x = floating(x).detach().float().contiguous()
         values = (self.weights, self.arrays, self.codes, self.shape)
         return torch.ops.qsr_native.packed_linear(x, *values, self.row)
 

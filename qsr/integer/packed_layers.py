@@ -25,6 +25,7 @@ from ..layers import (
     no_autocast,
 )
 from ..quantizer import Quantizer, QuantSpec, to_codes
+from ..system.errors import floating
 from ..system.once import SETTING_UP
 from . import kernels
 from .bitplanes import BitPlanes, check_tail, words_for
@@ -156,7 +157,7 @@ class PackedLayer(nn.Module):
 
     def quantize(self, x: Tensor) -> BitPlanes:
         """Packed codes of x, float [N, C, H, W]."""
-        x = x.float()
+        x = floating(x).float()
         if self.narrow and self.signed:  # kernels know the whole range of two's complement only
             x = x.clamp(min=self.spec.qmin * self.step_size)
         return kernels.quantize_pack(
@@ -419,7 +420,7 @@ class FloatConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = kernels.conv2d_float(
-            x.float().permute(0, 2, 3, 1),
+            floating(x).float().permute(0, 2, 3, 1),
             self.weight,
             self.bias,
             self.padding,

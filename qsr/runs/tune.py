@@ -135,8 +135,14 @@ def tune(
     that time, with a checkpoint; so does Ctrl-C.
 
     Both networks run in eval mode: statistics of batch normalisation stay as they are. Raises
-    ValueError if the folder holds another run, and if the loss is not finite.
+    ValueError if the folder holds another run, and if the loss is not finite; TypeError for
+    pictures that are neither.
     """
+    if not (isinstance(pictures, Patches) or callable(pictures)):
+        raise TypeError(
+            f"`pictures` is a {type(pictures).__name__}; it is qsr.Patches, or a function of the "
+            "number of a step: `lambda step: batches[step % len(batches)]` takes turns in a list."
+        )
     config = recipe(steps) if config is None else config
     with contextlib.ExitStack() as stack:
         if folder is None:

@@ -15,6 +15,18 @@ def first_line(error: object) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def floating(x: Any) -> Any:
+    """The tensor `x` as it is, which a layer takes; TypeError where it holds whole numbers: PyTorch
+    would refuse them too, and pictures of 0 to 255 would come out white.
+    """
+    if not x.is_floating_point():
+        raise TypeError(
+            f"the input is {x.dtype}; quantised and packed layers take floating point numbers. "
+            "Divide 8-bit pictures by 255."
+        )
+    return x
+
+
 def whole(name: str, value: Any) -> int:
     """`value` as an int: whatever stands for a whole number, so numpy's integers too.
 
