@@ -173,7 +173,7 @@ SOAK_kills         = $(BIN)/python -m tests.kills $$(mktemp -d)
 SOAK_fuzz          = $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 SOAK_memory        = for args in "" "4 --scale 4" "1 --family t" "1 --family float"; do \
                          $(BIN)/python -m tests.memory_soak $$args || exit 1; done
-SOAK_installs      = $(BIN)/python -m tests.installs
+SOAK_installs      = $(BIN)/python -m tests.installs $(PYTHONS)
 SOAK_classrooms    = $(BIN)/python -m tests.classrooms
 SOAK_graders       = $(BIN)/python -m tests.graders
 SOAK_sanitize      = $(MAKE) --no-print-directory test-sanitize

@@ -1,9 +1,9 @@
 """`python -m tests.installs [PYTHON ...]`: install into new environments, torch from the index.
 
-With the wheel of `make wheel` (made here where dist/ has none), for every Python that is named: no
-compiler on PATH, the compiled core. With this Python also what compiles at first use: `pip install`
-of the clone and of its last commit, both in isolated builds. Each must enlarge a picture; seconds
-and sizes are printed. Some gigabytes are written, and removed.
+With the wheel of `make wheel` (made here where dist/ has none), for this Python and every one that
+is named: no compiler on PATH, the compiled core. With this Python also what compiles at first use:
+`pip install` of the clone and of its last commit, both in isolated builds. Each must enlarge a
+picture; seconds and sizes are printed. Some gigabytes are written, and removed.
 """
 
 import json
@@ -42,11 +42,10 @@ def main(pythons: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         wheel = next(iter(sorted(ROOT.glob("dist/quantsr-*.whl"))), None)
         wheel = wheel or build(ROOT, Path(folder), QSR_NATIVE="aot")
-        for python in pythons or [sys.executable]:
+        for python in (sys.executable, *pythons):
             install(python, str(wheel), PATH="/nonexistent")
-        if not pythons:
-            install(sys.executable, str(ROOT))
-            install(sys.executable, f"git+file://{ROOT}")
+        install(sys.executable, str(ROOT))
+        install(sys.executable, f"git+file://{ROOT}")
 
 
 if __name__ == "__main__":
