@@ -31,7 +31,7 @@ import qsr
 from qsr.course.student import links, read_without_solutions
 from qsr.course.viewers import Compare
 from qsr.images.data import make_pair, photo
-from qsr.images.picture import to_uint8
+from qsr.images.tensors import to_uint8
 from qsr.models import zoo
 from qsr.paper import baselines, baselines_report, gap, heldout, table1, table1_report, table2
 from qsr.paper.costs import RULES

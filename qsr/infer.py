@@ -26,18 +26,11 @@ from tqdm.auto import tqdm
 from .backbone import DepthPlan
 from .config import NetworkConfig
 from .images.formats import DEFAULT_MEMORY
-from .images.picture import (
-    BAND,
-    Picture,
-    check_pictures,
-    from_array,
-    from_pil,
-    read,
-    to_array,
-    to_pil,
-    to_uint8,
-)
+from .images.picture import BAND, Picture, from_array, to_array
+from .images.reading import from_pil, read
 from .images.resize import mirrored
+from .images.tensors import check_pictures, to_uint8
+from .images.writing import to_pil
 
 SHORTEST = 8  # lr pixels; pictures with a shorter side are enlarged with a frame around them
 SLACK = 1.0  # how far values may lie outside [0, 1]: noise and overshoot do, 0..255 does not

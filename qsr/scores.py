@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from .backbone import QuantSR
 from .images.data import Pair, pairs
 from .images.metrics import psnr_y, ssim_y
-from .images.picture import to_uint8
 from .images.resize import imresize
+from .images.tensors import to_uint8
 from .infer import Model, enlarge
 from .integer.packed_layers import PackedLayer
 from .integer.packing import PackedModel

@@ -18,7 +18,8 @@ from playwright.sync_api import sync_playwright
 from test_browser import CHROMIUM, FLAGS
 
 from qsr.images.colour import PRIMARIES, SRGB, SRGB_CURVE, profile
-from qsr.images.picture import read, write
+from qsr.images.reading import read
+from qsr.images.writing import write
 from qsr.infer import upscale_picture
 from qsr.models import zoo
 

@@ -27,8 +27,10 @@ from qsr.images.data import (
     textures,
 )
 from qsr.images.metrics import psnr_plane, psnr_y, ssim_plane, ssim_y
-from qsr.images.picture import read, rgb_to_y, size, to_array, to_uint8
+from qsr.images.picture import to_array
+from qsr.images.reading import read, size
 from qsr.images.resize import imresize
+from qsr.images.tensors import rgb_to_y, to_uint8
 
 
 def save(path: Path, height: int, width: int, seed: int = 0) -> np.ndarray:

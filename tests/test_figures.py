@@ -236,7 +236,7 @@ def test_the_crop_is_the_window_with_the_largest_variance():
     pictures = [torch.rand(1, 3, 12, 15, generator=generator) for _ in range(3)]
     top, left, height, width = busiest_window(pictures, (4, 5))
     assert (height, width) == (4, 5)
-    luma = torch.stack([qsr.images.picture.rgb_to_y(x)[0, 0] for x in pictures])
+    luma = torch.stack([qsr.images.tensors.rgb_to_y(x)[0, 0] for x in pictures])
     variance = luma.double().var(0, correction=0)
     sums = {
         (y, x): variance[y : y + 4, x : x + 5].sum().item() for y in range(9) for x in range(11)

@@ -21,21 +21,11 @@ from qsr.images import png as png_rows
 from qsr.images.colour import SRGB, SRGB_CURVE, profile
 from qsr.images.data import photo
 from qsr.images.metadata import Metadata
-from qsr.images.picture import (
-    MAX_PIXELS,
-    Picture,
-    check_pictures,
-    crop_border,
-    from_array,
-    from_pil,
-    read,
-    rgb_to_y,
-    to_array,
-    to_pil,
-    to_uint8,
-    write,
-)
+from qsr.images.picture import Picture, from_array, to_array
+from qsr.images.reading import MAX_PIXELS, from_pil, read
 from qsr.images.resize import imresize
+from qsr.images.tensors import check_pictures, crop_border, rgb_to_y, to_uint8
+from qsr.images.writing import to_pil, write
 
 quick = settings(deadline=None, max_examples=40)
 
@@ -1096,7 +1086,8 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     # A limit on the size of files makes the write itself fail, as a full disk does.
     program = f"""
 import resource, signal, numpy as np
-from qsr.images.picture import from_array, write
+from qsr.images.picture import from_array
+from qsr.images.writing import write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before)}, {resource.RLIM_INFINITY}))
 noise = np.random.default_rng(0).integers(256, size=(99, 99, 3), dtype=np.uint8)

@@ -9,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from qsr.images.metrics import psnr_plane, psnr_y, ssim_plane, ssim_y
-from qsr.images.picture import crop_border, rgb_to_y, to_uint8
+from qsr.images.tensors import crop_border, rgb_to_y, to_uint8
 
 quick = settings(deadline=None, max_examples=25)
 

@@ -18,7 +18,8 @@ from PIL import Image
 import qsr
 from qsr.course import exercises
 from qsr.course.student import source_of, tags, without_solutions
-from qsr.images.picture import read, to_pil
+from qsr.images.reading import read
+from qsr.images.writing import to_pil
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))

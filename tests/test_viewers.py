@@ -15,7 +15,7 @@ from PIL import Image
 
 from qsr.course import viz
 from qsr.course.viewers import INK, PALETTE, STYLE, Compare, Frames, figure
-from qsr.images.picture import to_uint8
+from qsr.images.tensors import to_uint8
 
 WHITE, SLATE, NIGHT = "#ffffff", "#1e2129", "#111111"  # pages: light; dark site; dark JupyterLab
 

@@ -16,7 +16,8 @@ from qsr.config import quantsr_c
 from qsr.course import viz
 from qsr.course.viz import Scene, before_after, demo
 from qsr.images.metrics import psnr_y
-from qsr.images.picture import read, to_uint8
+from qsr.images.reading import read
+from qsr.images.tensors import to_uint8
 from qsr.integer.packing import pack
 from qsr.models import zoo
 from qsr.models.file import save

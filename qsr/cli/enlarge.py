@@ -16,14 +16,9 @@ from tqdm.auto import tqdm
 from ..backbone import QuantSR
 from ..images.formats import DEFAULT_MEMORY
 from ..images.metadata import Metadata
-from ..images.picture import (
-    Picture,
-    check_decoder,
-    check_format,
-    encoder_bytes,
-    read,
-    write_rows,
-)
+from ..images.picture import Picture
+from ..images.reading import check_decoder, read
+from ..images.writing import check_format, encoder_bytes, write_rows
 from ..infer import upscaled_rows
 from ..integer.packing import PackedModel
 from ..models import zoo

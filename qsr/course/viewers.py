@@ -32,7 +32,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..images.picture import Picture, from_array, read, to_pil, to_uint8
+from ..images.picture import Picture, from_array
+from ..images.reading import read
+from ..images.tensors import to_uint8
+from ..images.writing import to_pil
 from ..system.files import replacing
 
 if TYPE_CHECKING:

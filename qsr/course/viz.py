@@ -26,7 +26,9 @@ from tqdm.auto import tqdm
 
 from ..images.data import make_pair, photo
 from ..images.metrics import psnr_y
-from ..images.picture import from_array, to_uint8, write
+from ..images.picture import from_array
+from ..images.tensors import to_uint8
+from ..images.writing import write
 from ..infer import enlarge
 from ..models import zoo
 from ..scores import bicubic

@@ -52,7 +52,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Member:
-    """A picture inside a packed file; `images.picture.read` reads it as it reads a path."""
+    """A picture inside a packed file; `images.reading.read` reads it as it reads a path."""
 
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
@@ -79,7 +79,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Source:
-    """A picture that is not loaded yet. file: what `images.picture.read` takes."""
+    """A picture that is not loaded yet. file: what `images.reading.read` takes."""
 
     file: Path | Member
     set: str

@@ -37,8 +37,10 @@ from tqdm.auto import tqdm
 from . import archive
 from .archive import Member, Source
 from .formats import FORMATS, SPLITS
-from .picture import Picture, read, size, to_uint8
+from .picture import Picture
+from .reading import read, size
 from .resize import imresize
+from .tensors import to_uint8
 
 EMBEDDED = "embedded"
 PICTURES = Path(__file__).parent / "pictures"

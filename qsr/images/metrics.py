@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .picture import check_pictures, crop_border, rgb_to_y, to_uint8
+from .tensors import check_pictures, crop_border, rgb_to_y, to_uint8
 
 
 def psnr_y(sr: Tensor, hr: Tensor, crop: int) -> Tensor:

@@ -44,7 +44,8 @@ from ..course.viewers import DARK, LIGHT, PALETTE, STYLE, write_figure
 from ..course.viz import Crop
 from ..images.data import PICTURES, Pair, Patches, make_pair
 from ..images.metrics import psnr_y
-from ..images.picture import read, rgb_to_y, to_uint8
+from ..images.reading import read
+from ..images.tensors import rgb_to_y, to_uint8
 from ..infer import Model, enlarge
 from ..layers import QConv2d, QLinear, split_bits
 from ..models import zoo

@@ -196,7 +196,7 @@ def pictures(folder: Path) -> Attempt:
 def archives(folder: Path) -> Attempt:
     """Files of `qsr data pack`: with a changed index, and with changed bytes."""
     for i in range(3):
-        qsr.images.picture.write(
+        qsr.images.writing.write(
             picture.from_array((torch.rand(12, 9, 3) * 255).byte().numpy()), folder / f"{i}.png"
         )
     sources = [archive.Source(folder / f"{i}.png", "a set", "train") for i in range(3)]
