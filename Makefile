@@ -95,11 +95,13 @@ notebooks: $(VENV)/lab-$(WANTED)
 	    $(NOTEBOOKS)
 
 # Copies to look at (make lab DIR=build/student), and a file that needs no checkout, to hand out.
-# YEAR=2027: with the numbers of a year in the tasks, see docs/instructors.md.
+# YEAR=2027: with the numbers of a year in the tasks, and its solutions for the instructor, see
+# docs/instructors.md.
 student: $(VENV)/lab-$(WANTED)
 	$(BIN)/python -m qsr.course.student build/student $(NOTEBOOKS) $(YEAR)
 	@$(BIN)/jupyter trust $(patsubst tutorials/%,build/student/%,$(NOTEBOOKS))
 	$(BIN)/python -m qsr.course.package build/qsr-course.zip $(NOTEBOOKS) $(YEAR)
+	$(if $(YEAR),$(BIN)/python -m qsr.course.student --solutions build/instructor $(NOTEBOOKS) $(YEAR))
 
 # For a lecture: build/slides/00_enlarge_a_photo.html, which needs the folder beside it and no network.
 slides: $(VENV)/lab-$(WANTED)

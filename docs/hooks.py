@@ -28,7 +28,8 @@ from mkdocs.structure.toc import get_toc
 from pathspec import GitIgnoreSpec
 
 import qsr
-from qsr.course.student import links, read_without_solutions
+from qsr.course import student
+from qsr.course.student import links
 from qsr.course.viewers import Compare
 from qsr.images.data import make_pair, photo
 from qsr.images.tensors import to_uint8
@@ -88,7 +89,7 @@ def on_post_build(config):
         return
     (site / "questions.gift").unlink(missing_ok=True)
     for path in site.rglob("*.ipynb"):
-        notebook = read_without_solutions(TUTORIALS / path.name)
+        notebook = student.read(TUTORIALS / path.name)
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 

@@ -5,11 +5,14 @@
 RIGHT holds answers in other styles than the solution; WRONG holds what a student may believe, by
 what is wrong with it. A check has to accept all of the first and to refuse all of the second; and
 no two of a list may be refused by one and the same claim alone: the second would measure nothing.
+Where a task has numbers of a year, answers have parameters of their names, which `right` and
+`wrong` fill in.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 
@@ -38,27 +41,44 @@ def codes_of(x: torch.Tensor, step: float, bits: int) -> torch.Tensor:
 RIGHT: dict[str, list[Callable]] = {}
 WRONG: dict[str, dict[str, Callable]] = {}
 
+
+def right(exercise: Exercise) -> list[Callable]:
+    """The right answers, with the numbers of the exercise's year."""
+    return [_of_year(answer, exercise) for answer in RIGHT[exercise.name]]
+
+
+def wrong(exercise: Exercise) -> dict[str, Callable]:
+    """The wrong answers, with the numbers of the exercise's year."""
+    return {what: _of_year(answer, exercise) for what, answer in WRONG[exercise.name].items()}
+
+
+def _of_year(answer: Callable, exercise: Exercise) -> Callable:
+    takes = inspect.signature(answer).parameters
+    used = {name: number for name, number in exercise.chosen().items() if name in takes}
+    return functools.partial(answer, **used) if used else answer
+
+
 # 00 Enlarge a photo -------------------------------------------------------------------------------
 
 RIGHT["grey_levels"] = [
-    lambda db: math.sqrt(255**2 * 10 ** (-db / 10)),
-    lambda db: np.float64(255) * np.power(10.0, -0.05 * db),
-    lambda db: torch.tensor(255.0) * torch.exp(torch.tensor(-db * math.log(10) / 20)),
+    lambda db, most: math.sqrt(most**2 * 10 ** (-db / 10)),
+    lambda db, most: np.float64(most) * np.power(10.0, -0.05 * db),
+    lambda db, most: torch.tensor(float(most)) * torch.exp(torch.tensor(-db * math.log(10) / 20)),
 ]
 WRONG["grey_levels"] = {
-    "the squared error for its root": lambda db: 255 / 10 ** (db / 10),
-    "a square that is not rooted": lambda db: 255**2 / 10 ** (db / 10),
-    "more decibels, more error": lambda db: 255 * 10 ** (db / 20),
-    "256 grey levels": lambda db: 256 / 10 ** (db / 20),
-    "e for 10": lambda db: 255 / math.exp(db / 20),
+    "the squared error for its root": lambda db, most: most / 10 ** (db / 10),
+    "a square that is not rooted": lambda db, most: most**2 / 10 ** (db / 10),
+    "more decibels, more error": lambda db, most: most * 10 ** (db / 20),
+    "256 grey levels": lambda db, most: (most + 1) / 10 ** (db / 20),
+    "e for 10": lambda db, most: most / math.exp(db / 20),
     "values of 0 to 1": lambda db: 1 / 10 ** (db / 20),
-    "the luma's range for 255": lambda db: 219 / 10 ** (db / 20),
-    "whole grey levels": lambda db: round(255 / 10 ** (db / 20)),
-    "never below a grey level": lambda db: max(1.0, 255 / 10 ** (db / 20)),
-    "no error above 255": lambda db: min(255.0, 255 / 10 ** (db / 20)),
+    "the luma's range for 255": lambda db, most: most * 219 / 255 / 10 ** (db / 20),
+    "whole grey levels": lambda db, most: round(most / 10 ** (db / 20)),
+    "never below a grey level": lambda db, most: max(1.0, most / 10 ** (db / 20)),
+    "no error above 255": lambda db, most: min(most, most / 10 ** (db / 20)),
     "the examples by heart": lambda db: {0.0: 255, 20.0: 25.5}.get(db, 8.588235),
-    "whole decibels": lambda db: 255 / 10 ** (int(db) / 20),
-    "the mean of the error, not the root": lambda db: 255 / 10 ** (db / 20) / 2,
+    "whole decibels": lambda db, most: most / 10 ** (int(db) / 20),
+    "the mean of the error, not the root": lambda db, most: most / 10 ** (db / 20) / 2,
 }
 
 
@@ -458,10 +478,10 @@ WRONG["alpha_gradient"] = {
 }
 
 
-def best_step_with(x, spec, parts=100, error=None, bits=None, top=None, clip=True):
+def best_step_with(x, spec, power, parts=100, error=None, bits=None, top=None, clip=True):
     """The search of the solution with one thing different."""
     low, high = spec.qmin if bits is None else -(2 ** (spec.bits - 1)), spec.qmax
-    error = error or (lambda e: e.square().mean())
+    error = error or (lambda e: e.abs().pow(power).mean())
     largest = (x.abs().max() if top is None else top(x)) / spec.qmax
     best = None
     for part in range(1, parts + 1):
@@ -474,25 +494,25 @@ def best_step_with(x, spec, parts=100, error=None, bits=None, top=None, clip=Tru
     return best[1]
 
 
-def best_step_by_numpy(x, spec):
+def best_step_by_numpy(x, spec, power):
     x = x.double().numpy().ravel()
     steps = np.abs(x).max() / spec.qmax * np.arange(0.01, 1.0001, 0.01)
-    errors = [np.mean((s * np.clip(np.rint(x / s), spec.qmin, spec.qmax) - x) ** 2) for s in steps]
-    return steps[int(np.argmin(errors))]
+    errors = [s * np.clip(np.rint(x / s), spec.qmin, spec.qmax) - x for s in steps]
+    return steps[int(np.argmin([np.mean(np.abs(e) ** power) for e in errors]))]
 
 
-def best_step_index(x, spec):
-    step = best_step_with(x, spec)
+def best_step_index(x, spec, power):
+    step = best_step_with(x, spec, power)
     return round(100 * step * spec.qmax / x.abs().max().item())
 
 
-def best_step_going_down(x, spec):
+def best_step_going_down(x, spec, power):
     """Stops at the first step that is worse than the one before it."""
     largest, before = (x.abs().max() / spec.qmax).item(), None
     for part in range(100, 0, -1):
         step = largest * part / 100
         codes = (x / step).round().clamp(spec.qmin, spec.qmax)
-        error = (step * codes - x).square().mean().item()
+        error = (step * codes - x).abs().pow(power).mean().item()
         if before is not None and error > before:
             return largest * (part + 1) / 100
         before = error
@@ -501,30 +521,36 @@ def best_step_going_down(x, spec):
 
 RIGHT["best_step"] = [
     best_step_by_numpy,
-    lambda x, spec: torch.tensor(best_step_with(x.double(), spec, parts=300)),
-    lambda x, spec: best_step_with(x, spec, error=lambda e: e.square().sum()),
+    lambda x, spec, power: torch.tensor(best_step_with(x.double(), spec, power, parts=300)),
+    lambda x, spec, power: best_step_with(x, spec, power, error=lambda e: e.abs().pow(power).sum()),
 ]
 WRONG["best_step"] = {
     "the largest value": lambda x, spec: (x.abs().max() / spec.qmax).item(),
     "LSQ's start": lambda x, spec: 2 * x.abs().mean() / math.sqrt(spec.qmax),
     "99 % of the values": lambda x, spec: x.abs().flatten().quantile(0.99) / spec.qmax,
-    "the mean absolute error": lambda x, spec: best_step_with(
-        x, spec, error=lambda e: e.abs().mean()
+    "the mean absolute error": lambda x, spec, power: best_step_with(
+        x, spec, power, error=lambda e: e.abs().mean()
     ),
-    "the largest error": lambda x, spec: best_step_with(x, spec, error=lambda e: e.abs().max()),
-    "the mean error": lambda x, spec: best_step_with(x, spec, error=lambda e: e.mean().abs()),
-    "codes are not clipped": lambda x, spec: best_step_with(x, spec, clip=False),
-    "five steps only": lambda x, spec: best_step_with(x, spec, parts=5),
-    "the largest, not the largest magnitude": lambda x, spec: best_step_with(
-        x, spec, top=lambda x: x.max().clamp(min=1e-3)
+    "the largest error": lambda x, spec, power: best_step_with(
+        x, spec, power, error=lambda e: e.abs().max()
     ),
-    "the first row only": lambda x, spec: best_step_with(x[0] if x.ndim > 1 else x[:9], spec),
+    "the mean error": lambda x, spec, power: best_step_with(
+        x, spec, power, error=lambda e: e.mean().abs()
+    ),
+    "codes are not clipped": lambda x, spec, power: best_step_with(x, spec, power, clip=False),
+    "five steps only": lambda x, spec, power: best_step_with(x, spec, power, parts=5),
+    "the largest, not the largest magnitude": lambda x, spec, power: best_step_with(
+        x, spec, power, top=lambda x: x.max().clamp(min=1e-3)
+    ),
+    "the first row only": lambda x, spec, power: best_step_with(
+        x[0] if x.ndim > 1 else x[:9], spec, power
+    ),
     "the number of the step": best_step_index,
     "the first valley from above": best_step_going_down,
-    "the error for the step": lambda x, spec: best_step_with(x, spec) ** 2 / 12,
-    "the range for the step": lambda x, spec: best_step_with(x, spec) * spec.qmax,
+    "the error for the step": lambda x, spec, power: best_step_with(x, spec, power) ** 2 / 12,
+    "the range for the step": lambda x, spec, power: best_step_with(x, spec, power) * spec.qmax,
     "half of the range by heart": lambda x, spec: 0.5 * (x.abs().max() / spec.qmax).item(),
-    "x is scaled": lambda x, spec: best_step_with(x.div_(x.abs().max()), spec),
+    "x is scaled": lambda x, spec, power: best_step_with(x.div_(x.abs().max()), spec, power),
 }
 
 # 03 Depth-dynamic training ------------------------------------------------------------------------
@@ -843,43 +869,49 @@ WRONG["greedy"] = {
 # 04a Windows and attention ------------------------------------------------------------------------
 
 
-def regions_of(length, window, shift):
-    return [0] * (length - window) + [1] * (window - shift) + [2] * shift
+def regions_of(length, window, shift, rolled):
+    return [0] * (length - window) + [1] * (window - shift) + [rolled] * shift
 
 
-def regions_by_slices(length, window, shift):
+def regions_by_slices(length, window, shift, rolled):
     side = torch.zeros(length, dtype=torch.long)
     side[length - window :] = 1
-    side[length - shift :] = 2
+    side[length - shift :] = rolled
     return side
 
 
 RIGHT["regions"] = [
     regions_of,
     regions_by_slices,
-    lambda length, window, shift: np.digitize(np.arange(length), [length - window, length - shift]),
+    lambda length, window, shift, rolled: np.array([0, 1, rolled])[
+        np.digitize(np.arange(length), [length - window, length - shift])
+    ],
 ]
 WRONG["regions"] = {
-    "half a window whatever the shift": lambda n, w, s: regions_of(n, w, w // 2),
-    "one position too early": lambda n, w, s: regions_of(n, w, s + 1),
-    "one position too late": lambda n, w, s: regions_of(n, w, s - 1 if s else 0),
-    "1 and 2 exchanged": lambda n, w, s: [(0, 2, 1)[r] for r in regions_of(n, w, s)],
-    "at the start": lambda n, w, s: regions_of(n, w, s)[::-1],
-    "the shift from the other side": lambda n, w, s: regions_of(n, w, w - s),
-    "in every window": lambda n, w, s: ([1] * (w - s) + [2] * s) * (n // w),
-    "16 positions by heart": lambda n, w, s: [0] * 8 + [1] * (w - s) + [2] * s,
-    "two regions": lambda n, w, s: [min(r, 1) for r in regions_of(n, w, s)],
-    "the whole last window was rolled in": lambda n, w, s: [0] * (n - w) + [2] * w,
-    "only what was rolled in": lambda n, w, s: [0] * (n - s) + [2] * s,
-    "-0 is the start": lambda n, w, s: (
+    "half a window whatever the shift": lambda n, w, s, rolled: regions_of(n, w, w // 2, rolled),
+    "one position too early": lambda n, w, s, rolled: regions_of(n, w, s + 1, rolled),
+    "one position too late": lambda n, w, s, rolled: regions_of(n, w, s - 1 if s else 0, rolled),
+    "1 and 2 exchanged": lambda n, w, s, rolled: [
+        (0, rolled, 1)[r] for r in regions_of(n, w, s, rolled)
+    ],
+    "at the start": lambda n, w, s, rolled: regions_of(n, w, s, rolled)[::-1],
+    "the shift from the other side": lambda n, w, s, rolled: regions_of(n, w, w - s, rolled),
+    "in every window": lambda n, w, s, rolled: ([1] * (w - s) + [rolled] * s) * (n // w),
+    "16 positions by heart": lambda n, w, s, rolled: [0] * 8 + [1] * (w - s) + [rolled] * s,
+    "two regions": lambda n, w, s, rolled: [min(r, 1) for r in regions_of(n, w, s, rolled)],
+    "the whole last window was rolled in": lambda n, w, s, rolled: [0] * (n - w) + [rolled] * w,
+    "only what was rolled in": lambda n, w, s, rolled: [0] * (n - s) + [rolled] * s,
+    "-0 is the start": lambda n, w, s, rolled: (
         (side := [0] * n).__setitem__(slice(-w, None), [1] * w)
-        or side.__setitem__(slice(-s, None), [2] * len(side[-s:]))
+        or side.__setitem__(slice(-s, None), [rolled] * len(side[-s:]))
         or side
     ),
-    "windows of 8": lambda n, w, s: regions_of(n, 8, min(s, 8)) if n >= 8 else [0] * n,
-    "at most half a window": lambda n, w, s: regions_of(n, w, min(s, w // 2)),
-    "0 is always there": lambda n, w, s: [0, *regions_of(n, w, s)[1:]],
-    "at least half a window": lambda n, w, s: regions_of(n, w, max(s, w // 2)),
+    "windows of 8": lambda n, w, s, rolled: (
+        regions_of(n, 8, min(s, 8), rolled) if n >= 8 else [0] * n
+    ),
+    "at most half a window": lambda n, w, s, rolled: regions_of(n, w, min(s, w // 2), rolled),
+    "0 is always there": lambda n, w, s, rolled: [0, *regions_of(n, w, s, rolled)[1:]],
+    "at least half a window": lambda n, w, s, rolled: regions_of(n, w, max(s, w // 2), rolled),
 }
 
 
@@ -1144,34 +1176,48 @@ WRONG["reach"] = {
 }
 
 
-def intensity_with(rows, bits, inputs=1.0, weights=1.0, sums=4.0, macs=1.0):
-    read = inputs * rows * 1024 * bits / 8 + weights * 1024 * 1024 * bits / 8
-    return macs * rows * 1024 * 1024 / (read + sums * rows * 1024)
+def intensity_with(rows, bits, width, inputs=1.0, weights=1.0, sums=4.0, macs=1.0):
+    read = inputs * rows * width * bits / 8 + weights * width * width * bits / 8
+    return macs * rows * width * width / (read + sums * rows * width)
 
 
 RIGHT["intensity"] = [
-    lambda rows, bits: 1 / (bits / 8 / 1024 + bits / 8 / rows + 4 / 1024),
-    lambda rows, bits: np.float64(rows << 20) / ((rows + 1024) * 128 * bits + (rows << 12)),
-    lambda rows, bits: torch.tensor(intensity_with(rows, bits), dtype=torch.float64),
+    lambda rows, bits, width: 1 / (bits / 8 / width + bits / 8 / rows + 4 / width),
+    lambda rows, bits, width: (
+        np.float64(rows * width**2) / ((rows + width) * width // 8 * bits + rows * width * 4)
+    ),
+    lambda rows, bits, width: torch.tensor(intensity_with(rows, bits, width), dtype=torch.float64),
 ]
 WRONG["intensity"] = {
-    "sums of as many bits as codes": lambda rows, bits: intensity_with(rows, bits, sums=bits / 8),
-    "sums in a byte": lambda rows, bits: intensity_with(rows, bits, sums=1),
-    "no sums": lambda rows, bits: intensity_with(rows, bits, sums=0),
-    "no inputs": lambda rows, bits: intensity_with(rows, bits, inputs=0),
-    "no weights": lambda rows, bits: intensity_with(rows, bits, weights=0),
-    "weights once for each row": lambda rows, bits: intensity_with(rows, bits, weights=rows),
-    "inputs once for each output": lambda rows, bits: intensity_with(rows, bits, inputs=1024),
-    "a product and a sum are two": lambda rows, bits: intensity_with(rows, bits, macs=2),
-    "bits for bytes": lambda rows, bits: intensity_with(rows, bits) / 8,
-    "bytes per product": lambda rows, bits: 1 / intensity_with(rows, bits),
-    "4 bits by heart": lambda rows, bits: intensity_with(rows, 4),
-    "a byte for each code": lambda rows, bits: intensity_with(rows, 8),
-    "whole bytes": lambda rows, bits: intensity_with(rows, -(-bits // 8) * 8),
-    "products by the byte, whole": lambda rows, bits: round(intensity_with(rows, bits), 1),
-    "one row by heart": lambda rows, bits: intensity_with(1, bits),
-    "weights read once more": lambda rows, bits: intensity_with(rows, bits, weights=2),
-    "at most 8 bits": lambda rows, bits: intensity_with(rows, min(bits, 8)),
+    "sums of as many bits as codes": lambda rows, bits, width: intensity_with(
+        rows, bits, width, sums=bits / 8
+    ),
+    "sums in a byte": lambda rows, bits, width: intensity_with(rows, bits, width, sums=1),
+    "no sums": lambda rows, bits, width: intensity_with(rows, bits, width, sums=0),
+    "no inputs": lambda rows, bits, width: intensity_with(rows, bits, width, inputs=0),
+    "no weights": lambda rows, bits, width: intensity_with(rows, bits, width, weights=0),
+    "weights once for each row": lambda rows, bits, width: intensity_with(
+        rows, bits, width, weights=rows
+    ),
+    "inputs once for each output": lambda rows, bits, width: intensity_with(
+        rows, bits, width, inputs=width
+    ),
+    "a product and a sum are two": lambda rows, bits, width: intensity_with(
+        rows, bits, width, macs=2
+    ),
+    "bits for bytes": lambda rows, bits, width: intensity_with(rows, bits, width) / 8,
+    "bytes per product": lambda rows, bits, width: 1 / intensity_with(rows, bits, width),
+    "4 bits by heart": lambda rows, bits, width: intensity_with(rows, 4, width),
+    "a byte for each code": lambda rows, bits, width: intensity_with(rows, 8, width),
+    "whole bytes": lambda rows, bits, width: intensity_with(rows, -(-bits // 8) * 8, width),
+    "products by the byte, whole": lambda rows, bits, width: round(
+        intensity_with(rows, bits, width), 1
+    ),
+    "one row by heart": lambda rows, bits, width: intensity_with(1, bits, width),
+    "weights read once more": lambda rows, bits, width: intensity_with(
+        rows, bits, width, weights=2
+    ),
+    "at most 8 bits": lambda rows, bits, width: intensity_with(rows, min(bits, 8), width),
 }
 
 # 06 Full reproduction -----------------------------------------------------------------------------
@@ -1238,33 +1284,49 @@ WRONG["suspects"] = {
     ],
 }
 RIGHT["saving"] = [
-    lambda total, floats, bits: 1 - (floats + (total - floats) * bits / 32) / total,
-    lambda total, floats, bits: np.float64(1 - floats / total) * (32 - bits) / 32,
-    lambda total, floats, bits: torch.tensor((1 - floats / total) * (1 - bits / 32)),
+    lambda total, floats, bits, full: 1 - (floats + (total - floats) * bits / full) / total,
+    lambda total, floats, bits, full: np.float64(1 - floats / total) * (full - bits) / full,
+    lambda total, floats, bits, full: torch.tensor((1 - floats / total) * (1 - bits / full)),
 ]
 WRONG["saving"] = {
-    "full precision is forgotten": lambda total, floats, bits: 1 - bits / 32,
-    "what is left, not what is saved": lambda total, floats, bits: (
-        (floats + (total - floats) * bits / 32) / total
+    "full precision is forgotten": lambda total, floats, bits, full: 1 - bits / full,
+    "what is left, not what is saved": lambda total, floats, bits, full: (
+        (floats + (total - floats) * bits / full) / total
     ),
-    "of the quantised ones": lambda total, floats, bits: (
-        (total - floats) * (1 - bits / 32) / max(total - floats, 1)
+    "of the quantised ones": lambda total, floats, bits, full: (
+        (total - floats) * (1 - bits / full) / max(total - floats, 1)
     ),
-    "in per cent": lambda total, floats, bits: 100 * (1 - floats / total) * (1 - bits / 32),
-    "a number of operations": lambda total, floats, bits: (total - floats) * (1 - bits / 32),
-    "of 16 bits": lambda total, floats, bits: (1 - floats / total) * (1 - bits / 16),
-    "floats are saved": lambda total, floats, bits: floats / total * (1 - bits / 32),
-    "by the square of the bits": lambda total, floats, bits: (
-        (1 - floats / total) * (1 - (bits / 32) ** 2)
+    "in per cent": lambda total, floats, bits, full: 100 * (1 - floats / total) * (1 - bits / full),
+    "a number of operations": lambda total, floats, bits, full: (
+        (total - floats) * (1 - bits / full)
+    ),
+    "of half as many bits": lambda total, floats, bits, full: (
+        (1 - floats / total) * (1 - bits / (full / 2))
+    ),
+    "floats are saved": lambda total, floats, bits, full: floats / total * (1 - bits / full),
+    "by the square of the bits": lambda total, floats, bits, full: (
+        (1 - floats / total) * (1 - (bits / full) ** 2)
     ),
     "everything quantised is free": lambda total, floats, bits: 1 - floats / total,
-    "floats come on top": lambda total, floats, bits: total * (1 - bits / 32) / (total + floats),
-    "4 bits by heart": lambda total, floats, bits: (1 - floats / total) * (1 - 4 / 32),
-    "whole numbers": lambda total, floats, bits: (total - floats) * (32 - bits) // 32 // total,
-    "two decimals": lambda total, floats, bits: round((1 - floats / total) * (1 - bits / 32), 2),
-    "bits from 8 only": lambda total, floats, bits: (1 - floats / total) * (1 - min(bits, 8) / 32),
-    "as a multiple": lambda total, floats, bits: total / (floats + (total - floats) * bits / 32),
-    "more than 32 bits": lambda total, floats, bits: (1 - floats / total) * (1 - bits / 33),
+    "floats come on top": lambda total, floats, bits, full: (
+        total * (1 - bits / full) / (total + floats)
+    ),
+    "4 bits by heart": lambda total, floats, bits, full: (1 - floats / total) * (1 - 4 / full),
+    "whole numbers": lambda total, floats, bits, full: (
+        (total - floats) * (full - bits) // full // total
+    ),
+    "two decimals": lambda total, floats, bits, full: round(
+        (1 - floats / total) * (1 - bits / full), 2
+    ),
+    "bits from 8 only": lambda total, floats, bits, full: (
+        (1 - floats / total) * (1 - min(bits, 8) / full)
+    ),
+    "as a multiple": lambda total, floats, bits, full: (
+        total / (floats + (total - floats) * bits / full)
+    ),
+    "more than 32 bits": lambda total, floats, bits, full: (
+        (1 - floats / total) * (1 - bits / (full + 1))
+    ),
 }
 
 
@@ -1272,83 +1334,101 @@ def gap_with(full, quantised, counts, gap=lambda f, q: f - q, nothing=None):
     return gap(full, quantised) if counts else nothing
 
 
-def gap_of(full, quantised, full_steps, quantised_steps, gained):
-    return gap_with(full, quantised, full_steps >= quantised_steps and gained < 0.02)
+def gap_of(full, quantised, full_steps, quantised_steps, gained, done):
+    return gap_with(full, quantised, full_steps >= quantised_steps and gained < done)
 
 
-def gap_by_branches(full, quantised, full_steps, quantised_steps, gained):
+def gap_by_branches(full, quantised, full_steps, quantised_steps, gained, done):
     if full_steps < quantised_steps:
         return None
-    if gained >= 0.02:
+    if gained >= done:
         return None
     return np.float64(full) - quantised
 
 
-def gap_by_a_condition(full, quantised, full_steps, quantised_steps, gained):
-    trusted = not (full_steps < quantised_steps or gained > 0.02 or gained == 0.02)
+def gap_by_a_condition(full, quantised, full_steps, quantised_steps, gained, done):
+    trusted = not (full_steps < quantised_steps or gained > done or gained == done)
     if trusted:
         return torch.tensor(full, dtype=torch.float64) - quantised
 
 
 RIGHT["gap_that_counts"] = [gap_of, gap_by_branches, gap_by_a_condition]
 WRONG["gap_that_counts"] = {
-    "a distance": lambda f, q, a, b, g: gap_with(
-        f, q, a >= b and g < 0.02, lambda f, q: abs(f - q)
+    "a distance": lambda f, q, a, b, g, done: gap_with(
+        f, q, a >= b and g < done, lambda f, q: abs(f - q)
     ),
-    "another threshold, 0.05": lambda f, q, a, b, g: gap_with(f, q, a >= b and g < 0.05),
-    "another threshold, 0.015": lambda f, q, a, b, g: gap_with(f, q, a >= b and g < 0.015),
-    "0.02 dB still counts": lambda f, q, a, b, g: gap_with(f, q, a >= b and g <= 0.02),
-    "as many steps do not count": lambda f, q, a, b, g: gap_with(f, q, a > b and g < 0.02),
-    "steps are ignored": lambda f, q, a, b, g: gap_with(f, q, g < 0.02),
+    "another threshold, 0.05": lambda f, q, a, b, g, done: gap_with(
+        f, q, a >= b and g < 2.5 * done
+    ),
+    "another threshold, 0.015": lambda f, q, a, b, g, done: gap_with(
+        f, q, a >= b and g < 0.75 * done
+    ),
+    "0.02 dB still counts": lambda f, q, a, b, g, done: gap_with(f, q, a >= b and g <= done),
+    "as many steps do not count": lambda f, q, a, b, g, done: gap_with(f, q, a > b and g < done),
+    "steps are ignored": lambda f, q, a, b, g, done: gap_with(f, q, g < done),
     "what it gained is ignored": lambda f, q, a, b, g: gap_with(f, q, a >= b),
-    "either will do": lambda f, q, a, b, g: gap_with(f, q, a >= b or g < 0.02),
-    "the sign": lambda f, q, a, b, g: gap_with(f, q, a >= b and g < 0.02, lambda f, q: q - f),
-    "0 for None": lambda f, q, a, b, g: gap_with(f, q, a >= b and g < 0.02, nothing=0.0),
-    "no gap of 0": lambda f, q, a, b, g: gap_with(f, q, a >= b and g < 0.02) or None,
-    "one decimal": lambda f, q, a, b, g: gap_with(
-        f, q, a >= b and g < 0.02, lambda f, q: round(f - q, 1)
+    "either will do": lambda f, q, a, b, g, done: gap_with(f, q, a >= b or g < done),
+    "the sign": lambda f, q, a, b, g, done: gap_with(f, q, a >= b and g < done, lambda f, q: q - f),
+    "0 for None": lambda f, q, a, b, g, done: gap_with(f, q, a >= b and g < done, nothing=0.0),
+    "no gap of 0": lambda f, q, a, b, g, done: gap_with(f, q, a >= b and g < done) or None,
+    "one decimal": lambda f, q, a, b, g, done: gap_with(
+        f, q, a >= b and g < done, lambda f, q: round(f - q, 1)
     ),
-    "a loss at the end is a gain": lambda f, q, a, b, g: gap_with(f, q, a >= b and abs(g) < 0.02),
+    "a loss at the end is a gain": lambda f, q, a, b, g, done: gap_with(
+        f, q, a >= b and abs(g) < done
+    ),
     "always": lambda f, q, a, b, g: f - q,
     "never": lambda f, q, a, b, g: None,
-    "half the steps will do": lambda f, q, a, b, g: gap_with(f, q, 2 * a >= b and g < 0.02),
-    "of as many steps only": lambda f, q, a, b, g: gap_with(f, q, a == b and g < 0.02),
-    "a little fewer steps will do": lambda f, q, a, b, g: gap_with(f, q, a + 9 >= b and g < 0.02),
+    "half the steps will do": lambda f, q, a, b, g, done: gap_with(f, q, 2 * a >= b and g < done),
+    "of as many steps only": lambda f, q, a, b, g, done: gap_with(f, q, a == b and g < done),
+    "a little fewer steps will do": lambda f, q, a, b, g, done: gap_with(
+        f, q, a + 9 >= b and g < done
+    ),
 }
 
 # 07 Your turn -------------------------------------------------------------------------------------
 
 
-def bytes_with(out, taps, bits, words):
-    return out * taps * bits * words * 8
+def bytes_with(out, taps, bits, words, word):
+    return out * taps * bits * words * word // 8
 
 
 RIGHT["packed_bytes"] = [
-    lambda out, taps, channels, bits: out * taps * bits * 8 * math.ceil(channels / 64),
-    lambda out, taps, channels, bits: np.prod([out, taps, bits, (channels + 63) // 64, 8]),
-    lambda out, taps, channels, bits: (
-        sum(8 for _ in range(bits) for _ in range(0, channels, 64)) * out * taps
+    lambda out, taps, channels, bits, word: (
+        out * taps * bits * (word // 8) * math.ceil(channels / word)
+    ),
+    lambda out, taps, channels, bits, word: np.prod(
+        [out, taps, bits, (channels + word - 1) // word, word // 8]
+    ),
+    lambda out, taps, channels, bits, word: (
+        sum(word // 8 for _ in range(bits) for _ in range(0, channels, word)) * out * taps
     ),
 ]
 WRONG["packed_bytes"] = {
     "no whole words": lambda o, t, c, b: o * t * c * b // 8,
     "whole bytes, not words": lambda o, t, c, b: o * t * b * -(-c // 8),
-    "words of 32 bits": lambda o, t, c, b: o * t * b * -(-c // 32) * 4,
-    "words of 128 bits": lambda o, t, c, b: o * t * b * -(-c // 128) * 16,
-    "rounded down": lambda o, t, c, b: bytes_with(o, t, b, max(c // 64, 1)),
-    "one word too many": lambda o, t, c, b: bytes_with(o, t, b, c // 64 + 1),
-    "at most two words": lambda o, t, c, b: bytes_with(o, t, b, min(-(-c // 64), 2)),
-    "words, not bytes": lambda o, t, c, b: o * t * b * -(-c // 64),
-    "bits for bytes": lambda o, t, c, b: o * t * b * -(-c // 64) * 64,
-    "all bits in one row": lambda o, t, c, b: 8 * o * t * -(-c * b // 64),
-    "taps in the row": lambda o, t, c, b: 8 * o * b * -(-c * t // 64),
-    "9 taps by heart": lambda o, t, c, b: bytes_with(o, 9, b, -(-c // 64)),
-    "4 bits by heart": lambda o, t, c, b: bytes_with(o, t, 4, -(-c // 64)),
-    "64 outputs by heart": lambda o, t, c, b: bytes_with(64, t, b, -(-c // 64)),
-    "outputs in words": lambda o, t, c, b: bytes_with(-(-o // 64) * 64, t, b, -(-c // 64)),
-    "at most 8 words": lambda o, t, c, b: bytes_with(o, t, b, min(-(-c // 64), 3)),
-    "2^b planes": lambda o, t, c, b: bytes_with(o, t, 2 ** (b - 1), -(-c // 64)),
-    "no word for few": lambda o, t, c, b: bytes_with(o, t, b, -(-c // 64)) * (c > 1),
+    "words of half as many bits": lambda o, t, c, b, word: (
+        o * t * b * -(-c // (word // 2)) * (word // 16)
+    ),
+    "words of twice as many bits": lambda o, t, c, b, word: (
+        o * t * b * -(-c // (2 * word)) * (word // 4)
+    ),
+    "rounded down": lambda o, t, c, b, word: bytes_with(o, t, b, max(c // word, 1), word),
+    "one word too many": lambda o, t, c, b, word: bytes_with(o, t, b, c // word + 1, word),
+    "at most two words": lambda o, t, c, b, word: bytes_with(o, t, b, min(-(-c // word), 2), word),
+    "words, not bytes": lambda o, t, c, b, word: o * t * b * -(-c // word),
+    "bits for bytes": lambda o, t, c, b, word: o * t * b * -(-c // word) * word,
+    "all bits in one row": lambda o, t, c, b, word: word // 8 * o * t * -(-c * b // word),
+    "taps in the row": lambda o, t, c, b, word: word // 8 * o * b * -(-c * t // word),
+    "9 taps by heart": lambda o, t, c, b, word: bytes_with(o, 9, b, -(-c // word), word),
+    "4 bits by heart": lambda o, t, c, b, word: bytes_with(o, t, 4, -(-c // word), word),
+    "64 outputs by heart": lambda o, t, c, b, word: bytes_with(64, t, b, -(-c // word), word),
+    "outputs in words": lambda o, t, c, b, word: bytes_with(
+        -(-o // word) * word, t, b, -(-c // word), word
+    ),
+    "at most 8 words": lambda o, t, c, b, word: bytes_with(o, t, b, min(-(-c // word), 3), word),
+    "2^b planes": lambda o, t, c, b, word: bytes_with(o, t, 2 ** (b - 1), -(-c // word), word),
+    "no word for few": lambda o, t, c, b, word: bytes_with(o, t, b, -(-c // word), word) * (c > 1),
 }
 RIGHT["tent"] = [
     lambda u: 4 * torch.minimum(u, 1 - u),
@@ -1377,34 +1457,38 @@ WRONG["tent"] = {
 }
 
 
-def start_in_place(x, qmax):
-    return x.abs_().flatten().quantile(0.99) / qmax
+def start_in_place(x, qmax, share):
+    return x.abs_().flatten().quantile(share / 100) / qmax
 
 
 RIGHT["start_without_outliers"] = [
-    lambda x, qmax: np.quantile(np.abs(x.numpy()), 0.99) / qmax,
-    lambda x, qmax: x.abs().flatten().kthvalue(int(0.99 * x.numel()) + 1).values / qmax,
-    lambda x, qmax: x.double().abs().view(-1).sort().values[int(0.99 * x.numel())].item() / qmax,
+    lambda x, qmax, share: np.quantile(np.abs(x.numpy()), share / 100) / qmax,
+    lambda x, qmax, share: (
+        x.abs().flatten().kthvalue(int(share / 100 * x.numel()) + 1).values / qmax
+    ),
+    lambda x, qmax, share: (
+        x.double().abs().view(-1).sort().values[int(share / 100 * x.numel())].item() / qmax
+    ),
 ]
 WRONG["start_without_outliers"] = {
     "the maximum": lambda x, qmax: x.abs().max() / qmax,
     "90 %": lambda x, qmax: x.abs().flatten().quantile(0.9) / qmax,
     "99.9 %": lambda x, qmax: x.abs().flatten().quantile(0.999) / qmax,
-    "values for magnitudes": lambda x, qmax: x.flatten().quantile(0.99) / qmax,
-    "99 % of the maximum": lambda x, qmax: 0.99 * x.abs().max() / qmax,
-    "the end, not the step": lambda x, qmax: x.abs().flatten().quantile(0.99),
-    "times qmax": lambda x, qmax: x.abs().flatten().quantile(0.99) * qmax,
-    "qmax + 1": lambda x, qmax: x.abs().flatten().quantile(0.99) / (qmax + 1),
-    "qmax 7 by heart": lambda x, qmax: x.abs().flatten().quantile(0.99) / 7,
+    "values for magnitudes": lambda x, qmax, share: x.flatten().quantile(share / 100) / qmax,
+    "99 % of the maximum": lambda x, qmax, share: share / 100 * x.abs().max() / qmax,
+    "the end, not the step": lambda x, qmax, share: x.abs().flatten().quantile(share / 100),
+    "times qmax": lambda x, qmax, share: x.abs().flatten().quantile(share / 100) * qmax,
+    "qmax + 1": lambda x, qmax, share: x.abs().flatten().quantile(share / 100) / (qmax + 1),
+    "qmax 7 by heart": lambda x, qmax, share: x.abs().flatten().quantile(share / 100) / 7,
     "three deviations": lambda x, qmax: 3 * x.std() / qmax,
     "2.576 deviations": lambda x, qmax: 2.5758 * x.std() / qmax,
     "LSQ's start": lambda x, qmax: 2 * x.abs().mean() / math.sqrt(qmax),
-    "the first row": lambda x, qmax: x[0].abs().flatten().quantile(0.99) / qmax,
-    "a step for each column": lambda x, qmax: x.abs().quantile(0.99, dim=0) / qmax,
+    "the first row": lambda x, qmax, share: x[0].abs().flatten().quantile(share / 100) / qmax,
+    "a step for each column": lambda x, qmax, share: x.abs().quantile(share / 100, dim=0) / qmax,
     "x is changed": start_in_place,
-    "99 by heart": lambda x, qmax: 99 / qmax,
-    "1 %": lambda x, qmax: x.abs().flatten().quantile(0.01) / qmax,
-    "squares": lambda x, qmax: x.square().flatten().quantile(0.99) / qmax,
+    "99 by heart": lambda x, qmax, share: share / qmax,
+    "1 %": lambda x, qmax, share: x.abs().flatten().quantile(1 - share / 100) / qmax,
+    "squares": lambda x, qmax, share: x.square().flatten().quantile(share / 100) / qmax,
 }
 
 
@@ -1682,12 +1766,12 @@ def table() -> list[str]:
     ]
     totals = [0, 0, 0, 0]
     for exercise in exercises.every():
-        wrong, right = WRONG[exercise.name].values(), RIGHT[exercise.name]
-        refused = sum(bool(refusals(answer, exercise)) for answer in wrong)
-        accepted = sum(not refusals(answer, exercise) for answer in right)
-        counts = [len(wrong), refused, len(right), accepted]
+        wrongs, rights = wrong(exercise).values(), right(exercise)
+        refused = sum(bool(refusals(answer, exercise)) for answer in wrongs)
+        accepted = sum(not refusals(answer, exercise) for answer in rights)
+        counts = [len(wrongs), refused, len(rights), accepted]
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
-        claims = len(list(exercise.claims(RIGHT[exercise.name][0], Draw(0))))
+        claims = len(list(exercise.claims(rights[0], Draw(0))))
         row = [exercise.number, f"`{exercise.answer}`", claims, *counts]
         lines.append(f"| {' | '.join(map(str, row))} |")
     lines.append(f"| | all | | {' | '.join(map(str, totals))} |")

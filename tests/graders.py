@@ -4,12 +4,15 @@
 
 FOLDER is their environment, made if need be (network, a minute): they are no part of qsr's own. Of
 each tool a right, a wrong and an empty copy of two notebooks is graded: all points, none for the
-exercise that passes its visible test by heart, none at all.
+exercise that passes its visible test by heart, none at all. Then the same with the numbers of a
+year, and the usual answers: none for exercises whose number they have not.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -23,7 +26,8 @@ from qsr.course.student import source_of
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("05_bit_packed_kernels", "06_full_reproduction")
-SEED = 77
+SEED, YEAR = 77, 2027
+KINDS = ("right", "wrong", "empty")
 # Right for every input of the visible test, wrong for others.
 BY_HEART = """\
 def {name}(*given):
@@ -32,7 +36,7 @@ def {name}(*given):
     from qsr.course.check import fault
     seen = []
     right = lambda *g: seen.append(repr(g)) or solution(*g)
-    fault(right, exercises.{exercise}, 0)
+    fault(right, exercises.{exercise}.of({year}), 0)
     return solution(*given) if repr(given) in seen else -1
 """
 
@@ -51,16 +55,15 @@ def environment(folder: Path) -> Path:
     return python
 
 
-def answers(name: str, kind: str) -> dict[str, str]:
+def answers(name: str, kind: str, year: int | None) -> dict[str, str]:
     """Sources by the name of the exercise: right ones, or one of them by heart, or none."""
     notebook = json.loads((ROOT / "tutorials" / f"{name}.ipynb").read_text())
-    found = {
-        task.exercise.name: f"{task.head}\n{task.body}" for task in formats.tasks(notebook, name)
-    }
+    tasks = formats.tasks(notebook, name, None if kind == "usual" else year)
+    found = {task.exercise.name: f"{task.head}\n{task.body}" for task in tasks}
     if kind == "wrong":
         first = next(one for one in exercises.every() if one.notebook == name)
         lines = found[first.name].replace(f"def {first.answer}(", "def solution(").split("\n")
-        told = BY_HEART.format(name=first.answer, exercise=first.name)
+        told = BY_HEART.format(name=first.answer, exercise=first.name, year=year)
         found[first.name] = "\n".join([*lines, "", "", told])
     return {} if kind == "empty" else found
 
@@ -84,16 +87,31 @@ def call(*command: object, cwd: Path) -> None:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}\n{done.stderr}")
 
 
-def by_nbgrader(python: Path, folder: Path) -> Iterator[tuple[str, str, float]]:
+def kinds(year: int | None) -> tuple[str, ...]:
+    return KINDS if year is None else (*KINDS, "usual")
+
+
+def points_of(name: str, kind: str, year: int | None) -> int:
+    """What a copy should get: of the usual answers, what their own number does not decide."""
+    own = [one for one in exercises.every() if one.notebook == name]
+    usual, right = (answers(name, kind, year) for kind in ("usual", "right"))
+    code = {key: ast.dump(ast.parse(source)) for key, source in usual.items()}  # no comments
+    same = sum(code[one.name] == ast.dump(ast.parse(right[one.name])) for one in own)
+    return {"right": len(own), "wrong": len(own) - 1, "empty": 0, "usual": same}[kind]
+
+
+def by_nbgrader(
+    python: Path, folder: Path, year: int | None = None
+) -> Iterator[tuple[str, str, float]]:
     """(notebook, kind, points) of each copy."""
     tutorials = [ROOT / "tutorials" / f"{name}.ipynb" for name in NAMES]
-    formats.write("nbgrader", folder, tutorials, SEED)
+    formats.write("nbgrader", folder, tutorials, SEED, year)
     tool = python.with_name("nbgrader")
     for name in NAMES:
         call(tool, "generate_assignment", name, cwd=folder)
-        for kind in ("right", "wrong", "empty"):
+        for kind in kinds(year):
             copy = folder / "submitted" / kind / name / f"{name}.ipynb"
-            fill(folder / "release" / name / f"{name}.ipynb", answers(name, kind), copy)
+            fill(folder / "release" / name / f"{name}.ipynb", answers(name, kind, year), copy)
         call(tool, "autograde", name, cwd=folder)
     call(tool, "export", cwd=folder)
     with (folder / "grades.csv").open() as file:
@@ -101,16 +119,18 @@ def by_nbgrader(python: Path, folder: Path) -> Iterator[tuple[str, str, float]]:
             yield row["assignment"], row["student_id"], float(row["score"])
 
 
-def by_otter(python: Path, folder: Path) -> Iterator[tuple[str, str, float]]:
+def by_otter(
+    python: Path, folder: Path, year: int | None = None
+) -> Iterator[tuple[str, str, float]]:
     """(notebook, kind, points) of each copy."""
     tutorials = [ROOT / "tutorials" / f"{name}.ipynb" for name in NAMES]
-    for path in formats.write("otter", folder, tutorials, SEED):
+    for path in formats.write("otter", folder, tutorials, SEED, year):
         made = folder / path.stem
         call(python.with_name("otter"), "assign", path.name, made, "--no-run-tests", cwd=folder)
         (grader,) = (made / "autograder").glob("*autograder*.zip")
-        for kind in ("right", "wrong", "empty"):
+        for kind in kinds(year):
             copy = folder / kind / path.name
-            fill(made / "student" / path.name, answers(path.stem, kind), copy)
+            fill(made / "student" / path.name, answers(path.stem, kind, year), copy)
             run = ("run", copy, "-a", grader, "-o", copy.parent)
             call(python.with_name("otter"), *run, cwd=folder)
             results = json.loads((copy.parent / "results.json").read_text())
@@ -120,14 +140,15 @@ def by_otter(python: Path, folder: Path) -> Iterator[tuple[str, str, float]]:
 def main(folder: Path) -> int:
     """Grade with both; how many copies did not get the points that they should."""
     python, failed = environment(folder), 0
-    for grader in (by_nbgrader, by_otter):
+    for grader, year in itertools.product((by_nbgrader, by_otter), (None, YEAR)):
         with tempfile.TemporaryDirectory() as work:
-            for name, kind, points in grader(python, Path(work)):
-                every = sum(one.notebook == name for one in exercises.every())
-                right = {"right": every, "wrong": every - 1, "empty": 0}[kind]
+            for name, kind, points in grader(python, Path(work), year):
+                every, right = (points_of(name, k, year) for k in ("right", kind))
                 failed += points != right
+                of = "" if year is None else f" of {year}"
                 said = "" if points == right else f", not {right}: FAILED"
-                print(f"{grader.__name__} {name} {kind}: {points:g} of {every}{said}", flush=True)
+                told = f"{grader.__name__} {name}{of} {kind}: {points:g} of {every}{said}"
+                print(told, flush=True)
     return failed
 
 

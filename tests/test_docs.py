@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 import qsr
-from qsr.course.student import read_without_solutions
+from qsr.course import student
 from qsr.system import native
 from qsr.train import make_optimizer
 
@@ -273,7 +273,7 @@ def test_each_tutorial_is_on_the_site_with_its_outputs(site):
     for path in notebooks:
         page = (site / "tutorials" / path.stem / "index.html").read_text()
         kept = json.loads((site / "tutorials" / path.stem / path.name).read_text())
-        assert kept == read_without_solutions(path)
+        assert kept == student.read(path)
         assert f'href="../tutorials/{path.stem}/"' in course
         cells = json.loads(path.read_text())["cells"]
         last = "".join(cells[-1]["outputs"][0]["text"]).strip()

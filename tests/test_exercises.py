@@ -4,11 +4,13 @@ The answers are in answers.py, which prints how many of them a check refuses.
 PYTEST_DONT_REWRITE: here the message of a student's own assert is what is tested.
 """
 
+import itertools
 import json
-import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import answers
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ import qsr
 from qsr.course import exercises
 from qsr.course.check import asked, fault
 from qsr.course.claims import Draw, exercise, same
+from qsr.course.formats import tasks
 from qsr.course.student import source_of
 
 EXERCISES = list(exercises.every())
@@ -35,7 +38,7 @@ def test_every_exercise_has_ten_wrong_answers_and_three_right_ones():
 @pytest.mark.parametrize(("one", "what"), CASES, ids=[f"{e.name}: {w}" for e, w in CASES])
 def test_a_wrong_answer_is_refused_in_one_line(one, what):
     for seed in SEEDS:
-        told = fault(WRONG[one.name][what], one, seed)
+        told = fault(answers.wrong(one)[what], one, seed)
         assert told, f"accepted with seed {seed}"
         assert "\n" not in told and told[-1] in ".!?"
         assert "<lambda>" not in told
@@ -43,7 +46,7 @@ def test_a_wrong_answer_is_refused_in_one_line(one, what):
 
 @pytest.mark.parametrize("one", EXERCISES, ids=NAMES)
 def test_right_answers_of_any_style_are_accepted(one):
-    for answer in RIGHT[one.name]:
+    for answer in answers.right(one):
         for seed in SEEDS:
             assert fault(answer, one, seed) is None
 
@@ -51,12 +54,12 @@ def test_right_answers_of_any_style_are_accepted(one):
 @pytest.mark.parametrize("one", EXERCISES, ids=NAMES)
 def test_no_seed_refuses_a_right_answer(one):
     for seed in range(100, 106 if one.name in ("twice_two", "best_step") else 150):
-        assert fault(RIGHT[one.name][seed % 3], one, seed) is None, seed
+        assert fault(answers.right(one)[seed % 3], one, seed) is None, seed
 
 
 @pytest.mark.parametrize("one", EXERCISES, ids=NAMES)
 def test_no_two_wrong_answers_are_refused_by_the_same_claim_alone(one):
-    refused = {what: frozenset(refusals(f, one)) for what, f in WRONG[one.name].items()}
+    refused = {what: frozenset(refusals(f, one)) for what, f in answers.wrong(one).items()}
     alone = Counter(claims for claims in refused.values() if len(claims) == 1)
     twice = {claims for claims, times in alone.items() if times > 1}
     assert not [what for what, claims in refused.items() if claims in twice]
@@ -76,35 +79,87 @@ def test_the_answers_that_were_once_accepted_are_in_the_lists():
         assert what in WRONG[name]
 
 
-def test_a_year_has_numbers_of_its_own_and_refuses_those_of_another():
-    def start(share):
-        return lambda x, qmax: x.abs().flatten().quantile(share / 100) / qmax
-
-    def dense(width):
-        return lambda rows, bits: (
-            rows * width**2 / ((rows + width) * width * bits / 8 + rows * width * 4)
-        )
-
-    varied = {exercises.start_without_outliers: start, exercises.intensity: dense}
-    assert {one.name for one in varied} == {one.name for one in EXERCISES if one.numbers}
-    for one, answer in varied.items():
-        ((name, usual),) = one.chosen().items()
-        assert usual == one.numbers[name][0] and fault(answer(usual), one) is None
-        years = [one.of(year) for year in range(2027, 2047)]
-        assert len({of.chosen()[name] for of in years}) == len(one.numbers[name])
-        for of in years:
-            right = of.chosen()[name]
-            assert fault(answer(right), of) is None, (name, right)
-            assert all(fault(answer(n), of) for n in one.numbers[name] if n != right)
+VARIED = [one for one in EXERCISES if one.numbers]
+# Numbers that stand in an example or a question, of which an answer does not know.
+EXAMPLES = {"decibels", "four", "eight", "sixteen", "deep", "middle", "shallow", "reach most"}
 
 
-def test_every_number_of_a_task_stands_in_it():
-    for one in EXERCISES:
+def deciding(one):
+    """The numbers that an answer has to know."""
+    chosen = one.chosen().items()
+    return {k: n for k, n in chosen if k not in EXAMPLES and f"{one.name} {k}" not in EXAMPLES}
+
+
+def years_of(one):
+    """Years in which every number of the exercise comes."""
+    new: dict = {}
+    for year in range(2027, 2127):
+        for pair in one.of(year).chosen().items():
+            new.setdefault(pair, year)
+    assert set(new) == {(name, n) for name, ns in one.numbers.items() for n in ns[1:]}
+    return sorted(set(new.values()))
+
+
+@pytest.mark.parametrize("one", VARIED, ids=[one.name for one in VARIED])
+def test_in_every_year_the_right_answers_are_accepted_and_the_wrong_ones_refused(one):
+    for of in map(one.of, years_of(one)):
+        assert not set(of.chosen().items()) & set(one.chosen().items())
+        for answer in answers.right(of):
+            assert fault(answer, of) is None, of.chosen()
+        for what, answer in answers.wrong(of).items():
+            assert fault(answer, of), (what, of.chosen())
+
+
+@pytest.mark.parametrize("one", VARIED, ids=[one.name for one in VARIED])
+def test_an_answer_of_another_year_is_refused_where_the_number_decides(one):
+    years = [one, *map(one.of, years_of(one))]
+    for of, other in itertools.permutations(years, 2):
+        refused = fault(answers.right(other)[0], of) is not None
+        assert refused == (deciding(of) != deciding(other)), (of.chosen(), other.chosen())
+
+
+@pytest.mark.parametrize("one", VARIED, ids=[one.name for one in VARIED])
+def test_the_solution_of_a_notebook_has_the_numbers_of_a_year_too(one):
+    path = Path(__file__).parents[1] / "tutorials" / f"{one.notebook}.ipynb"
+    notebook = json.loads(path.read_text())
+    imports = next(source_of(c) for c in notebook["cells"] if c.get("id") == "imports")
+    for of in map(one.of, years_of(one)):
+        (task,) = (t for t in tasks(notebook, one.notebook, of.year) if t.exercise == of)
+        names: dict = {}
+        exec(f"{imports}\n{task.head}\n{task.body}", names)
+        assert fault(names[one.answer], of) is None, of.chosen()
+
+
+def test_every_number_of_a_task_stands_in_it_as_often_as_is_meant():
+    """So that no number of another meaning is replaced."""
+    found = {}
+    for one in VARIED:
         path = Path(__file__).parents[1] / "tutorials" / f"{one.notebook}.ipynb"
-        cells = json.loads(path.read_text())["cells"]
-        stub = next(i for i, c in enumerate(cells) if f"def {one.answer}(" in source_of(c))
-        for usual in one.chosen().values():
-            assert re.search(rf"\b{usual}\b", source_of(cells[stub - 1])), one.name
+        (task,) = (
+            t for t in tasks(json.loads(path.read_text()), one.notebook) if t.exercise == one
+        )
+        for name, (usual, *_) in one.numbers.items():
+            single = replace(one, numbers={name: (usual, "NEW")}, year=2027)
+            texts = (task.text, task.hint, task.body)
+            found[one.name, name] = tuple(single.retold(text).count("NEW") for text in texts)
+    assert found == {  # in the text, in the hint, in the solution
+        ("grey_levels", "decibels"): (1, 0, 0),
+        ("grey_levels", "most"): (1, 0, 1),
+        ("deadline", "four"): (1, 0, 0),
+        ("deadline", "eight"): (1, 0, 0),
+        ("deadline", "sixteen"): (1, 0, 0),
+        ("best_step", "power"): (1, 0, 1),
+        ("joint_step", "deep"): (1, 0, 0),
+        ("joint_step", "middle"): (1, 0, 0),
+        ("joint_step", "shallow"): (1, 0, 0),
+        ("regions", "rolled"): (2, 0, 1),
+        ("reach", "most"): (1, 0, 3),
+        ("intensity", "width"): (3, 2, 8),
+        ("saving", "full"): (1, 1, 1),
+        ("gap_that_counts", "done"): (1, 0, 1),
+        ("packed_bytes", "word"): (2, 1, 2),
+        ("start_without_outliers", "share"): (1, 0, 1),
+    }
 
 
 def test_the_guide_for_instructors_has_the_table_that_is_measured():
@@ -112,9 +167,26 @@ def test_the_guide_for_instructors_has_the_table_that_is_measured():
     assert "\n".join(table()) in guide, "python -m tests.answers"
 
 
+def test_the_guide_for_instructors_names_every_number_of_a_year():
+    guide = (Path(__file__).parents[1] / "docs" / "instructors.md").read_text()
+    section = guide.partition("### Other numbers next year")[2].partition("###")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines()]
+    told = [(number, answer, *rest) for number, answer, _, *rest in filter(None, rows)][2:]
+    assert told == [
+        (
+            one.number,
+            f"`{one.answer}`",
+            f"{usual:g}",
+            ", ".join(f"{n:g}" for n in others) + " (example)" * (name not in deciding(one)),
+        )
+        for one in VARIED
+        for name, (usual, *others) in one.numbers.items()
+    ]
+
+
 @pytest.mark.parametrize("one", EXERCISES, ids=NAMES)
 def test_every_claim_has_a_sentence_of_its_own(one):
-    sentences = [sentence for _, sentence in one.claims(RIGHT[one.name][0], Draw(0))]
+    sentences = [sentence for _, sentence in one.claims(answers.right(one)[0], Draw(0))]
     assert all(sentences)
     assert len(set(sentences)) == len(sentences) >= 5
 

@@ -23,8 +23,8 @@ def path(request) -> Path:
     return request.param
 
 
-def assignment(form: str, path: Path) -> dict:
-    return formats.FORMATS[form](json.loads(path.read_text()), path.stem, 77)
+def assignment(form: str, path: Path, year: int | None = None) -> dict:
+    return formats.FORMATS[form](json.loads(path.read_text()), path.stem, 77, year)
 
 
 def run(sources: list[str]) -> None:
@@ -37,9 +37,19 @@ def code(notebook: dict) -> list[str]:
     return [source_of(cell) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
+@pytest.mark.parametrize("year", [None, 2027])
 @pytest.mark.parametrize("form", formats.FORMATS)
-def test_an_assignment_runs_as_it_is_made_with_the_solutions(form, path):
-    run(code(assignment(form, path)))
+def test_an_assignment_runs_as_it_is_made_with_the_solutions(form, path, year):
+    run(code(assignment(form, path, year)))
+
+
+@pytest.mark.parametrize("form", formats.FORMATS)
+def test_the_assignments_of_a_year_differ_where_their_exercises_have_numbers(form, path):
+    usual, new = (assignment(form, path, year)["cells"] for year in (None, 2027))
+    varied = sum(bool(one.numbers) for one in exercises.every() if one.notebook == path.stem)
+    tests = [source_of(c) for c in new if c["source"].count("require(")]
+    assert sum(".of(2027)" in test for test in tests) == varied * (1 if form == "nbgrader" else 2)
+    assert (usual != new) == bool(varied)
 
 
 @pytest.mark.parametrize("form", formats.FORMATS)

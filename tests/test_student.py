@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,8 @@ from qsr.course.student import (
     without_solutions,
     write,
 )
+
+TUTORIALS = Path(__file__).parents[1] / "tutorials"
 
 
 def cell(source: str, *tags: str, kind: str = "code") -> dict:
@@ -115,9 +118,21 @@ def test_notebooks_are_written_into_a_folder_of_their_own(tmp_path):
     assert path == tmp_path / "new" / "student" / "a.ipynb"
     assert json.loads(path.read_text()) == without_solutions(notebook())
     assert write(path.parent, [source]) == [path]
-    with pytest.raises(ValueError, match="a.ipynb would be replaced by itself"):
+    with pytest.raises(ValueError, match="a.ipynb would be replaced by its own copy"):
         write(tmp_path, [source])
     assert source.read_text() == text
+
+
+def test_an_instructor_has_the_solutions_of_a_year(tmp_path):
+    solved = json.loads((TUTORIALS / "06_full_reproduction.ipynb").read_text())
+    year = next(y for y in range(2027, 2099) if exercises.saving.of(y).chosen()["full"] == 16)
+    (path,) = write(tmp_path, [TUTORIALS / "06_full_reproduction.ipynb"], year, solutions=True)
+    made = json.loads(path.read_text())
+    assert len(made["cells"]) == len(solved["cells"])
+    (solution,) = (source_of(c) for c in made["cells"] if "def solution_saving" in source_of(c))
+    assert "(1 - bits / 16)" in solution
+    (check,) = (source_of(c) for c in made["cells"] if "check(my_saving" in source_of(c))
+    assert check == f"qsr.check(my_saving, solution_saving, exercises.saving.of({year}))"
 
 
 def test_links_of_a_copy_lead_to_the_files_of_the_checkout(tmp_path):
@@ -142,6 +157,7 @@ def test_the_tasks_of_a_year_have_its_numbers_and_their_checks_ask_for_them():
         cell("qsr.check(my_intensity, None, exercises.intensity)", "check"),
         cell("And 1024 here.", kind="markdown"),
     ]
+    solved = [*plain[:4], cell("rows * 1024", "solution"), *plain[4:]]
     made = of_year({"cells": plain}, year)["cells"]
     assert [source_of(c) for c in made] == [
         "1024 stays here.",
@@ -151,6 +167,7 @@ def test_the_tasks_of_a_year_have_its_numbers_and_their_checks_ask_for_them():
         f"qsr.check(my_intensity, None, exercises.intensity.of({year}))",
         "And 1024 here.",
     ]
+    assert source_of(of_year({"cells": solved}, year)["cells"][4]) == "rows * 512"
     assert of_year({"cells": plain}, None) == {"cells": plain}
 
 

@@ -15,11 +15,13 @@ numbers are.
 
 A number that stands in a task may be another one in another year: `exercise(..., share=(99, 95))`
 gives the test an argument `share`, the usual value first, and `of(2027)` is the exercise of a year.
+`retold` says a text of it, a task or a solution, with the numbers of that year.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -54,7 +56,7 @@ class Exercise:
     answer: str
     test: Callable[..., Claims]
     # Of its task: the usual value and those of other years.
-    numbers: Mapping[str, Sequence[int]] = field(default_factory=dict, hash=False)
+    numbers: Mapping[str, Sequence[float]] = field(default_factory=dict, hash=False)
     year: int | None = None  # whose numbers they are; None: the usual ones
 
     def claims(self, f: Callable, draw: Draw) -> Claims:
@@ -62,7 +64,7 @@ class Exercise:
         return self.test(f, draw, **self.chosen())
 
     def of(self, year: int | None) -> Exercise:
-        """The exercise of a year, which may have other numbers in its task.
+        """The exercise of a year: where its task has numbers, they are others than the usual ones.
 
         >>> one = Exercise("07", "mine", lambda f, draw, share: iter(()), {"share": (99, 95, 98)})
         >>> one.chosen(), one.of(2027).chosen() == one.of(2027).chosen()
@@ -70,13 +72,29 @@ class Exercise:
         """
         return replace(self, year=year)
 
-    def chosen(self) -> dict[str, int]:
+    def chosen(self) -> dict[str, float]:
         """The numbers of its task."""
         draw = random.Random(f"{self.name} {self.year}")
         return {
-            name: values[0] if self.year is None else draw.choice(values)
+            name: values[0] if self.year is None else draw.choice(values[1:])
             for name, values in self.numbers.items()
         }
+
+    def retold(self, text: str) -> str:
+        """A text with the usual numbers of the task, told with those of its year.
+
+        A number is told by its value; a part of a word or of another number is none.
+
+        >>> one = Exercise("07", "mine", lambda f, draw, share: iter(()), {"share": (99, 95)})
+        >>> one.of(2027).retold("99 % of 990, and 0.99.")
+        '95 % of 990, and 0.99.'
+        """
+        others = self.chosen()
+        new = {str(values[0]): str(others[name]) for name, values in self.numbers.items()}
+        if not new:
+            return text
+        usual = "|".join(map(re.escape, new))
+        return re.sub(rf"(?<![\w.])({usual})(?!\w|\.\d)", lambda found: new[found[0]], text)
 
     @property
     def name(self) -> str:
@@ -90,7 +108,7 @@ class Exercise:
 
 
 def exercise(
-    notebook: str, answer: str, **numbers: Sequence[int]
+    notebook: str, answer: str, **numbers: Sequence[float]
 ) -> Callable[[Callable[..., Claims]], Exercise]:
     """Make an exercise of a test, which is called with the answer, a `Draw` and the numbers."""
     return lambda test: Exercise(notebook, answer, test, numbers)

@@ -5,7 +5,8 @@
 
 Both tools run all of a notebook, so an assignment holds what exercises need and no training: title,
 imports, and each task with its stub, its hint and two tests. One is seen by students, with the
-inputs of the notebook; one is not, with inputs drawn from another seed (`--seed`).
+inputs of the notebook; one is not, with inputs drawn from another seed (`--seed`). `--year 2027`
+gives tasks, solutions and tests the numbers of a year, as `make student YEAR=2027` does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from . import exercises
 from .claims import Exercise
-from .student import source_of, tags
+from .student import of_year, source_of, tags
 
 POINTS = 1
 
@@ -40,14 +41,16 @@ class Task:
 
     def test(self, seed: str) -> str:
         """The call that holds an answer to its test; a stub is no answer."""
-        return f"require({self.exercise.answer}, exercises.{self.exercise.name}{seed})"
+        varied = self.exercise.numbers and self.exercise.year is not None
+        year = f".of({self.exercise.year})" if varied else ""
+        return f"require({self.exercise.answer}, exercises.{self.exercise.name}{year}{seed})"
 
 
-def tasks(notebook: dict, name: str) -> Iterator[Task]:
+def tasks(notebook: dict, name: str, year: int | None = None) -> Iterator[Task]:
     """The exercises of a notebook, with their solutions under the names of answers."""
-    cells = notebook["cells"]
+    cells = of_year(notebook, year)["cells"]
     stubs = [i for i, cell in enumerate(cells) if "exercise" in tags(cell)]
-    asked = [one for one in exercises.every() if one.notebook == name]
+    asked = [one.of(year) for one in exercises.every() if one.notebook == name]
     for i, exercise in zip(stubs, asked, strict=True):
         hint = source_of(cells[i + 1]) if "hint" in tags(cells[i + 1]) else ""
         solution = next(source_of(cell) for cell in cells[i:] if "solution" in tags(cell))
@@ -72,10 +75,10 @@ def _start(notebook: dict) -> list[dict]:
     return [_cell("title", title, "markdown"), _cell("imports", "\n".join(body))]
 
 
-def nbgrader(notebook: dict, name: str, seed: int) -> dict:
+def nbgrader(notebook: dict, name: str, seed: int, year: int | None = None) -> dict:
     """A notebook for nbgrader's folder `source`: solutions and hidden tests between its marks."""
     cells = _start(notebook)
-    for task in tasks(notebook, name):
+    for task in tasks(notebook, name, year):
         key = task.exercise.name
         answer = textwrap.indent(
             f"### BEGIN SOLUTION\n{textwrap.dedent(task.body)}\n### END SOLUTION", "    "
@@ -89,10 +92,10 @@ def nbgrader(notebook: dict, name: str, seed: int) -> dict:
     return {**notebook, "cells": cells}
 
 
-def otter(notebook: dict, name: str, seed: int) -> dict:
+def otter(notebook: dict, name: str, seed: int, year: int | None = None) -> dict:
     """A notebook for `otter assign`: its raw cells mark what is a question, an answer, a test."""
     cells = [_cell("config", "# ASSIGNMENT CONFIG\nexport_cell: false", "raw"), *_start(notebook)]
-    for task in tasks(notebook, name):
+    for task in tasks(notebook, name, year):
         key = task.exercise.name
         answer = textwrap.indent(
             f"# BEGIN SOLUTION\n{textwrap.dedent(task.body)}\n# END SOLUTION", "    "
@@ -114,17 +117,25 @@ def otter(notebook: dict, name: str, seed: int) -> dict:
     return {**notebook, "cells": cells}
 
 
-FORMATS: dict[str, Callable[[dict, str, int], dict]] = {"nbgrader": nbgrader, "otter": otter}
+FORMATS: dict[str, Callable[[dict, str, int, int | None], dict]] = {
+    "nbgrader": nbgrader,
+    "otter": otter,
+}
 
 
 def write(
-    form: str, folder: str | os.PathLike, notebooks: Sequence[str | os.PathLike], seed: int
+    form: str,
+    folder: str | os.PathLike,
+    notebooks: Sequence[str | os.PathLike],
+    seed: int,
+    year: int | None = None,
 ) -> list[Path]:
     """Write the assignments; nbgrader's into source/NAME/NAME.ipynb, otter's into NAME.ipynb."""
     written = []
     for path in map(Path, notebooks):
         try:
-            made = FORMATS[form](json.loads(path.read_text(encoding="utf-8")), path.stem, seed)
+            notebook = json.loads(path.read_text(encoding="utf-8"))
+            made = FORMATS[form](notebook, path.stem, seed, year)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
         place = Path("source", path.stem, path.name) if form == "nbgrader" else Path(path.name)
@@ -157,9 +168,10 @@ def _main() -> None:
     parser.add_argument(
         "--seed", type=int, default=secrets.randbits(48), help="(another each time)"
     )
+    parser.add_argument("--year", type=int, help="whose numbers the tasks have (the usual ones)")
     args = parser.parse_args()
     try:
-        for path in write(args.form, args.folder, args.notebooks, args.seed):
+        for path in write(args.form, args.folder, args.notebooks, args.seed, args.year):
             print(path)
     except (OSError, ValueError) as error:
         sys.exit(f"qsr.course.formats: {error}")

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..system.files import replacing
-from .student import arguments, linked_to, links, read_without_solutions
+from . import student
+from .student import arguments, linked_to, links
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "qsr-course"
@@ -80,12 +81,12 @@ if "--no-open" not in sys.argv:
 def contents(
     notebooks: Sequence[str | os.PathLike], year: int | None = None
 ) -> Iterator[tuple[str, bytes]]:
-    """The files of the package: names and bytes. Errors as `read_without_solutions`."""
+    """The files of the package: names and bytes. Errors as `student.read`."""
     yield "README.txt", README.encode()
     yield "start.py", START.encode()
     linked = set()
     for path in map(Path, notebooks):
-        notebook = read_without_solutions(path, year)
+        notebook = student.read(path, year)
         linked |= {link for link in links(notebook) if link.startswith("docs/")}
         text = json.dumps(linked_to(notebook, "../source"), indent=1, ensure_ascii=False) + "\n"
         yield f"notebooks/{path.name}", text.encode()

@@ -2,11 +2,13 @@
 
     python -m qsr.course.student build/student tutorials/*.ipynb        (make student)
     python -m qsr.course.student build/student tutorials/*.ipynb 2027   (make student YEAR=2027)
+    python -m qsr.course.student --solutions build/instructor tutorials/*.ipynb 2027
 
 Cells are told by their tags. `solution` cells are left out. In `check` cells the solution becomes
 None: `qsr.check(mine, None, exercises.it)`. `exercise` and `check` cells lose their outputs, and so
 do those that a kernel has to draw (`live`). All else stays as it is, and the notebook runs from top
 to bottom before an exercise is attempted. Links to the checkout's files lead there from the copy.
+`--solutions` keeps them: whoever hands out the numbers of a year wants its solutions too.
 """
 
 from __future__ import annotations
@@ -47,8 +49,7 @@ def without_solutions(notebook: dict) -> dict:
             continue
         where = f"cell {cell.get('id', '?')}"
         if "check" in tags(cell):
-            source = without_solution(source_of(cell), where)
-            cell["source"] = source.splitlines(keepends=True)
+            _write_source(cell, without_solution(source_of(cell), where))
         if tags(cell) & {"check", "exercise", "live"}:
             cell["outputs"], cell["execution_count"] = [], None
         used = defined & _names_in(source_of(cell))
@@ -61,30 +62,26 @@ def without_solutions(notebook: dict) -> dict:
 
 
 def of_year(notebook: dict, year: int | None) -> dict:
-    """A copy of a notebook whose tasks have the numbers of a year, and whose checks ask for them.
+    """A copy of a notebook whose tasks and solutions have the numbers of a year, and whose checks
+    ask for them.
 
-    A number is told by its usual value: where it stands in the task or the hint it is another one.
     The text is the same for None, and for exercises without numbers.
     """
     notebook = copy.deepcopy(notebook)
     cells = notebook["cells"] if year is not None else []
-    named = {one.name: one for one in exercises.every() if one.numbers}
+    named = {one.name: one.of(year) for one in exercises.every() if one.numbers}
     task: list[dict] = []  # the cells since the last check
     for cell in cells:
-        task.append(cell)
         if "check" not in tags(cell):
+            task.append(cell)
             continue
         for name in re.findall(r"exercises\.(\w+)", source_of(cell)):
             if name in named:
-                usual, others = named[name].chosen(), named[name].of(year).chosen()
                 stub = next(i for i, one in enumerate(task) if "exercise" in tags(one))
                 for one in (*task[stub - 1 : stub], *task[stub + 1 :]):
-                    if one["cell_type"] == "markdown":
-                        for key, value in usual.items():
-                            new = re.sub(rf"\b{value}\b", str(others[key]), source_of(one))
-                            one["source"] = new.splitlines(keepends=True)
+                    _write_source(one, named[name].retold(source_of(one)))
                 asked = source_of(cell).replace(f"exercises.{name}", f"exercises.{name}.of({year})")
-                cell["source"] = asked.splitlines(keepends=True)
+                _write_source(cell, asked)
         task = []
     return notebook
 
@@ -106,8 +103,7 @@ def linked_to(notebook: dict, checkout: str) -> dict:
     notebook = copy.deepcopy(notebook)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown" and LINK.search(source_of(cell)):
-            moved = LINK.sub(lambda link: f"]({checkout}/{link[1]}", source_of(cell))
-            cell["source"] = moved.splitlines(keepends=True)
+            _write_source(cell, LINK.sub(lambda link: f"]({checkout}/{link[1]}", source_of(cell)))
     return notebook
 
 
@@ -136,38 +132,43 @@ def without_solution(source: str, where: str = "the source") -> str:
     return code.decode()
 
 
-def read_without_solutions(path: str | os.PathLike, year: int | None = None) -> dict:
-    """The notebook of a file without its solutions. Raises ValueError (one line) with its name."""
+def read(path: str | os.PathLike, year: int | None = None, solutions: bool = False) -> dict:
+    """The notebook of a file in a year, without its solutions unless they are asked for.
+
+    Raises ValueError (one line) with its name.
+    """
     try:
-        return of_year(without_solutions(json.loads(Path(path).read_text(encoding="utf-8"))), year)
+        notebook = of_year(json.loads(Path(path).read_text(encoding="utf-8")), year)
+        return notebook if solutions else without_solutions(notebook)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def write(
-    folder: str | os.PathLike, notebooks: Sequence[str | os.PathLike], year: int | None = None
+    folder: str | os.PathLike,
+    notebooks: Sequence[str | os.PathLike],
+    year: int | None = None,
+    solutions: bool = False,
 ) -> list[Path]:
     """Write the notebooks without solutions into the folder, made if need be; their new paths.
 
-    year: whose numbers stand in the tasks, None for the usual ones. Files of these names are
-    replaced. Raises ValueError (one line) if a file cannot be read or written, or for a notebook
-    that `without_solutions` refuses.
+    year: whose numbers stand in the tasks, None for the usual ones. solutions: the instructor's
+    copies, which keep them. Files of these names are replaced. Raises ValueError (one line) if a
+    file cannot be read or written, or for a notebook that `without_solutions` refuses.
     """
     folder = Path(folder)
     written = []
     for path in map(Path, notebooks):
         if path.parent.resolve() == folder.resolve():
-            raise ValueError(
-                f"{path} would be replaced by itself without solutions; name a folder."
-            )
+            raise ValueError(f"{path} would be replaced by its own copy; name a folder.")
         checkout = os.path.relpath(path.resolve().parents[1], folder.resolve())
-        stripped = linked_to(read_without_solutions(path, year), Path(checkout).as_posix())
+        made = linked_to(read(path, year, solutions), Path(checkout).as_posix())
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{folder}: {error}") from error
         with replacing(folder / path.name) as temporary:
-            text = json.dumps(stripped, indent=1, ensure_ascii=False) + "\n"
+            text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
             temporary.write_text(text, encoding="utf-8")
         written.append(folder / path.name)
     return written
@@ -189,6 +190,10 @@ def source_of(cell: dict) -> str:
     return "".join(cell["source"])
 
 
+def _write_source(cell: dict, source: str) -> None:
+    cell["source"] = source.splitlines(keepends=True)
+
+
 def _names_in(source: str) -> set[str]:
     """The variables, functions and classes that a cell's code names."""
     python = re.sub(r"^( *)[%!].*", r"\1pass", source, flags=re.M)  # lines for IPython
@@ -201,10 +206,11 @@ def _is_check(function: ast.expr) -> bool:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit("usage: python -m qsr.course.student FOLDER NOTEBOOK ... [YEAR]")
+    given = [argument for argument in sys.argv[1:] if argument != "--solutions"]
+    if len(given) < 2:
+        sys.exit("usage: python -m qsr.course.student [--solutions] FOLDER NOTEBOOK ... [YEAR]")
     try:
-        for new in write(*arguments(sys.argv[1:])):
+        for new in write(*arguments(given), solutions="--solutions" in sys.argv):
             print(new)
     except ValueError as error:
         sys.exit(f"qsr.course.student: {error}")
