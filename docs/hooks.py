@@ -44,6 +44,7 @@ MODEL = "quantsr-c-x4-w4a4"  # on the home page
 SETS = ("Set5", "Set14", "B100")  # of the table of models
 ANSWERS = "answers.md"  # to open questions: a page for instructors alone
 GOAL = re.compile(r"^\d\. .*(?:\n +.*)*", re.MULTILINE)  # in the first cell of a notebook
+COLUMN = 700  # pixels: a picture that is wider consists of several
 TAKES = re.compile(r"\*\*Takes\*\* about (\d+) seconds")
 
 
@@ -60,7 +61,8 @@ def on_config(config):
 
 def on_page_markdown(markdown, page, **_):
     if page.file.src_uri == "log.md":  # parts of an entry, which stand on lines without gaps
-        markdown = re.sub(r"\n(?=(?:Result|Verdict|Also tried)\b)", "\n\n", markdown)
+        parts = r"^(Setting|Result|Verdict|Also tried)\b"
+        markdown = re.sub(parts, r"\n**\1**", markdown, flags=re.MULTILINE)
     for mark, make in MADE.items():
         if mark in markdown:
             markdown = markdown.replace(mark, make())
@@ -323,10 +325,10 @@ def tutorial(html: str, name: str, repository: str, solutions: bool) -> str:
         mark["aria-label"] = "Link to this heading"
     for image in page.select(".jp-OutputArea-output img[width]"):
         _may_scroll(page, image)
-    for frames in page.select("section[data-stop]"):
-        if frames.img["src"].startswith("data:image/png"):  # a figure: its width is in the box's
-            width = re.search(r"max-width:(\d+px)", frames.parent["style"])[1]
-            frames.img["style"] += f"; min-width:{width}"
+    for frames in page.select("section[data-stop]"):  # their width is in the style of the box
+        width = int(re.search(r"max-width:(\d+)px", frames.parent["style"])[1])
+        if frames.img["src"].startswith("data:image/png") or width > COLUMN:  # no mere photograph
+            frames.img["style"] += f"; min-width:{min(width, COLUMN)}px"
             _may_scroll(page, frames.img)
     page.h1.insert_after(BeautifulSoup(_links(name, repository), "html.parser"))
     return str(page)

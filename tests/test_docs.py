@@ -11,9 +11,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
+import markdown
 import pytest
 import torch
 import yaml
+from bs4 import BeautifulSoup
 from PIL import Image
 
 import qsr
@@ -286,6 +288,28 @@ def test_answers_to_open_questions_are_on_the_site_for_instructors_alone(site, h
     assert "Answers to open" not in (site / "index.html").read_text()
     nav = [{"Home": "index.md"}, {"Course": ["course.md", {"Answers": hooks.ANSWERS}]}]
     assert hooks._without(nav, hooks.ANSWERS) == [{"Home": "index.md"}, {"Course": ["course.md"]}]
+
+
+def run_together(page: str) -> list[str]:
+    """Paragraphs of a page in which a list begins: a blank line before it is missing."""
+    article = BeautifulSoup(page, "html.parser").article
+    texts = []
+    for paragraph in article.find_all("p") if article else ():
+        for part in paragraph.find_all(["code", "script"]):
+            part.replace_with("code")
+        texts.append(paragraph.get_text())
+    return [text for text in texts if re.search(r"\n *(?:[-*+]|\d+\.) \S", text)]
+
+
+def test_no_list_runs_together_with_the_line_before_it(site):
+    pages = sorted(site.rglob("index.html"))
+    assert len(pages) > 40
+    assert not [
+        f"{page.parent.name}: {t}" for page in pages for t in run_together(page.read_text())
+    ]
+    for list_, found in (("Result:\n- one\n- two", 1), ("Result - one\n\nof `a\n- b` two", 0)):
+        page = f"<article>{markdown.markdown(list_)}</article>"
+        assert len(run_together(page)) == found
 
 
 def test_searches_and_titles_show_no_marks_of_markdown(site):
