@@ -157,6 +157,11 @@ def test_frames_take_figures_and_pictures_of_other_sizes():
     assert repr(shown) == "Frames(view: loss, small, large)"
 
 
+def test_a_stop_that_is_a_mere_number_is_told_with_the_label():
+    page = Frames([("2", picture_of((4, 5)), ""), ("2 bits", picture_of((4, 5)), "")], "step", "x")
+    assert re.findall("<b>(.*?)</b>", page._repr_html_()) == ["step 2", "2 bits"]
+
+
 def test_frames_refuse_what_they_cannot_show():
     with pytest.raises(ValueError, match="`stops` is empty"):
         Frames([], "bits", "an eye")

@@ -23,6 +23,7 @@ import base64
 import html
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,15 +248,19 @@ class Compare:
 # A picture for each stop of a slider --------------------------------------------------------------
 
 
+_NUMBER = re.compile(r"[-+]?[\d.]+")
+
+
 class Frames:
     """A slider whose stops were computed before: one picture is seen, that of the stop.
 
-    stops: (text, picture, caption) each; the text names the stop ("2 bits"), the picture is one
-    that `Compare` takes or a matplotlib figure (then it is closed), the caption may be empty.
-    Smaller pictures are shown in large square pixels; give all figures one size and the same
-    limits of their axes. label: what the slider changes. alt: what the pictures show, for those
-    who do not see them; the text of the stop is added. width: in CSS pixels, None for the largest
-    picture's own. quality: of the JPEG of pictures, or "png"; figures are PNG.
+    stops: (text, picture, caption) each; the text names the stop ("2 bits"; under the picture a
+    mere number has the label before it), the picture is one that `Compare` takes or a matplotlib
+    figure (then it is closed), the caption may be empty. Smaller pictures are shown in large square
+    pixels; give all figures one size and the same limits of their axes. label: what the slider
+    changes. alt: what the pictures show, for those who do not see them; the text of the stop is
+    added. width: in CSS pixels, None for the largest picture's own. quality: of the JPEG of
+    pictures, or "png"; figures are PNG.
 
     Raises ValueError if there are no stops, alt is empty, or sizes do not fit; TypeError for other
     kinds of pictures.
@@ -297,12 +302,13 @@ class Frames:
         sections = []
         for i, (text, address, caption) in enumerate(self.frames):
             stop, hidden = html.escape(text), ' hidden=""' if i else ""
+            named = f"{label} {stop}" if _NUMBER.fullmatch(text) else stop
             told = f": {html.escape(caption)}" if caption else ""
             sections.append(
                 f'<section data-stop="{stop}"{hidden}>\n'
                 f'<img alt="{html.escape(self.alt)}; {label}: {stop}"'
                 ' style="display:block; width:100%; margin:0"'
-                f' src="{address}"/>\n<p style="margin:4px 0"><b>{stop}</b>{told}</p></section>'
+                f' src="{address}"/>\n<p style="margin:4px 0"><b>{named}</b>{told}</p></section>'
             )
         joined = "\n".join(sections)
         # data-lm-suppress-shortcuts: JupyterLab takes the arrow keys for itself without it.
