@@ -177,7 +177,7 @@ def test_the_guide_for_instructors_names_every_number_of_a_year():
             one.number,
             f"`{one.answer}`",
             f"{usual:g}",
-            ", ".join(f"{n:g}" for n in others) + " (example)" * (name not in deciding(one)),
+            ", ".join(f"{n:g}" for n in others) + "*" * (name not in deciding(one)),
         )
         for one in VARIED
         for name, (usual, *others) in one.numbers.items()
@@ -236,12 +236,18 @@ def test_what_happens_in_an_answer_is_told_as_its_own():
     def adds(x):
         return x.mul_(2)
 
+    def of_two(x, y):
+        return x + y
+
     for answer, words in (
         (own_assert, "your own assert says: too small, raised by: assert x.sum() > 5"),
         (no_return, "it gives None whatever it gets; is its `return` missing?"),
         (half_written, "one case still ends in `raise NotImplementedError`."),
         (leaves, "it leaves Python, by: raise SystemExit."),
         (adds, "it changes what it is given; leave the inputs as they are, and return."),
+        (of_two, "its parameters are not those of the stub: missing a required argument: 'y'."),
+        (lambda: 1, "its parameters are not those of the stub: too many positional arguments."),
+        (torch.tensor([2.0, 4.0]), "it is of the type Tensor, and no function."),
         (lambda x: x, "twice 1 and 2: at [0] it is 1, not 2."),
         (lambda x: [1], "twice 1 and 2: its shape is (1,), not (2,)."),
     ):

@@ -20,6 +20,7 @@ test says of it: an error, an assert of the student's own, a missing `return`, a
 from __future__ import annotations
 
 import dis
+import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -133,6 +134,7 @@ def asked(answer: Callable) -> Callable:
 
     @wraps(answer, updated=())
     def ask(*given, **named):
+        _require_call(answer, given, named)
         before = _copied((given, named))
         try:
             result = answer(*given, **named)
@@ -154,6 +156,18 @@ def asked(answer: Callable) -> Callable:
         return result
 
     return ask
+
+
+def _require_call(answer: object, given: tuple, named: dict) -> None:
+    """Raise InAnswer for what is no function, or one that cannot be called with these arguments."""
+    if not callable(answer):
+        raise _inside(f"it is of the type {type(answer).__name__}, and no function")
+    try:
+        inspect.signature(answer).bind(*given, **named)
+    except TypeError as error:
+        raise _inside(f"its parameters are not those of the stub: {error}") from None
+    except ValueError:
+        pass  # functions in C may not say what they take
 
 
 def _inside(words: str) -> InAnswer:
@@ -243,5 +257,5 @@ def _sentence(words: str) -> str:
 
 def _name(f: Callable) -> str:
     """What to call a function: by its name, if it has one of its own."""
-    name = getattr(f, "__name__", None) or type(f).__name__
+    name = getattr(f, "__name__", "<lambda>")
     return "your answer" if name == "<lambda>" else name

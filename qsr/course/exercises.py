@@ -745,7 +745,8 @@ def gap_that_counts(f: Callable, draw: Draw, done: float) -> Claims:
 
     def nothing(sentence: str, *given: float) -> tuple[bool, str]:
         found = f(*given)
-        return found is None, f"{sentence}: None, not {found}"
+        shown = f"{found:.4g}" if isinstance(found, float) else found
+        return found is None, f"{sentence}: None, not {shown}"
 
     yield nothing("100 steps of full precision are fewer than 200", 32.0, 31.8, 100, 200, 0.0)
     sentence = f"what gains {2.5 * done:g} dB at the end is not done"
