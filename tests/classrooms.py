@@ -2,12 +2,14 @@
 
 The clone of the last commit gets its environment by .binder/postBuild; the first notebook is run by
 the kernel that this has left for any Jupyter; then JupyterLab is started as the container does and
-asked for its page. A row for each: what, seconds. Torch comes from wherever pip finds it here.
+asked for its page. A row for each: what, seconds. Torch comes from wherever pip finds it here. The
+images themselves need an engine of containers and are not built; what they run inside is.
 """
 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -19,6 +21,10 @@ from tests.test_wheel import ROOT, run
 
 
 def main() -> None:
+    engine = next(filter(None, map(shutil.which, ("docker", "podman"))), "no docker or podman here")
+    print(
+        f"images of Docker, Binder and Codespaces: not built ({engine}); what they run:", flush=True
+    )
     with tempfile.TemporaryDirectory() as folder:
         home, clone = Path(folder, "home"), Path(folder, "home", "qsr")
         home.mkdir()
