@@ -102,6 +102,7 @@ student: $(VENV)/lab-$(WANTED)
 	@$(BIN)/jupyter trust $(patsubst tutorials/%,build/student/%,$(NOTEBOOKS))
 	$(BIN)/python -m qsr.course.package build/qsr-course.zip $(NOTEBOOKS) $(YEAR)
 	$(if $(YEAR),$(BIN)/python -m qsr.course.student --solutions build/instructor $(NOTEBOOKS) $(YEAR))
+	@$(if $(YEAR),$(BIN)/jupyter trust $(patsubst tutorials/%,build/instructor/%,$(NOTEBOOKS)))
 
 # For a lecture: build/slides/00_enlarge_a_photo.html, which needs the folder beside it and no network.
 slides: $(VENV)/lab-$(WANTED)

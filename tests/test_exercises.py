@@ -290,11 +290,11 @@ def test_an_exercise_of_the_library_is_checked_by_its_claims(capsys):
         raise NotImplementedError  # 1 line
 
     qsr.check(my_double, None, double)
-    qsr.check(lambda x: x + x, None, double)
+    qsr.check(lambda x: x + x, None, double)  # as in `my_double = lambda x: x + x`
     qsr.check(stub, my_double, double)
     assert capsys.readouterr().out.splitlines() == [
         "my_double: correct",
-        "your answer: correct",
+        "my_double: correct",
         "stub: not attempted yet; the solution passes the test",
     ]
     with pytest.raises(AssertionError, match="the solution your answer fails its own test"):

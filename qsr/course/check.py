@@ -73,7 +73,7 @@ def check(
     """
     if not isinstance(test, Exercise):
         _require_refusal(test, mistake)
-    name = _name(yours)
+    name = _name(yours, test.answer if isinstance(test, Exercise) else "your answer")
     if is_stub(yours):
         if solution is None:
             print(f"{name}: not attempted yet")
@@ -93,7 +93,7 @@ def require(answer: Callable, exercise: Exercise, seed: int = SEED) -> None:
     """Raise AssertionError (one line) unless an answer is right; a stub is not. For graders."""
     wrong = "it is not written yet." if is_stub(answer) else fault(answer, exercise, seed)
     if wrong:
-        raise WrongAnswer(f"{_name(answer)}: {wrong}")
+        raise WrongAnswer(f"{_name(answer, exercise.answer)}: {wrong}")
 
 
 def fault(
@@ -255,7 +255,7 @@ def _sentence(words: str) -> str:
     return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
-def _name(f: Callable) -> str:
+def _name(f: Callable, otherwise: str = "your answer") -> str:
     """What to call a function: by its name, if it has one of its own."""
     name = getattr(f, "__name__", "<lambda>")
-    return "your answer" if name == "<lambda>" else name
+    return otherwise if name == "<lambda>" else name
