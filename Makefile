@@ -200,7 +200,7 @@ fuzz: $(VENV)/test-$(WANTED)
 OF_TORCH := torch cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 \
             nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
 TOOLS := $(VENV)/tools
-LOCK  := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11.5 --generate-hashes \
+LOCK  := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11.0 --generate-hashes \
          --no-annotate --custom-compile-command 'make lock' $(ARGS)
 lock: $(TOOLS)
 	@echo $(OF_TORCH) | tr ' ' '\n' > $(TOOLS)/of_torch.txt

@@ -46,6 +46,15 @@ def test_a_lock_holds_all_that_is_asked_for_by_hash_and_no_place(extra):
             assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), wanted
 
 
+def test_locks_are_made_for_the_oldest_python_that_qsr_takes():
+    """Debian 12 has 3.11.2, for which a lock that was made for 3.11.5 has packages too new."""
+    dry = subprocess.run(
+        ["make", "-n", "lock"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert set(re.findall(r"--python-version (\S+)", dry.stdout)) == {f"{oldest}.0"}
+
+
 def test_jupyterlab_keeps_its_token_and_its_address():
     dry = subprocess.run(
         ["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True, check=True
