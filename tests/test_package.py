@@ -64,7 +64,7 @@ def test_its_source_is_the_whole_package_and_runs_by_itself(unpacked, tmp_path):
     )
     env = {**os.environ, "PYTHONPATH": str(source)}
     done = subprocess.run([sys.executable, "-c", check], env=env, cwd=tmp_path, capture_output=True)
-    assert (done.returncode, done.stdout) == (0, b"your answer: correct\n"), done.stderr.decode()
+    assert (done.returncode, done.stdout) == (0, b"my_error: correct\n"), done.stderr.decode()
 
 
 def test_the_one_command_sets_up_once_and_opens_the_notebooks(unpacked, tmp_path):
