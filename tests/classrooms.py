@@ -14,17 +14,35 @@ import signal
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 from tests.test_wheel import ROOT, run
 
 
+def runs(engine: str) -> bool:
+    """Whether an engine of containers answers here."""
+    asked = [engine, "info"]
+    return bool(shutil.which(engine)) and not subprocess.run(asked, capture_output=True).returncode
+
+
+def page(address: str, seconds: float = 60) -> bytes:
+    """What a server answers, which prints its address a moment before it listens."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=seconds) as answer:
+                return answer.read()
+        except urllib.error.URLError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+
+
 def main() -> None:
-    engine = next(filter(None, map(shutil.which, ("docker", "podman"))), "no docker or podman here")
-    print(
-        f"images of Docker, Binder and Codespaces: not built ({engine}); what they run:", flush=True
-    )
+    engine = next(filter(runs, ("docker", "podman")), "no docker or podman runs here")
+    print(f"images of Docker, Binder, Codespaces: not built ({engine}); what they run:", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         home, clone = Path(folder, "home"), Path(folder, "home", "qsr")
         home.mkdir()
@@ -47,14 +65,13 @@ def main() -> None:
         start = time.monotonic()
         serve = ["make", "lab", "ARGS=--ip=127.0.0.1 --no-browser --port=0"]
         lab = subprocess.Popen(
-            serve, cwd=clone, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
+            serve, cwd=clone, env={**os.environ, **own}, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         try:
             assert lab.stderr is not None
             address = next(filter(None, (re.search(r"http://127\S+", s) for s in lab.stderr)))[0]
-            with urllib.request.urlopen(address, timeout=60) as page:
-                assert b"JupyterLab" in page.read()
+            assert b"JupyterLab" in page(address)
         finally:
             os.killpg(lab.pid, signal.SIGTERM)
             lab.wait()
