@@ -105,8 +105,6 @@ def test_another_network_is_refused_in_one_line(tmp_path, into, words):
     qsr.save(path, packed("dncnn"))
     with pytest.raises(ValueError, match=words):
         qsr.load(path, into=into())
-    with pytest.raises(ValueError, match=r"holds a packed DnCNN.*load\(path, into="):
-        qsr.load(path)
 
 
 def test_a_file_of_a_quantsr_needs_no_network():
@@ -125,8 +123,24 @@ def test_a_plan_that_does_not_fit_is_refused_though_its_checksum_is_right(tmp_pa
     metadata["plan"] = json.dumps(plan)
     metadata["sha256"] = digest(metadata, tensors)
     save_file(tensors, path, metadata)
-    with pytest.raises(ValueError, match="step 1 reads value 4000, which is not written yet"):
-        qsr.load(path, into=quantised("dncnn"))
+    for options in ({}, {"into": quantised("dncnn")}):
+        with pytest.raises(ValueError, match="step 1 reads value 4000, which is not written yet"):
+            qsr.load(path, **options)
+
+
+def test_a_file_of_before_has_no_graph_and_loads_as_before(tmp_path):
+    path = tmp_path / "m.qsr"
+    net, x = packed("dncnn"), torch.randn(1, 3, 7, 9)
+    qsr.save(path, net)
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del metadata["graph"]
+    metadata["sha256"] = digest(metadata, tensors)
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=r"holds a packed DnCNN.*load\(path, into="):
+        qsr.load(path)
+    assert torch.equal(qsr.load(path, into=quantised("dncnn"))(x), net(x))
 
 
 # What stands in a file ----------------------------------------------------------------------------

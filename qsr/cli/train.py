@@ -167,6 +167,7 @@ def run_pack(args: argparse.Namespace) -> Lines:
     yield f"{output}  {output.stat().st_size:,} bytes"
     if card is not None:
         model = load_model(output)  # what the file holds: in full precision, rounded weights
+        assert isinstance(model, (QuantSR, PackedModel))
         scores = {
             depth: {name: evaluate(model, name, blocks=depth, progress=True) for name in args.sets}
             for depth in model.config.depths

@@ -63,12 +63,12 @@ class NetworkPlan:
         return tuple(part for part in self.order if isinstance(part, Plan))
 
 
-def plan_network(network: nn.Module, without: Sequence[str] = ()) -> NetworkPlan:
+def plan_network(network: Planned, without: Sequence[str] = ()) -> NetworkPlan:
     """The plan of a packed network. without: names of nodes that stay in PyTorch."""
     if type(network).__module__.startswith("torch.nn.") and not isinstance(network, nn.Sequential):
         return NetworkPlan((), reason=f"{type(network).__name__} is a layer of PyTorch")
     try:
-        graph = trace(network)
+        graph = network.traced()
     except Untraceable as error:
         return NetworkPlan((), reason=str(error))
     found = regions.find(graph, network, without)
@@ -125,13 +125,14 @@ class Running:
                 values[part.name] = next(given)
             else:
                 with formulas():
-                    values[part.name] = _run_node(part, network, values)
+                    values[part.name] = run_node(part, network, values)
             for name in done:
                 del values[name]
         return fx.node.map_arg(self.plan.result, lambda n: values[n.name])
 
 
-def _run_node(node: fx.Node, network: nn.Module, values: dict[str, Any]) -> Any:
+def run_node(node: fx.Node, network: nn.Module, values: dict[str, Any]) -> Any:
+    """What a node gives in PyTorch; values: of the nodes before it, by their names."""
     args = fx.node.map_arg(node.args, lambda n: values[n.name])
     options = fx.node.map_arg(node.kwargs, lambda n: values[n.name])
     target = node.target
@@ -176,6 +177,15 @@ class Planned(nn.Module):
     def original(self) -> type[nn.Module]:
         """The class that the network had."""
         return type(self).__mro__[2]
+
+    @property
+    def class_name(self) -> str:
+        """The name of that class."""
+        return self.original.__name__
+
+    def traced(self) -> fx.Graph:
+        """The graph of the network. Raises Untraceable."""
+        return trace(self)
 
     def _ready(self) -> Running:
         running = self._running

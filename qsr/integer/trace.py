@@ -72,15 +72,20 @@ def trace(network: nn.Module) -> fx.Graph:
         if node.op == "call_module" and type(network.get_submodule(node.target)) in NOTHING:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+    check_in_place(graph, network)
+    for node in reversed(graph.nodes):
+        if not node.users and (node.op == "call_module" or not node.is_impure()):
+            graph.erase_node(node)
+    return graph
+
+
+def check_in_place(graph: fx.Graph, network: nn.Module) -> None:
+    """Raises Untraceable if a node overwrites what another reads."""
     for node in graph.nodes:
         if in_place(node, network) and not _alone(node.args[0]):
             raise Untraceable(
                 f"{node.name!r} works in place on {node.args[0].name!r}, which is read elsewhere"
             )
-    for node in reversed(graph.nodes):
-        if not node.users and (node.op == "call_module" or not node.is_impure()):
-            graph.erase_node(node)
-    return graph
 
 
 def in_place(node: fx.Node, network: nn.Module) -> bool:

@@ -8,7 +8,9 @@ A `.qsr` file is a safetensors file whose metadata says what it is:
                              that somebody brought)
     config                   of a QuantSR: which network, as JSON of its configuration
     class, layers, plan      of another network: its class, the bits of each packed layer, and how
-                             it runs (`qsr.integer.plan_json`); format version 2
+                             its regions run (`qsr.integer.plan_json`); format version 2
+    graph                    of such a network: all that it calls (`qsr.integer.graph_json`), or
+    no_graph                 why that cannot be written, so that its class is needed to load it
     sha256                   of all of this and the tensors, so that a damaged file is noticed
     note                     free text: data, steps, scores
 
@@ -21,6 +23,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import overload
 
@@ -32,21 +35,15 @@ from torch import Tensor, nn
 from .. import baselines as baselines  # whose quantizers a file may name
 from ..backbone import QuantSR
 from ..config import ConvConfig, NetworkConfig, SwinConfig
+from ..integer import graph_json, layer_json
 from ..integer.executor import names_of
-from ..integer.packed_layers import (
-    PackedConv2d,
-    PackedConvTranspose2d,
-    PackedLayer,
-    PackedLinear,
-    PackedMatmul,
-)
 from ..integer.packing import PackedModel, pack_empty
 from ..integer.plan import Plan
 from ..integer.plan_json import from_json, to_json
 from ..integer.planned import Planned
 from ..integer.residual import ResidualProgram
-from ..layers import QConv2d, QConvTranspose2d, QLinear
-from ..quantizer import LSQ, RLQ
+from ..integer.stored import StoredNetwork
+from ..integer.trace import Untraceable
 from ..system.errors import first_line
 from ..system.files import replacing
 
@@ -94,7 +91,9 @@ def save(
     """Write a trained or packed network to a .qsr file, or a packed network of your own.
 
     half: weights in float16, half the bytes; for full precision only, since a learned step that is
-    rounded gives other codes. Raises TypeError for any other module, ValueError if the file can't
+    rounded gives other codes. Of a network of your own the file has all that `load` needs, unless
+    its forward calls something that is no data: then one warning says what, and `load` wants the
+    network again (`into`). Raises TypeError for any other module, ValueError if the file can't
     be written, or `half` does not fit: a quantised network, or weights beyond float16's range.
     """
     network: nn.Module = model.network if isinstance(model, PackedModel) else model
@@ -106,8 +105,9 @@ def save(
         metadata["config"] = json.dumps(config_to_json(network.config))
     elif isinstance(network, Planned) and not half:
         metadata |= {"format_version": str(NETWORK_VERSION), "kind": "network"}
-        metadata |= {"class": network.original.__name__, "layers": _layers(network)}
+        metadata |= {"class": network.class_name, "layers": _layers(network)}
         metadata["plan"] = json.dumps(to_json(network.plan))
+        metadata |= _graph(network)
         tensors = {name: t.clone() for name, t in tensors.items()}  # tied ones: safetensors' rule
     else:
         raise TypeError(
@@ -120,6 +120,18 @@ def save(
     content = _with_sorted_header(as_bytes(tensors, metadata))
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(content)
+
+
+def _graph(network: Planned) -> dict[str, str]:
+    """What a file says of all that a network calls, or why it does not; then with a warning."""
+    try:
+        return {"graph": json.dumps(graph_json.describe(network.traced(), network))}
+    except (Untraceable, graph_json.Unstorable) as error:
+        warnings.warn(
+            f"the file needs the network again, qsr.load(path, into=network): {error}.",
+            stacklevel=3,
+        )
+        return {"no_graph": str(error)}
 
 
 def _with_sorted_header(content: bytes) -> bytes:
@@ -149,27 +161,65 @@ def _halved(tensors: dict[str, Tensor], config: NetworkConfig) -> dict[str, Tens
     return {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
-def load_model(path: str | os.PathLike) -> QuantSR | PackedModel:
-    """Read a .qsr file: a QuantSR ("trained") or a PackedModel ("packed"), in eval mode, on CPU.
+def load_model(path: str | os.PathLike) -> QuantSR | PackedModel | StoredNetwork:
+    """Read a .qsr file: a QuantSR ("trained"), a PackedModel ("packed"), or a packed network of
+    somebody's own ("network"), in eval mode, on the CPU.
 
-    Raises ValueError (one line) if the file is missing, damaged, foreign, or of another version.
+    Raises ValueError (one line) if the file is missing, damaged, foreign, or of another version, or
+    if it needs its network (`load_network`).
     """
     metadata, tensors = _read_model(path)
     if metadata.get("kind") == "network":
-        raise ValueError(
-            f"{path} holds a packed {metadata.get('class')}, whose class is not in the file. Give "
-            "the network, quantised as it was: qsr.load(path, into=qsr.quantize(network, bits))."
-        )
+        return _stored(path, metadata, tensors)
     try:
         config = config_from_json(json.loads(metadata["config"]))
         if metadata["kind"] not in ("trained", "packed"):
             raise ValueError(f"its kind is {metadata['kind']!r}")
         model = network_of(config, tensors, packed=metadata["kind"] == "packed")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} does not fit its own description ({reason(error)}). Save the model again."
-        ) from error
+        raise _misfit(path, error) from error
     return model.eval()
+
+
+def _stored(
+    path: str | os.PathLike, metadata: dict[str, str], tensors: dict[str, Tensor]
+) -> StoredNetwork:
+    """The network of a file that has its graph."""
+    if "graph" not in metadata:
+        why = f" ({metadata['no_graph']})" if "no_graph" in metadata else ""
+        raise ValueError(
+            f"{path} holds a packed {metadata.get('class')}, whose class is not in the file{why}. "
+            "Give the network, quantised as it was: qsr.load(path, into=qsr.quantize(network, "
+            "bits))."
+        )
+    try:
+        from_json(json.loads(metadata["plan"]))
+        graph, layers = json.loads(metadata["graph"]), json.loads(metadata["layers"])
+        # Copies: where in memory a tensor begins, a file's anywhere, tips last bits of a product.
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        network = StoredNetwork(metadata["class"], graph, layers, tensors)
+        _fill(network, tensors, assign=True)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise _misfit(path, error) from error
+    return network
+
+
+def _fill(network: nn.Module, tensors: dict[str, Tensor], assign: bool = False) -> None:
+    """Give a network the values of a file, or the tensors themselves. Raises ValueError (one line)
+    if they do not fit.
+    """
+    expected = network.state_dict()
+    for name in sorted(set(expected) ^ set(tensors)):
+        raise ValueError(f"{name!r} is {'missing' if name in expected else 'not of this network'}")
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, expected[name], half=False)
+    network.load_state_dict(tensors, assign=assign)
+
+
+def _misfit(path: str | os.PathLike, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} does not fit its own description ({reason(error)}). Save the model again."
+    )
 
 
 def load_network(path: str | os.PathLike, into: nn.Module) -> nn.Module:
@@ -192,14 +242,7 @@ def load_network(path: str | os.PathLike, into: nn.Module) -> nn.Module:
                     f"the layer {name!r} is {theirs.get(name)} in the file and {ours.get(name)} in "
                     "`into`"
                 )
-        expected = network.state_dict()
-        for name in sorted(set(expected) ^ set(tensors)):
-            raise ValueError(
-                f"{name!r} is {'missing' if name in expected else 'not of this network'}"
-            )
-        for name, tensor in tensors.items():
-            _check_tensor(name, tensor, expected[name], half=False)
-        network.load_state_dict(tensors)
+        _fill(network, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit `into`: {reason(error)}.") from error
     return network
@@ -223,79 +266,21 @@ def load_regions(path: str | os.PathLike) -> tuple[list[Plan], nn.Module]:
         plans, layers = from_json(json.loads(metadata["plan"])), nn.Module()
         described = json.loads(metadata["layers"])
         for name in dict.fromkeys(name for plan in plans for name in names_of(plan)):
-            held = {key: t for key, t in tensors.items() if key.startswith(f"{name}.")}
-            layer = _empty_layer(described[name], {k[len(name) + 1 :]: t for k, t in held.items()})
-            _put(layers, name, layer)
+            held = layer_json.held_by(name, tensors)
+            layer = layer_json.empty_layer(described[name], held)
+            layer.load_state_dict(held)
+            layer_json.put(layers, name, layer)
         for key, tensor in tensors.items():  # slopes and factors of finishes
-            owner, _, last = key.rpartition(".")
             if any(key == v for plan in plans for s in plan.steps for _, v in s.finish):
-                _put(layers, owner, nn.Module()).register_buffer(last, tensor)
+                layer_json.put_tensor(layers, key, tensor)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{path} does not fit its own description ({reason(error)}).") from error
+        raise _misfit(path, error) from error
     return plans, layers
 
 
-def _put(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """`module` in its place under `root`, or what is there already."""
-    for part in filter(None, name.split(".")[:-1]):
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root._modules[part]  # type: ignore[assignment]
-    last = name.rpartition(".")[2]
-    if not last:
-        return root
-    if last not in root._modules:
-        root.add_module(last, module)
-    return root._modules[last]  # type: ignore[return-value]
-
-
-def _empty_layer(about: dict, held: dict[str, Tensor]) -> PackedLayer:
-    """A packed layer as it is described, with these tensors."""
-    out, *window, _, weight_bits, _ = held["weight"].shape
-    most = 64 * held["weight"].shape[-1]
-    if not (1 <= about["channels"] <= most and 1 <= about["groups"] <= out):
-        raise ValueError(f"a layer has {about['channels']} channels in {about['groups']} groups")
-    options: dict = {
-        "bias": "bias" in held,
-        "bits": (max(2, weight_bits), max(2, about["bits"][1])),
-        "quantizer": RLQ if "tau" in held else LSQ,
-        "per_channel": held["scale"].ndim > 0,
-    }
-    channels = about["groups"] * about["channels"]
-    layer: PackedLayer
-    if about["kind"] == "conv":
-        geometry = {key: tuple(about[key]) for key in ("stride", "padding", "dilation")}
-        options |= geometry | {"groups": about["groups"]}
-        layer = PackedConv2d(QConv2d(channels, out, tuple(window), **options))
-    elif about["kind"] == "transposed":
-        names = ("stride", "padding", "dilation", "output_padding")
-        options |= {key: tuple(about[key]) for key in names} | {"groups": about["groups"]}
-        layer = PackedConvTranspose2d(QConvTranspose2d(channels, out, tuple(window), **options))
-    else:
-        layer = PackedLinear(QLinear(channels, out, **options))
-    layer.narrow = bool(about["narrow"])
-    layer.load_state_dict(held)
-    return layer.eval()
-
-
 def _layers(network: nn.Module) -> str:
-    """What the tensors of packed layers do not say, as JSON, by their names."""
-    found: dict[str, dict] = {}
-    for name, layer in network.named_modules():
-        if isinstance(layer, PackedMatmul):
-            specs = [[spec.bits, spec.narrow] for spec in layer.specs.values()]
-            found[name] = {"kind": "matmul", "bits": specs}
-        elif isinstance(layer, PackedLayer):
-            bits = [layer.planes.bits, layer.bits]
-            about = {"kind": type(layer).__name__.removeprefix("Packed").lower(), "bits": bits}
-            if isinstance(layer, PackedConv2d):
-                geometry = {"stride": layer.stride, "padding": layer.padding}
-                about |= {"kind": "conv", **geometry, "dilation": layer.dilation}
-            if isinstance(layer, PackedConvTranspose2d):
-                about |= {"kind": "transposed", "output_padding": layer.output_padding}
-            sizes = {"channels": layer.channels, "groups": layer.groups}
-            found[name] = {**about, **sizes, "narrow": layer.narrow}
-    return json.dumps(found)
+    """What the tensors of packed layers do not say."""
+    return json.dumps(layer_json.describe(network), sort_keys=True)
 
 
 def _read_model(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, Tensor]]:

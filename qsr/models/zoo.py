@@ -116,8 +116,10 @@ def load(name: str | os.PathLike, *, into: nn.Module) -> nn.Module: ...
 def load(name: str | os.PathLike, *, into: nn.Module | None = None) -> nn.Module:
     """A model by its name in the zoo, or from a .qsr file; in eval mode, on the CPU.
 
-    into: for a file of a network of your own, that network as qsr.quantize makes it, with the
-    options that it had when it was packed; see `file.load_network`.
+    A file of a network of your own gives a `StoredNetwork`, which computes what that network did,
+    unless its graph cannot be in a file. into: for any such file, the network as qsr.quantize makes
+    it, with the options that it had when it was packed, to get its class back; see
+    `file.load_network`.
     Raises ValueError (one line) for an unknown name, or a file that is missing, damaged, foreign or
     of another format version.
     """

@@ -15,6 +15,8 @@ from unittest import mock
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
 
 import qsr
 from qsr.images import archive, picture
@@ -158,6 +160,51 @@ def models(folder: Path) -> Attempt:
         model = file.load_model(changed)
         sr = qsr.upscale(LR, model)
         assert sr.shape == (1, 3, 5 * model.config.scale, 6 * model.config.scale)
+
+    return attempt
+
+
+class Small(nn.Module):
+    """A network that somebody brings: float layers, packed ones, sizes and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 12, 3, padding=1)
+        self.body, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.pool, self.gain = nn.MaxPool2d(2), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.norm(self.body(self.first(x))))
+        far = F.interpolate(self.pool(y), size=y.shape[2:], mode="bilinear")
+        rows = y.flatten(2).transpose(1, 2)
+        rows = self.attention(rows, rows, rows)[0].transpose(1, 2)
+        y = self.gain * y + rows.reshape(-1, 4, x.shape[2], x.shape[3]) - far
+        return F.pixel_shuffle(self.last(y), 2)
+
+
+def networks(folder: Path) -> Attempt:
+    """.qsr files of a network of somebody's own: with changed graphs, layers, plans and tensors."""
+    torch.manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what stays in float
+        net = qsr.quantize(Small(), 4, skip=["first"])
+    qsr.calibrate(net, LR)
+    source, changed = folder / "whole.qsr", folder / "changed.qsr"
+    qsr.save(source, qsr.pack(net))
+    whole = file.describe(source)
+
+    def attempt(rng: random.Random) -> None:
+        metadata, tensors = dict(whole), load_file(source)
+        way = rng.choice(("graph", "graph", "graph", "layers", "plan", "tensor"))
+        if way == "tensor":
+            name = rng.choice(sorted(tensors))
+            tensors[name] = change_tensor(tensors[name], rng)
+        else:
+            metadata[way] = json.dumps(change_value(json.loads(metadata[way]), rng))
+        metadata["sha256"] = file.digest(metadata, tensors)
+        save_file(tensors, changed, metadata)
+        qsr.load(changed)(LR)
 
     return attempt
 
@@ -348,6 +395,7 @@ def native(folder: Path) -> Attempt:
 
 KINDS: dict[str, Callable[[Path], Attempt]] = {
     "models": models,
+    "networks": networks,
     "pictures": pictures,
     "archives": archives,
     "run_folders": run_folders,
