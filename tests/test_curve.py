@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from test_plan import ready
 
 import qsr
 from qsr import cli
@@ -13,7 +14,7 @@ from qsr.export.onnx import onnx_model
 
 
 def point(network, form, psnr, ms, note=""):
-    column = "packed" if "blocks" in form else "onnx"
+    column = "onnx" if "openvino" in form else "packed"
     return curve.Point(
         network, form, psnr, Timing(form, column, best_ms=ms, median_ms=ms, note=note)
     )
@@ -23,6 +24,7 @@ MACHINE = {"cpu": "a processor", "cores": "2", "features": "", "qsr": "0.1.0"}
 POINTS = (
     point("ours", "32 blocks", 32.0, 47.0),
     point("ours", "8 blocks", 31.5, 15.0),
+    point("small-w4a4", curve.PACKED, 31.9, 18.0),
     point("small", "openvino-fp32", 32.2, 36.0),
     point("small", "openvino-int8", 29.4, 20.0),
     point("small", "openvino-bf16", 32.2, None, "this processor has no bfloat16 arithmetic"),
@@ -43,6 +45,11 @@ def test_the_figure_has_each_timed_point_once(dark):
     drawn = sorted(tuple(xy) for line in axes.lines for xy in line.get_xydata())
     timed = [p for p in POINTS if p.timing.best_ms is not None]
     assert drawn == sorted((p.timing.ms, p.psnr) for p in timed)
+
+
+def test_a_network_is_followed_from_float_to_what_was_made_of_it():
+    (line,) = curve.figure(CURVE).axes[0].collections[0].get_segments()
+    assert line.tolist() == [[36.0, 32.2], [20.0, 29.4], [18.0, 31.9]]
 
 
 def test_without_the_engine_one_line_says_what_to_install(monkeypatch):
@@ -71,14 +78,25 @@ def test_a_network_in_a_file_scores_what_it_scores_here(file, capsys):
     assert theirs.psnr_y == pytest.approx(qsr.evaluate(net, "embedded").psnr_y, abs=1e-3)
 
 
+class Doubled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.shuffle = torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.PixelShuffle(2)
+
+    def forward(self, x):
+        return self.shuffle(self.conv(x))
+
+
 def test_the_command_times_float_and_eight_bits(file, tmp_path, capsys, monkeypatch):
+    mine = tmp_path / "mine.qsr"
+    qsr.save(mine, ready(Doubled(), torch.rand(1, 3, 9, 9)))
     monkeypatch.setattr(curve, "PATCHES", 4)
     monkeypatch.setattr(curve, "TRAINING", "embedded")
     out = tmp_path / "curve.json"
-    call = f"bench --peer-onnx {file} --model quantsr-c-x2-w4a4 --size 16 --rounds 1"
+    call = f"bench --peer-onnx {file} --model quantsr-c-x2-w4a4 {mine} --size 16 --rounds 1"
     assert cli.main([*call.split(), "--data", "embedded", "--json", str(out)]) == 0
     points = json.loads(out.read_text())["points"]
-    assert {p["form"] for p in points} >= {"8 blocks", "openvino-fp32", "openvino-int8"}
+    assert {p["form"] for p in points} >= {"8 blocks", "packed", "openvino-fp32", "openvino-int8"}
     assert "tiny" in capsys.readouterr().out
 
 

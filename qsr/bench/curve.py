@@ -8,7 +8,8 @@ of few bits. So here any ONNX files take part, with what OpenVINO makes of them:
     openvino-int8   NNCF's post-training quantisation with its preset "mixed" and no other option,
                     on patches of 48x48 of a training set
 
-and our packed networks at each of their depths. All are scored on the same set by the same
+and our packed networks at each of their depths, or packed networks of any class, which have one.
+All are scored on the same set by the same
 function, and timed in turns on one picture as in `bench_network`. An int8 network computes another
 function: its score says how good that one is.
 """
@@ -35,11 +36,19 @@ from torch.nn import functional as F
 from ..course import viewers
 from ..images.data import pairs
 from ..integer.packing import PackedModel
+from ..models.enlarger import Enlarger
 from ..paper import report as tables
 from ..scores import evaluate
 from ..system.errors import first_line
 from ..system.machine import check_threads, machine
-from .engine import Contender, Timing, network_rows, packed_contender, picture
+from .engine import (
+    Contender,
+    Timing,
+    network_rows,
+    packed_contender,
+    picture,
+    stored_contenders,
+)
 from .peers import Runner, compile_openvino
 from .report import COLLAPSED, ORDINARY, OWN, SECOND, dress, heading
 
@@ -47,9 +56,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMS = {"openvino-fp32": "f32", "openvino-bf16": "bf16", "openvino-int8": None}
+PACKED = "packed"  # the form of a packed network of any class
 MULTIPLE = 8  # some networks take sides of these only
 PATCHES, PATCH = 200, 48  # what int8 ranges are read from: the number, and the side in lr pixels
-OWN_STYLES = (("o", OWN), ("s", "#E69F00"), ("P", "#CC79A7"))
+OWN_STYLES = (("o", OWN), ("s", "#E69F00"), ("P", "#CC79A7"), ("X", "#B22222"))
 TRAINING = "General100"  # the set that they are cut from
 
 
@@ -81,7 +91,7 @@ class Curve:
 
 
 def bench_curve(
-    models: Mapping[str, PackedModel],
+    models: Mapping[str, PackedModel | Enlarger],
     files: Sequence[str | os.PathLike],
     data: str = "Set5",
     size: int = 128,
@@ -117,6 +127,11 @@ def bench_curve(
         folder = Path(name)
         contenders, labels, scores = [], [], []
         for label, model in models.items():
+            if isinstance(model, Enlarger):
+                contenders.append(stored_contenders(label, model, lr, folder)[0])
+                labels.append((label, PACKED))
+                scores.append(evaluate(model, data).psnr_y)
+                continue
             for depth in model.config.depths:
                 contenders.append(packed_contender(label, model, depth, lr, folder))
                 labels.append((label, f"{depth} blocks"))
@@ -276,28 +291,37 @@ def title(curve: Curve) -> str:
 
 
 def figure(curve: Curve, dark: bool = False) -> Figure:
-    """PSNR over milliseconds: our networks as lines through their depths, others as points."""
+    """PSNR over milliseconds. A QuantSR is a line through its depths; of another network a thin
+    line goes from float32 to what its engine and we make of it.
+    """
+    from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
-    paper, ink, _ = viewers.DARK if dark else viewers.LIGHT
-    drawn = Figure(figsize=(8, 5), dpi=120, facecolor=paper)
+    paper, ink, faint = viewers.DARK if dark else viewers.LIGHT
+    drawn = Figure(figsize=(9, 6.2), dpi=120, facecolor=paper)
     axes = drawn.subplots()
     timed = [p for p in curve.points if p.timing.best_ms is not None]
     own = dict.fromkeys(p.network for p in timed if p.timing.column == "packed")
     for name, (marker, shade) in zip(own, itertools.cycle(OWN_STYLES), strict=False):
-        depths = sorted((p.timing.ms, p.psnr) for p in timed if p.network == name)
-        axes.plot(*zip(*depths, strict=True), color=shade, marker=marker, label=name)
+        points = sorted((p for p in timed if p.network == name), key=lambda p: p.timing.ms)
+        alone = points[0].form == PACKED
+        at = [p.timing.ms for p in points], [p.psnr for p in points]
+        (line,) = axes.plot(*at, marker=marker, color=shade, label=name, linewidth=2, zorder=3)
+        line.set(marker="*" if alone else marker, markersize=16 if alone else 8)
+        for p in points:
+            _label(axes, p, name if alone else p.form, ink, (-8, 12) if alone else (4, -15))
     forms = zip(FORMS, (ORDINARY, COLLAPSED, SECOND), "^vD", strict=True)
     for form, colour, marker in forms:
         points = [p for p in timed if p.form == form]
         at = [p.timing.ms for p in points], [p.psnr for p in points]
         if points:
-            axes.plot(*at, marker, color=colour, label=f"others, {form}")
-        for p in points:
-            axes.annotate(
-                p.network, (p.timing.ms, p.psnr), (2, 5), textcoords="offset points",
-                fontsize=8, color=ink, rotation=40, rotation_mode="anchor",
-            )  # fmt: skip
+            says = form.replace("openvino-", "OpenVINO, ")
+            axes.plot(*at, marker, color=colour, markersize=8, label=says)
+    chains = _chains(timed)
+    for name, points in chains.items():
+        _label(axes, points[0], name, ink, (3, 6), rotation=40, rotation_mode="anchor")
+    lines = [[(p.timing.ms, p.psnr) for p in points] for points in chains.values()]
+    axes.add_collection(LineCollection(lines, colors=faint, linewidths=1, alpha=0.6, zorder=1))
     axes.set_xscale("log")
     axes.set_xticks([m * 10**e for e in range(-1, 5) for m in (1, 2, 3, 5)])
     axes.xaxis.set_major_formatter("{x:g}")
@@ -305,10 +329,36 @@ def figure(curve: Curve, dark: bool = False) -> Figure:
     axes.margins(x=0.12, y=0.15)
     times = [p.timing.ms for p in timed]
     axes.set_xlim(min(times) / 1.25, max(times) * 1.25)  # the ticks reach further
-    axes.set_xlabel("ms (less is better)", color=ink)
-    axes.set_ylabel(f"PSNR-Y on {curve.data}, dB (more is better)", color=ink)
-    axes.set_title(title(curve), fontsize=10, loc="left", color=ink)
-    axes.legend(frameon=False, labelcolor=ink, fontsize=9)
+    axes.tick_params(labelsize=11)
+    axes.set_xlabel("ms (less is better)", color=ink, fontsize=12)
+    axes.set_ylabel(f"PSNR-Y on {curve.data}, dB (more is better)", color=ink, fontsize=12)
+    axes.set_title(title(curve), fontsize=12, loc="left", color=ink)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.46, -0.12), ncols=4,
+        frameon=False, labelcolor=ink, fontsize=11,
+    )  # fmt: skip
     dress(axes, paper, ink)
     drawn.tight_layout()
     return drawn
+
+
+def _label(axes, p: Point, text: str, ink: str, shift: tuple[int, int], **options) -> None:
+    at = (p.timing.ms, p.psnr)
+    axes.annotate(text, at, shift, textcoords="offset points", fontsize=10, color=ink, **options)
+
+
+def _chains(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Of each network in an ONNX file its points, from float32 on, and at last those of packed
+    networks that are named after it.
+    """
+    chains: dict[str, list[Point]] = {}
+    for form in FORMS:
+        for p in points:
+            if p.form == form:
+                chains.setdefault(p.network, []).append(p)
+    for p in points:
+        if p.form == PACKED:
+            for name in chains:
+                if p.network.startswith(name):
+                    chains[name].append(p)
+    return chains

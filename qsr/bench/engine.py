@@ -47,10 +47,12 @@ from ..backbone import QuantSR
 from ..calibration import calibrate
 from ..config import NetworkConfig, quantsr_c
 from ..images.data import photo
-from ..integer import kernels
+from ..integer import kernels, plan_table
 from ..integer.packing import PackedModel, pack
+from ..integer.stored import StoredNetwork
 from ..layers import QConv2d, split_bits
 from ..models import zoo
+from ..models.enlarger import Enlarger
 from ..models.file import load_model, save
 from ..paper.costs import complexity
 from ..system import native
@@ -565,6 +567,41 @@ def packed_contender(
     return Contender(name, column, run, expected=expected, bits=bits, blocks=blocks)
 
 
+def _open_stored(path: Path, by_layers: bool, threads: int) -> Runner:
+    torch.set_num_threads(threads)
+    network = load_model(path)
+    assert isinstance(network, StoredNetwork)
+    run = network.layer_by_layer if by_layers else network
+
+    @torch.inference_mode()
+    def enlarged(picture: np.ndarray) -> np.ndarray:
+        return run(torch.from_numpy(picture)).numpy()
+
+    return enlarged
+
+
+def stored_contenders(
+    name: str, model: Enlarger, lr: Tensor, folder: Path
+) -> tuple[Contender, Contender]:
+    """A packed network of any class, in a file of its own: by its plan, and layer by layer, which
+    says what is expected. Raises ValueError if it takes no picture of this size.
+    """
+    network, path = model.network, folder / f"stored-{name}.qsr"
+    network(lr)
+    expected = network.layer_by_layer(lr).numpy()
+    save(path, network)
+    ours, layers = (
+        Contender(
+            name if column else f"{name}, layer by layer",
+            column,
+            functools.partial(_open_stored, path, not column),
+            expected=expected,
+        )
+        for column in ("packed", "")
+    )
+    return ours, layers
+
+
 def peer_contenders(
     chosen: Sequence[Peer], config: NetworkConfig, lr: np.ndarray, folder: Path
 ) -> Iterator[Contender]:
@@ -648,6 +685,28 @@ def bench_local(what: str, size: int, threads: Sequence[int], rounds: int) -> Re
             rows += measure(size, count, rounds, rates)
     title = f"3x3 convolution, 64 -> 64 channels, {size} x {size}"
     return Report(what, title, machine(), size, rounds, size**2 * 64 * 64 * 9, rates, tuple(rows))
+
+
+def bench_stored(
+    name: str, model: Enlarger, size: int = 128, threads: Sequence[int] = (1,), rounds: int = 5
+) -> Report:
+    """Time a packed network of any class by its plan and layer by layer, float picture to float
+    picture of size x size. Raises ValueError if it takes no such picture, or has no plan.
+    """
+    for count in threads:
+        check_threads(count)
+    plan = model.network.plan
+    if plan.reason:
+        raise ValueError(f"{name} runs {plan}, so there is no plan to time.")
+    products = plan_table.measure(plan, model.network).products
+    macs = products * size**2 // plan_table.SIDE**2
+    lr, rates, rows = picture(size), ceilings(), list[Timing]()
+    with tempfile.TemporaryDirectory(prefix="qsr-bench-") as folder:
+        both = stored_contenders(name, model, lr, Path(folder))
+        for count in threads:
+            rows += network_rows(both, lr.numpy(), macs, count, rounds, rates)
+    title = f"{name} x{model.config.scale}, {size} x {size} pixels in"
+    return Report("network", title, machine(), size, rounds, macs, rates, tuple(rows))
 
 
 def bench_network(

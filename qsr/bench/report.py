@@ -77,7 +77,7 @@ def _network_table(rows: Sequence[Timing]) -> str:
         lines.append(
             [
                 f"**{name}**" if column == "packed" else name,
-                str(blocks),
+                str(blocks or "-"),
                 _ms(ordinary),
                 _ms(other),
                 f"{eager.ms / row.ms:.2f}x" if eager and ordinary else "-",

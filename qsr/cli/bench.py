@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from ..bench.report import markdown, write_figure, write_json, write_twins
 from ..config import preset
 from ..integer.packing import PackedModel
 from ..models import zoo
+from ..models.enlarger import Enlarger
 from ..models.file import load_regions
 from ..system.files import replacing
 from ..system.machine import check_threads
 from .arguments import check_blocks, check_writable
 from .common import Lines, complain, remark
-from .networks import check_device
+from .networks import check_device, load_enlarging
 from .options import BENCH_PRESETS
+
+Network = QuantSR | PackedModel | Enlarger
 
 
 def run_bench(args: argparse.Namespace) -> Lines:
@@ -56,15 +60,18 @@ def run_bench(args: argparse.Namespace) -> Lines:
     if args.what == "layers":
         yield from _bench_layers(args, size, rounds)
         return
+    models = _bench_models(args, size) if args.what == "network" else {}
+    own = {name: m for name, m in models.items() if not isinstance(m, Enlarger)}
     if args.what != "network":
         report = engine.bench_local(args.what, size, args.counts, rounds)
+    elif len(own) < len(models):
+        report = _bench_stored(args, models, size, rounds)
     else:
         chosen, missing = engine.choose_peers(args.peers)
         if missing:
             complain(missing)
-        models = _bench_models(args, size)
         report = engine.bench_network(
-            models,
+            own,
             size,
             args.counts,
             rounds,
@@ -77,6 +84,15 @@ def run_bench(args: argparse.Namespace) -> Lines:
     if args.plot is not None:
         remark(" ".join(map(str, write_figure(report, args.plot))))
     yield markdown(report)
+
+
+def _bench_stored(
+    args: argparse.Namespace, models: Mapping[str, Network], size: int, rounds: int
+) -> engine.Report:
+    (name, model), *more = models.items()
+    if more or not isinstance(model, Enlarger):
+        raise ValueError("a packed network of your own is timed alone; name one --model.")
+    return engine.bench_stored(name, model, size, args.counts, rounds)
 
 
 def _bench_steps(args: argparse.Namespace, size: int, rounds: int) -> Lines:
@@ -93,8 +109,8 @@ def _bench_steps(args: argparse.Namespace, size: int, rounds: int) -> Lines:
 def _bench_curve(args: argparse.Namespace, size: int, rounds: int) -> Lines:
     if args.what != "network" or args.device != "cpu" or len(args.counts) > 1:
         raise ValueError("`--peer-onnx` times networks on the CPU, at one number of threads.")
-    found = {Path(n).stem: zoo.load(n) for n in args.model or zoo.names()}
-    packed = {name: net for name, net in found.items() if isinstance(net, PackedModel)}
+    found = {Path(n).stem: load_enlarging(n) for n in args.model or zoo.names()}
+    packed = {name: net for name, net in found.items() if not isinstance(net, QuantSR)}
     if args.model is None:
         scale = curve.OnnxFile.read(args.peer_onnx[0]).scale
         packed = {name: net for name, net in packed.items() if net.config.scale == scale}
@@ -123,6 +139,8 @@ def _bench_cuda(args: argparse.Namespace, size: int, rounds: int) -> Lines:
         reports[title] = cuda.bench_kernel(size, rounds, args.device)
         yield cuda.markdown(title, reports[title], args.device)
     for name, model in _bench_models(args, size).items() if args.what == "network" else ():
+        if isinstance(model, Enlarger):
+            raise ValueError(f"{name} is a packed network of your own, which runs on the CPU.")
         title = f"{name}, {where}"
         reports[title] = cuda.bench_network(model, size, rounds, args.blocks, args.device)
         yield cuda.markdown(title, reports[title], args.device)
@@ -153,14 +171,14 @@ def _bench_train(args: argparse.Namespace, size: int, rounds: int) -> Lines:
             temporary.write_text(json.dumps(reports, indent=1) + "\n")
 
 
-def _bench_models(args: argparse.Namespace, size: int) -> dict[str, QuantSR | PackedModel]:
+def _bench_models(args: argparse.Namespace, size: int) -> dict[str, Network]:
     """{name: network}: from files or the zoo, else calibrated with random weights."""
+    models: dict[str, Network] = {}
     if args.model:
-        models = {Path(name).stem: zoo.load(name) for name in args.model}
+        models |= {Path(name).stem: load_enlarging(name) for name in args.model}
         for model in models.values():
             check_blocks(model, args.blocks)
         return models
-    models = {}
     for name in args.preset:
         blocks = args.blocks or (4 if "-t-" in name else 16)
         config = preset(name, blocks=blocks)

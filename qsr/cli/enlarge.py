@@ -21,15 +21,17 @@ from ..images.reading import check_decoder, read
 from ..images.writing import check_format, encoder_bytes, write_rows
 from ..infer import upscaled_rows
 from ..integer.packing import PackedModel
-from ..models import zoo
+from ..models.enlarger import Enlarger
 from ..system.errors import first_line
 from . import options
 from .arguments import check_blocks, check_writable
 from .common import Failed, Lines, complain, printable, remark
 from .gather import Job, Naming, Source, plan, share
-from .networks import refuse_models
+from .networks import load_enlarging, refuse_models
 from .pace import Pace
 from .pipe import check_standard_output, to_standard_output
+
+Network = PackedModel | QuantSR | Enlarger
 
 
 def run_upscale(args: argparse.Namespace) -> Lines:
@@ -49,7 +51,7 @@ def run_upscale(args: argparse.Namespace) -> Lines:
         waiting = jobs
     else:
         waiting = _waiting(jobs, args)
-    model = zoo.load(args.model)
+    model = load_enlarging(args.model)
     check_blocks(model, args.blocks)
     pace = None
     if args.seconds is not None:
@@ -101,7 +103,7 @@ def _waiting(jobs: list[Job], args: argparse.Namespace) -> list[Job]:
 def _one(
     source: Source,
     target: Path,
-    model: PackedModel | QuantSR,
+    model: Network,
     args: argparse.Namespace,
     pace: Pace | None,
     piped: bool,
@@ -127,7 +129,7 @@ def _one(
 def _write(
     picture: Picture,
     place: Path,
-    model: PackedModel | QuantSR,
+    model: Network,
     blocks: int | None,
     args: argparse.Namespace,
 ) -> None:
@@ -140,7 +142,7 @@ def _write(
     first = next(rows)  # what is refused is so before a folder is made
     place.parent.mkdir(parents=True, exist_ok=True)
     write_rows(chain([first], rows), place, picture, scale, overwrite=args.overwrite)
-    if isinstance(model, PackedModel):
+    if not isinstance(model, QuantSR):
         model.release()  # or the next picture is decoded beside it
 
 

@@ -11,7 +11,9 @@ import torch
 from .. import baselines  # noqa: F401  whose quantizers configurations name
 from ..backbone import QuantSR
 from ..integer.packing import PackedModel
+from ..integer.stored import StoredNetwork
 from ..models import zoo
+from ..models.enlarger import Enlarger
 from ..runs.checkpoints import find_best, list_checkpoints, load_checkpoint
 
 
@@ -26,11 +28,28 @@ def load_network(name: str) -> QuantSR:
             )
         return load_checkpoint(folder)[0]
     model = zoo.load(name)
-    if isinstance(model, PackedModel):
+    if not isinstance(model, QuantSR):
         raise ValueError(
             f"{name} is packed already, and packed weights can't be trained; use a trained file."
         )
     return model
+
+
+def load_quantsr(name: str) -> QuantSR | PackedModel:
+    """A model by its name or file, where only a QuantSR will do, packed or not."""
+    model = zoo.load(name)
+    if isinstance(model, StoredNetwork):
+        raise ValueError(
+            f"{name} holds a packed {model.class_name}, and this command takes a QuantSR; name one "
+            "of `qsr models`, or its file."
+        )
+    return model
+
+
+def load_enlarging(name: str) -> QuantSR | PackedModel | Enlarger:
+    """A model by its name or file that enlarges pictures; also a packed network of any class."""
+    model = zoo.load(name)
+    return Enlarger.of(model, name) if isinstance(model, StoredNetwork) else model
 
 
 def refuse_models(names: Sequence[str], wanted: str) -> None:

@@ -20,7 +20,7 @@ from ..system import native
 from ..system.version import __version__
 from .arguments import check_blocks
 from .common import Lines, as_json, remark
-from .networks import load_network, refuse_models
+from .networks import load_enlarging, load_network, load_quantsr, refuse_models
 
 
 def run_demo(args: argparse.Namespace) -> Lines:
@@ -38,7 +38,7 @@ def run_demo(args: argparse.Namespace) -> Lines:
 def run_evaluate(args: argparse.Namespace) -> Lines:
     model = args.model
     if model != "bicubic":
-        model = zoo.load(model)
+        model = load_enlarging(model)
         check_blocks(model, args.blocks)
     refuse_models(args.sets, "`evaluate` takes sets of pictures; `--model` takes models")
     results = {}
@@ -56,7 +56,8 @@ def run_export(args: argparse.Namespace) -> Lines:
     output = Path(args.output)
     if output.suffix != ".onnx":
         raise ValueError(f"{output} has the suffix {output.suffix!r}; ONNX files end in .onnx.")
-    model = load_network(args.model).eval() if Path(args.model).is_dir() else zoo.load(args.model)
+    folder = Path(args.model).is_dir()
+    model = load_network(args.model).eval() if folder else load_quantsr(args.model)
     check_blocks(model, args.blocks)
     comparison = export_onnx(
         model,

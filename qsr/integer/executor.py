@@ -142,6 +142,11 @@ class Executor:
         """Free the workspaces that wait for the next call."""
         self._idle.clear()
 
+    @property
+    def workspace(self) -> int:
+        """Bytes of the workspace for inputs of the sizes that were last."""
+        return 0 if self._known is None else self._known[2]
+
     # For a size
 
     def tables(self, sizes: tuple[tuple[int, int], ...]) -> tuple[Tensor, int]:

@@ -39,6 +39,11 @@ class Measured:
     layers: dict[str, int]
     floats: int
 
+    @property
+    def products(self) -> int:
+        """All multiply-accumulates."""
+        return sum(self.layers.values()) + self.floats
+
 
 def measure(plan: NetworkPlan, network: nn.Module) -> Measured:
     """Run the network once, layer by layer, on a picture of SIDE x SIDE. Raises ValueError if its
@@ -111,8 +116,7 @@ def coverage(plan: NetworkPlan, measured: Measured) -> float:
     """The share of all multiply-accumulates that integer regions have, 0 to 1."""
     inside = {name for part in plan.plans for name in part.layers}
     covered = sum(n for name, n in measured.layers.items() if name in inside)
-    total = sum(measured.layers.values()) + measured.floats
-    return covered / total if total else 0.0
+    return covered / measured.products if measured.products else 0.0
 
 
 # The table ----------------------------------------------------------------------------------------

@@ -111,12 +111,27 @@ class Running:
             if name not in kept:
                 self.forget[i].append(name)
 
+    def workspace(self, part: Plan | fx.Node) -> int:
+        """Bytes of the workspace that a part had when it last ran."""
+        return self.executors[id(part)].workspace if isinstance(part, Plan) else 0
+
     def stale(self, network: nn.Module) -> bool:
         """Whether the network has other values since."""
         return any(executor.stale(network) for executor in self.executors.values())
 
     def __call__(self, network: nn.Module, inputs: Sequence[Any]) -> Any:
-        given, values = iter(inputs), dict[str, Any]()
+        values = dict[str, Any]()
+        for _ in self.walk(network, inputs, values):
+            pass
+        return fx.node.map_arg(self.plan.result, lambda n: values[n.name])
+
+    def walk(
+        self, network: nn.Module, inputs: Sequence[Any], values: dict[str, Any]
+    ) -> Iterator[Plan | fx.Node]:
+        """Run part after part, and give each. values: what there is of them, by the names of nodes;
+        forgotten when nobody reads it any more.
+        """
+        given = iter(inputs)
         for part, done in zip(self.plan.order, self.forget, strict=True):
             if isinstance(part, Plan):
                 got = run_region(part, self.executors[id(part)], [values[n] for n in part.inputs])
@@ -126,9 +141,9 @@ class Running:
             else:
                 with formulas():
                     values[part.name] = run_node(part, network, values)
+            yield part
             for name in done:
                 del values[name]
-        return fx.node.map_arg(self.plan.result, lambda n: values[n.name])
 
 
 def run_node(node: fx.Node, network: nn.Module, values: dict[str, Any]) -> Any:

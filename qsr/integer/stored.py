@@ -11,7 +11,7 @@ tomorrow.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
@@ -87,14 +87,30 @@ class StoredNetwork(Planned):
             ) from error
 
     def _forward_of_class(self, *inputs: Any) -> Any:
+        values = self._values(inputs)
+        (last,) = (node for node in self._graph.nodes if node.op == "output")
+        return fx.node.map_arg(last.args[0], lambda n: values[n.name])
+
+    def _values(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """What each node gives, layer by layer."""
         given, values = iter(inputs), dict[str, Any]()
         for node in self._graph.nodes:
-            if node.op == "output":
-                break
-            values[node.name] = (
-                next(given) if node.op == "placeholder" else run_node(node, self, values)
-            )
-        return fx.node.map_arg(node.args[0], lambda n: values[n.name])
+            if node.op == "placeholder":
+                values[node.name] = next(given)
+            elif node.op != "output":
+                values[node.name] = run_node(node, self, values)
+        return values
+
+    def needed_bytes(self, *inputs: Tensor) -> int:
+        """The most memory that values and workspaces take at once on these inputs. Raises as a
+        call.
+        """
+        self(*inputs)
+        running, values = self._ready(), dict[str, Any]()
+        if not running.plan.plans:
+            return _bytes(self._values(inputs))
+        parts = running.walk(self, inputs, values)
+        return max(running.workspace(part) + _bytes(values) for part in parts)
 
     def __getstate__(self) -> Any:
         return {**super().__getstate__(), "_graph": None}
@@ -105,3 +121,8 @@ class StoredNetwork(Planned):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return object.__reduce_ex__(self, protocol)  # its class stands in a module
+
+
+def _bytes(values: Mapping[str, Any]) -> int:
+    tensors = (value for value in values.values() if isinstance(value, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
