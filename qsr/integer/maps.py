@@ -35,8 +35,8 @@ def channels_last(value: Any) -> Any:
 
 def run_region(plan: Plan, run: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The outputs of a region for its inputs as PyTorch has them: [N, C, H, W], or [..., C] of
-    rows, pictures in the memory format of the first. run: gives those of one picture, [H, W, C] to
-    [H, W, C]. Raises Unfit.
+    rows, pictures in the memory format of the input that each is made of. run: gives those of one
+    picture, [H, W, C] to [H, W, C]. Raises Unfit.
     """
     first = inputs[0]
     for x, value in zip(inputs, plan.values, strict=False):
@@ -70,8 +70,15 @@ def run_region(plan: Plan, run: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
     stacked = [
         ys[0][None] if len(ys) == 1 else torch.stack(ys) for ys in zip(*results, strict=True)
     ]
-    outputs = [y.permute(0, 3, 1, 2) for y in stacked]
-    return [y.contiguous() for y in outputs] if channels_first(first) else outputs
+    formed = zip((inputs[plan.values[v].size.input] for _, v in plan.outputs), stacked, strict=True)
+    return [_formed(y.permute(0, 3, 1, 2), like) for like, y in formed]
+
+
+def _formed(y: Tensor, like: Tensor) -> Tensor:
+    """Pictures in the memory format of others. Planes are copied also where PyTorch takes one
+    format for the other, as of pictures of one pixel: their strides decide how it sums later.
+    """
+    return y.clone(memory_format=torch.contiguous_format) if channels_first(like) else y
 
 
 def _rows(x: Tensor) -> Tensor:
