@@ -12,6 +12,9 @@ records were made by
       --steps 3000 --seed 4 --eight conv_2 (else as stage 2)    conv_2 at 8 bits from here on
     N --bits 8 --steps 0 --equalize --skip '*.c5' upsampler        w8a8, calibrated only
 
+The figure docs/images/curve.png has what the fourth stage with --attention gave, packed:
+`--steps 0 --init FILE --refined --eight conv_2 --attention --pack rlfn-s-x4-w4a4.qsr --out FOLDER`.
+
 A run can be stopped and called again (`--folder`). Pictures to choose the best state by are those
 that the training sets hold back; in a run the test sets choose nothing, they are only scored. The
 record, in docs/results/tuned, says all that the numbers depend on.
@@ -96,6 +99,7 @@ def main() -> None:
     parser.add_argument(
         "--refined", action="store_true", help="--init had the layers of --eight at 8 bits already"
     )
+    parser.add_argument("--pack", type=Path, metavar="FILE.qsr", help="also write it packed")
     parser.add_argument("--label", help="of the record; default: NAME-x4-wNaN")
     parser.add_argument("--max-seconds", type=float)
     parser.add_argument("--folder", help="of checkpoints; default: runs/tuned/NAME")
@@ -144,6 +148,8 @@ def main() -> None:
         record["training"] = {**dataclasses.asdict(config), "match": args.match}
         state = {k: v.contiguous() for k, v in student.state_dict().items()}
         save_file(state, Path(folder) / f"{label}.safetensors")
+    if args.pack is not None:
+        qsr.save(args.pack, qsr.pack(student if args.steps or args.init else calibrated))
     record["data"] = {"sets": SETS, **pictures.identity}
     record["float"] = scores(teacher)
     record["layers"] = {

@@ -134,7 +134,7 @@ def bench_curve(
                 continue
             for depth in model.config.depths:
                 contenders.append(packed_contender(label, model, depth, lr, folder))
-                labels.append((label, f"{depth} blocks"))
+                labels.append((label, f"{depth} block{'s' * (depth > 1)}"))
                 scores.append(evaluate(model, data, blocks=depth).psnr_y)
         for net in networks:
             expected = net.expected(lr.numpy())
@@ -319,14 +319,16 @@ def figure(curve: Curve, dark: bool = False) -> Figure:
             axes.plot(*at, marker, color=colour, markersize=8, label=says)
     chains = _chains(timed)
     for name, points in chains.items():
-        _label(axes, points[0], name, ink, (3, 6), rotation=40, rotation_mode="anchor")
+        _label(axes, points[0], name, ink, (4, 8), rotation=70, rotation_mode="anchor")
     lines = [[(p.timing.ms, p.psnr) for p in points] for points in chains.values()]
     axes.add_collection(LineCollection(lines, colors=faint, linewidths=1, alpha=0.6, zorder=1))
     axes.set_xscale("log")
     axes.set_xticks([m * 10**e for e in range(-1, 5) for m in (1, 2, 3, 5)])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
-    axes.margins(x=0.12, y=0.15)
+    axes.margins(x=0.12, y=0.1)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.15 * (high - low))  # for the names of the best
     times = [p.timing.ms for p in timed]
     axes.set_xlim(min(times) / 1.25, max(times) * 1.25)  # the ticks reach further
     axes.tick_params(labelsize=11)
