@@ -15,7 +15,6 @@ from qsr.backbone import DepthPlan
 from qsr.bench.steps import time_steps
 from qsr.integer import plan_reference
 from qsr.integer.lifetimes import places
-from qsr.integer.plan import framed
 from qsr.integer.residual import ResidualProgram, plan_of
 
 torch.set_num_threads(1)
@@ -70,8 +69,8 @@ def features(program, lr, plan):
 def arguments_of(program, lr, plan):
     """What the operator `run_plan` takes."""
     run, (workspace, features) = program.executor(plan.keep), program.buffers(*lr.shape[1:])
-    picture = torch.nn.functional.pad(lr.permute(1, 2, 0), (0, 0, 1, 1, 1, 1)).contiguous()
-    tables = run.tables(framed(*lr.shape[1:]))[0], run.constants, run.weights
+    picture = lr.permute(1, 2, 0).contiguous()
+    tables = run.tables((tuple(lr.shape[1:]),))[0], run.constants, run.weights
     return [[picture], *tables, 0, len(run.plan.steps), program.kernel, workspace, [features]]
 
 
@@ -114,8 +113,8 @@ def test_any_blocks_may_be_left_out_also_all_and_the_steps_mean_what_they_do(kee
     network = qsr.pack(trained("4 bits")).network
     program, plan = ResidualProgram(network), plan_of(network, keep)
     lr = torch.rand(3, 5, 6, generator=torch.Generator().manual_seed(seed))
-    x = torch.nn.functional.pad((lr - network.mean[0]) * 255, (1, 1, 1, 1))
-    (slow,) = plan_reference.run(plan, network, [x.permute(1, 2, 0)])
+    x = ((lr - network.mean[0]) * 255).permute(1, 2, 0)
+    (slow,) = plan_reference.run(plan, network, [x])
     expected = network.features(lr[None], DepthPlan(keep))[0].permute(1, 2, 0)
     assert torch.equal(slow, expected)
     assert torch.equal(features(program, lr, DepthPlan(keep)), expected)
@@ -127,13 +126,13 @@ def test_depths_share_weights_and_fit_the_workspace_of_the_deepest(keep, height,
     program = packed("4 bits").program
     assert program.executor(keep).weights is program.executor((True,) * 4).weights
     workspace, _ = program.buffers(height, width)
-    assert program.executor(keep).tables(framed(height, width))[1] <= len(workspace)
+    assert program.executor(keep).tables(((height, width),))[1] <= len(workspace)
 
 
 def test_beside_the_features_a_plan_needs_a_map_of_floats_and_two_of_codes():
     plan = plan_of(packed("64 features").network, (True,) * 3)
     floats, codes = 4 * 128 * 128 * 64, 130 * 130 * 64
-    assert places(plan, framed(128, 128))[1] == floats + 2 * codes
+    assert places(plan, [(128, 128)])[1] == floats + 2 * codes
 
 
 def test_a_picture_does_not_depend_on_batch_threads_or_the_pictures_before_it():
@@ -240,8 +239,8 @@ def test_opcheck_of_the_operator():
 @pytest.mark.parametrize(
     ("position", "value", "words"),
     [
-        (0, [torch.zeros(8, 6, 3)], "size of an input"),
-        (0, [torch.zeros(8, 7, 3).double()], "inputs must be"),
+        (0, [torch.zeros(6, 4, 3)], "size of an input"),
+        (0, [torch.zeros(6, 5, 3).double()], "inputs must be"),
         (2, torch.zeros(20), "place of a constant"),
         (3, torch.zeros(64, dtype=torch.uint8), "place of weights"),
         (7, torch.zeros(64, dtype=torch.uint8), "place of a value"),

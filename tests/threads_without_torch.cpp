@@ -43,7 +43,7 @@ void run(void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t c
 // What all threads read. Values are any; codes are of 4 bits.
 struct Weights {
   std::mt19937 random{1};
-  std::vector<float> lr = floats(3 * (kHeight + 2) * (kWidth + 2));
+  std::vector<float> lr = floats(3 * kPixels);
   std::vector<float> values = floats(4096), ones = std::vector<float>(4096, 1.0f);
   std::vector<float> inside = floats(64 * kChannels * kOutputs);
   std::vector<float> ring = floats(16 * 25 * kChannels * kOutputs);
@@ -94,14 +94,14 @@ struct Convolutional {
     };
     const int64_t floats = 4 * kPixels * kChannels, codes = (kHeight + 2) * (kWidth + 2) * kChannels;
     const int64_t map = 3 * floats;  // where codes begin; kHeight and kWidth are whole tiles
-    put({1, 1, 0, kHeight + 2, kWidth + 2, 3, 0, 0, 0, 0});  // 0: lr
+    put({1, 1, 0, kHeight, kWidth, 3, 0, 0, 0, 0});  // 0: lr
     put({1, 0, 0, kHeight, kWidth, kChannels, 0, 0, 0, 0});  // 1: shallow
     put({1, 0, floats, kHeight, kWidth, kChannels, 0, 0, 0, 0});  // 2: deep
     put({1, 2, 0, kHeight, kWidth, kChannels, 0, 0, 0, 0});  // 3: features
     for (int64_t i = 0; i < 3; ++i)  // 4 to 6: codes
       put({0, 0, map + i * codes, kHeight, kWidth, kChannels, 1, 1, kBits, 1});
     const int64_t size = kHeight, one = 1, tau = 0, grid = 4096;
-    put({kFloatConv, 0, 1, size, kWidth, kChannels, 3, 3, 64, 0, 0, 0});
+    put({kFloatConv, 0, 1, size, kWidth, kChannels, 3, 3, 1, 1, 64, 0, 0, 0});
     put({kFloat, 1, 2, size, kWidth, kChannels, one, kFactors, 2, 7, one, 4, 0, tau, grid});
     for (int64_t i = 0; i < kLayers; ++i) {
       put({kConv, 4 + i, i ? 3 : -1, size, kWidth, kChannels, 0, kChannels, 1, 3, 3, 1, 1, 1, 1, 1, 1});

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kMostPixels = 1 << 24, kMostChannels = 1 << 16, kMostWindow = 1 << 10;
 constexpr int64_t kMostValues = 1 << 14, kMostSteps = 1 << 12;
+constexpr int64_t kTogether = 4;  // rows of a convolution of floats, finished while they are cached
 
 const float kZeros[kMostChannels + kMapLanes] = {};  // for steps without sums, which have no scale
 
@@ -103,6 +104,20 @@ void pad_rows(const CodeMap& in, const CodeMap& to, const int64_t (&padding)[2],
                   in.at(edge(y - padding[0], in.height, reflected),
                         edge(x - padding[1], in.width, reflected)),
                   static_cast<size_t>(in.channels));
+}
+
+// Rows [first, first + count) of a map with zeros beside it, one after another; those left and right
+// are in `to` already.
+void rows_with_zeros(const FloatMap& in, int64_t height, int64_t width, int64_t beside,
+                     int64_t first, int64_t count, float* to) {
+  const size_t row = static_cast<size_t>(in.row) * sizeof(float);
+  for (int64_t y = first; y < first + count; ++y, to += (width + 2 * beside) * in.channels) {
+    float* const inside = to + beside * in.channels;
+    if (y >= 0 && y < height)
+      std::memcpy(inside, in.data + y * in.row, row);
+    else
+      std::memset(inside, 0, row);
+  }
 }
 
 // Channel c of the result at (y, x) is channel c * factor^2 + (y % factor) * factor + x % factor. A
@@ -215,9 +230,11 @@ class Executor::Reader {
     }
     operations(s);
     stores(s);
-    if (s.op == kFloatConv) {
-      check(f.out.data && f.operation_count == 0, "finish of a convolution of floats");
-      s.float_conv.out = f.out.data, s.floats = f.out, f.out = {};
+    s.floats = s.source->floats;
+    if (s.op == kFloatConv) {  // it writes its result, which then is finished in place
+      check(f.out.data != nullptr, "result of a step");
+      s.floats = f.out;
+      if (f.operation_count == 0) f.out = {};
     }
     return s;
   }
@@ -315,13 +332,14 @@ class Executor::Reader {
 
   void float_convolution(Step& s) {
     const Value& v = *s.source;
-    const int64_t once[2] = {1, 1}, none[2] = {0, 0}, out = filled(s.channels, kMapLanes);
-    pair(s.kernel, 1);
-    windows(s, s.kernel, once, none);
+    const int64_t once[2] = {1, 1}, out = filled(s.channels, kMapLanes);
+    pair(s.kernel, 1), pair(s.padding, 0);
+    windows(s, s.kernel, once, s.padding);
+    check(s.padding[0] < s.kernel[0] && s.padding[1] < s.kernel[1], "padding of a step");
     const int64_t products = s.kernel[0] * s.kernel[1] * v.channels * out;
     const float *weights = floats(products), *bias = floats(out);
-    s.float_conv = {v.floats.data, weights,    bias,       nullptr, 1,           s.height,
-                    s.width,       v.channels, s.channels, out,     s.kernel[0], s.kernel[1]};
+    s.float_conv = {nullptr, weights,    bias,       nullptr, 1,           kTogether,
+                    s.width, v.channels, s.channels, out,     s.kernel[0], s.kernel[1]};
     s.cost = s.width / 8.0 * products;
   }
 
@@ -464,6 +482,13 @@ void Executor::resampled(const Step& s, int64_t y, float* scratch, float* row) c
   }
 }
 
+// What becomes of the rows [first, last) of s.floats.
+void Executor::finish(const Step& s, int64_t first, int64_t last) const {
+  const Finish& f = s.conv.finish;
+  if (f.out.data || f.code_count)
+    maps_kernel().finish(s.floats, f, s.width, s.channels, first, last);
+}
+
 // Rows [first, last) of a step.
 void Executor::band(const Step& s, int64_t first, int64_t last) const {
   for (const CodeMap& map : s.begun) zero_frame(map, first, last);
@@ -474,15 +499,23 @@ void Executor::band(const Step& s, int64_t first, int64_t last) const {
       break;
     }
     case kFloat:
-      maps_kernel().finish(s.source->floats, s.conv.finish, s.width, s.channels, first, last);
+      finish(s, first, last);
       break;
-    case kFloatConv:
-      for (int64_t y = first; y < last; ++y) {  // a row at a time, while it is in the cache
-        conv2d_float(s.float_conv, y, y + 1);
-        if (s.conv.finish.code_count)
-          maps_kernel().finish(s.floats, s.conv.finish, s.width, s.channels, y, y + 1);
+    case kFloatConv: {
+      FloatConv2d job = s.float_conv;
+      const int64_t above = job.kernel_h - 1, row = (s.width + job.kernel_w - 1) * job.channels;
+      std::vector<float> scratch((kTogether + above) * row);
+      job.x = scratch.data();
+      for (int64_t y = first; y < last; y += kTogether) {
+        const int64_t count = std::min(kTogether, last - y);
+        rows_with_zeros(s.source->floats, s.source->height, s.source->width, s.padding[1],
+                        y - s.padding[0], count + above, scratch.data());
+        job.out = s.floats.data + y * s.floats.row;
+        conv2d_float(job, 0, count);
+        finish(s, y, y + count);
       }
       break;
+    }
     case kBilinear:
     case kAverage: {  // a row is made, then finished from the cache
       const int64_t used = s.op == kBilinear ? s.source->width : s.kernel[0] + s.kernel[1];

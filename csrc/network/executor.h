@@ -15,8 +15,9 @@
 //         average           kernel (0: all), stride, padding, whether padding counts
 //         pool              kernel, stride, padding
 //         nearest, shuffle  factor
-//         convolution of floats, without padding
-//                           kernel, where weights [kernel, in, lanes] begin, and where bias does
+//         convolution of floats
+//                           kernel, padding, where weights [kernel, in, lanes] begin, and where
+//                           bias does
 //         pad               above, below, left, right, whether edges are reflected
 //                then how many operations, (operation, value or -1, where its numbers begin) each,
 //                of factors how many for a value;
@@ -95,7 +96,7 @@ class Executor {
     CodeMap to;  // of a move
     Conv conv;   // and the finish of other steps
     FloatConv2d float_conv;
-    FloatMap floats;             // its result, before codes are made of it
+    FloatMap floats;             // where its finish begins, unless it begins with a row of sums
     const ConvKernel* row;
     double cost;                 // of a row of the result
     std::vector<CodeMap> begun;  // maps that this step is the first to write: it makes their frames
@@ -103,6 +104,7 @@ class Executor {
 
   class Reader;
   void resampled(const Step&, int64_t y, float* scratch, float* row) const;
+  void finish(const Step&, int64_t first, int64_t last) const;
   void band(const Step&, int64_t first, int64_t last) const;
 
   std::vector<Value> values_;

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..integer.executor import Executor, kernel_of
 from ..integer.packed_layers import PackedLayer
-from ..integer.plan import Plan, as_picture, framed
+from ..integer.plan import Plan, as_picture
 from ..integer.plan_table import products, step_bytes
 from . import engine
 
@@ -63,10 +63,7 @@ def _time_region(
     copied: float,
 ) -> list[TimedStep]:
     run = Executor(plan, layers)
-    if plan.steps[0].op == "float_conv":
-        sizes = list(framed(size, size))
-    else:
-        sizes = [as_picture(size * size) if plan.rows else (size, size) for _ in plan.inputs]
+    sizes = [as_picture(size * size) if plan.rows else (size, size) for _ in plan.inputs]
     for node, a, b in plan.equal:
         if a.of(sizes) != b.of(sizes):
             raise ValueError(f"{node!r} joins values of other sizes than {size} x {size}.")

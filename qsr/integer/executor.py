@@ -250,7 +250,8 @@ class Executor:
         assert isinstance(layer, FloatConv2d)
         width, kernel = lanes(step.channels), layer.weight.shape[2:]
         weight = F.pad(layer.weight.permute(2, 3, 1, 0), (0, width - step.channels)).flatten()
-        return [*kernel, self._constant(weight, len(weight)), self._constant(layer.bias, width)]
+        places = self._constant(weight, len(weight)), self._constant(layer.bias, width)
+        return [*kernel, *layer.padding, *places]
 
     def _constant(self, values: Tensor | None, length: int) -> int:
         """Where these numbers lie, filled up with zeros."""

@@ -126,8 +126,7 @@ class Store:
 @dataclass(frozen=True)
 class Step:
     """op: "conv" (also of rows); "float", "bilinear", "average" or "float_conv" (a
-    `packed_layers.FloatConv2d` that pads nothing), which read floats; or a move: "pool", "nearest",
-    "shuffle", "pad".
+    `packed_layers.FloatConv2d`), which read floats; or a move: "pool", "nearest", "shuffle", "pad".
 
     source: the value that it reads. layer: of a convolution; a transposed one makes a square of
     outputs of each pixel, as a pixel shuffle wants them. places: where the input channels of the
@@ -453,16 +452,6 @@ def as_picture(rows: int) -> tuple[int, int]:
     ((1, 20), (3, 48))
     """
     return (1, rows) if rows < ROWS_WIDE else (-(-rows // ROWS_WIDE), ROWS_WIDE)
-
-
-def framed(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Sizes of the inputs of a plan that begins with a convolution of floats, for a picture of this
-    size: with the zeros around it.
-
-    >>> framed(7, 9)
-    ((9, 11),)
-    """
-    return ((height + 2, width + 2),)
 
 
 def lanes(channels: int) -> int:

@@ -62,7 +62,8 @@ def _sums(step: Step, source: Tensor, network: nn.Module) -> Tensor:
     """scale * sums + bias of a packed layer, or a convolution of floats: float32 [H, W, Cout]."""
     layer = network.get_submodule(step.layer)
     if isinstance(layer, FloatConv2d):
-        return conv2d_float(source[None], layer.weight, layer.bias)[0]
+        (top, left), x = layer.padding, source[None]
+        return conv2d_float(F.pad(x, (0, 0, left, left, top, top)), layer.weight, layer.bias)[0]
     assert isinstance(layer, PackedLayer)
     codes = torch.cat([source[:, :, at : at + count] for count, at in step.places], 2)
     weights = kernels.unpack_codes(layer.planes).permute(0, 3, 1, 2)

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .executor import kernel_of
 from .lifetimes import places, value_bytes
 from .packed_layers import PackedLayer
-from .plan import OF_VALUES, Plan, Step, as_picture, framed
+from .plan import OF_VALUES, Plan, Step, as_picture
 from .regions import multiplications
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def of_quantsr(plan: Plan, network: nn.Module, tail: int) -> str:
     """The same of a packed QuantSR with a plan for head and body; tail: products of the collapsed
     tail for each lr pixel.
     """
-    sizes = framed(SIDE, SIDE)
+    sizes = [(SIDE, SIDE)]
     offsets, needed = places(plan, sizes)
     rows = [_row(plan, step, network, sizes, offsets) for step in plan.steps]
     last = f"{tail * SIDE**2 / 1e6:,.1f}"

@@ -21,7 +21,7 @@ from ..layers import split_bits
 from . import kernels
 from .lifetimes import places
 from .packed_layers import PackedConv2d
-from .plan import framed, operand_value
+from .plan import operand_value
 from .plan_reference import parameter
 from .program import Buffers, CodeConv, Program, filled, numbers
 from .residual import plan_of
@@ -77,9 +77,9 @@ class CudaProgram(Program):
     def _table(self, keep: Sequence[bool], height: int, width: int) -> tuple[Tensor, Tensor, int]:
         """Steps as an ImmaStep each, int64 [steps, 10]; factors; bytes of the workspace."""
         plan = plan_of(self.network, keep, self.channels)
-        offsets, _ = places(plan, framed(height, width))
+        offsets, _ = places(plan, [(height, width)])
         whole = plan_of(self.network, [True] * len(keep), self.channels)
-        needed = places(whole, framed(height, width))[1]
+        needed = places(whole, [(height, width)])[1]
         offsets[plan.outputs[0][1]] = needed
         index, factors = {name: i for i, name in enumerate(self.layers)}, [1.0]
         rows: list[list[int]] = []

@@ -20,7 +20,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..backbone import DepthPlan, QuantSR, block_shortcut
 from ..blocks import ResidualBlock, Shortcut
@@ -30,7 +29,7 @@ from ..system import native
 from . import plan_table
 from .executor import Executor, aligned
 from .packed_layers import PackedConv2d
-from .plan import Plan, Size, Step, Store, Value, framed, lanes, window
+from .plan import Plan, Size, Step, Store, Value, lanes
 from .program import Buffers, Program
 from .tail import REACH
 
@@ -64,15 +63,14 @@ class ResidualProgram(Program):
 
     def buffers(self, height: int, width: int) -> Buffers:
         """A workspace, and the features."""
-        sizes = framed(height, width)
+        sizes = ((height, width),)
         return aligned(self._whole.tables(sizes)[1]), *self._whole.outputs(sizes)
 
     def features(self, lr: Tensor, plan: DepthPlan, buffers: Buffers) -> Tensor:
         workspace, features = buffers
-        x = ((lr - self.mean[0]) * self.config.pixel_range).permute(1, 2, 0)
-        x = F.pad(x, (0, 0, 1, 1, 1, 1)).contiguous()
+        x = ((lr - self.mean[0]) * self.config.pixel_range).permute(1, 2, 0).contiguous()
         run = self.executor(plan.keep)
-        numbers, _ = run.tables(framed(*lr.shape[1:]))
+        numbers, _ = run.tables(((x.shape[0], x.shape[1]),))
         run.run([x], numbers, workspace, [features], 0, len(run.plan.steps))
         return features
 
@@ -83,11 +81,11 @@ class ResidualProgram(Program):
 def plan_of(network: QuantSR, keep: Sequence[bool], channels: int = 0) -> Plan:
     """Head and body of a packed network without the blocks that `keep` drops.
 
-    Its input is the normalised picture, float32 [H + 2, W + 2, 3] with zeros around it, and its
-    output the features, [H, W, channels]. channels: of maps that are filled up (0: `features`).
+    Its input is the normalised picture, float32 [H, W, 3], and its output the features,
+    [H, W, channels]. channels: of maps that are filled up (0: `features`).
     """
-    size, channels = Size(0).then(*[window(3, 1, 0)] * 2), channels or network.config.features
-    values = [Value("float", 3, Size(0)), *[Value("float", channels, size)] * 2]
+    size, channels = Size(0), channels or network.config.features
+    values = [Value("float", 3, size), *[Value("float", channels, size)] * 2]
     picture, shallow, stream = range(3)  # the stream is also what comes out
     steps: list[Step] = []
 
