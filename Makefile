@@ -147,7 +147,7 @@ test: lint
 # The native code once more, with sanitizers, in a cache of its own. Python itself leaks by design.
 SANITIZED := tests/test_kernels.py tests/test_layer.py tests/test_pack.py tests/test_plan.py \
              tests/test_plan_file.py tests/test_residual.py tests/test_formulas.py \
-             tests/test_program_swin.py tests/test_attention.py tests/test_tail.py \
+             tests/test_swin.py tests/test_attention.py tests/test_tail.py \
              tests/test_fused_swin.py
 SANITIZE = cxx=$${CXX:-c++}; \
 	LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libubsan.so)" \

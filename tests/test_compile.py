@@ -5,10 +5,11 @@ import torch
 
 import qsr
 
-SMALL = {"features": 8, "blocks": 2, "depths": (2, 1)}
 NETWORKS = {
-    "QuantSR-C": qsr.quantsr_c(2, 4, **SMALL),
-    "QuantSR-T": qsr.quantsr_t(2, 4, attention_bits=4, layers=2, heads=2, window=4, **SMALL),
+    "QuantSR-C": qsr.quantsr_c(2, 4, features=8, blocks=2, depths=(2, 1)),
+    "QuantSR-T": qsr.quantsr_t(  # one block, as each of its layers is compiled
+        2, 4, attention_bits=4, features=8, blocks=1, depths=(1,), layers=2, heads=2, window=4
+    ),
 }
 
 

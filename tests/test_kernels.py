@@ -490,38 +490,6 @@ def native_ops():
             [1] * 4,
             "auto",
         ),
-        lambda: native_ops().swin_layer(
-            torch.zeros(0),
-            [2**61, 2**61, 2, 0, 64, 64, 1],
-            *[torch.zeros(0)] * 5,
-            [],
-            [],
-            8,
-            "auto",
-        ),
-        lambda: native_ops().swin_norm(
-            torch.zeros(1, 64),
-            torch.ones(64),
-            torch.zeros(64),
-            1e-5,
-            2**62,
-            "auto",
-            torch.zeros(1, 64),
-        ),
-        *(
-            lambda bits=bits: native_ops().swin_conv(
-                torch.zeros(1, 1, 64),
-                torch.zeros(1, 1, 64),
-                1.0,
-                torch.zeros(0).byte(),
-                torch.zeros(3, 64),
-                torch.ones(4),
-                bits,
-                "auto",
-                torch.zeros(0).byte(),
-            )
-            for bits in (0, -1, 2**32 + 4)
-        ),
         lambda: native_ops().peak("clock", float("inf")),
         lambda: native_ops().peak("clock", float("nan")),
         lambda: native_ops().available("conv2d", 2**32 + 1),

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from qsr import infer, quantizer
-from qsr.integer import bitplanes, kernels, lifetimes, program, program_swin, reference, tail
+from qsr.integer import bitplanes, kernels, lifetimes, packed_swin, program, reference, tail
 from qsr.system import native
 
 ROOT = native.PACKAGE.parent
@@ -160,7 +160,7 @@ MIRRORED = [  # constants of C++, and the same in Python
     ("network/tail.h", "kTailClasses", len(tail.SHOWN)),
     ("network/tail_kernel.h", "kReach", tail.REACH),
     ("torch/ops_network.cpp", "kTailLanes", tail.OUT_LANES),
-    ("torch/ops_swin.cpp", "kNever", program_swin.NEVER),
+    ("torch/ops_swin.cpp", "kNever", packed_swin.NEVER),
     ("torch/ops_train.cpp", "kMinStep", quantizer.MIN_STEP_SIZE),
 ]
 

@@ -71,7 +71,8 @@ def arguments_of(program, lr, plan):
     run, (workspace, features) = program.executor(plan.keep), program.buffers(*lr.shape[1:])
     picture = lr.permute(1, 2, 0).contiguous()
     tables = run.tables((tuple(lr.shape[1:]),))[0], run.constants, run.weights
-    return [[picture], *tables, 0, len(run.plan.steps), program.kernel, workspace, [features]]
+    steps, kernels = (0, len(run.plan.steps)), (run.kernel, run.swin)
+    return [[picture], *tables, *steps, *kernels, workspace, [features]]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -243,7 +244,7 @@ def test_opcheck_of_the_operator():
         (0, [torch.zeros(6, 5, 3).double()], "inputs must be"),
         (2, torch.zeros(20), "place of a constant"),
         (3, torch.zeros(64, dtype=torch.uint8), "place of weights"),
-        (7, torch.zeros(64, dtype=torch.uint8), "place of a value"),
+        (8, torch.zeros(64, dtype=torch.uint8), "place of a value"),
         (5, 999, "steps are counted"),
         (6, "warp", "no kernel of this name"),
     ],
@@ -266,7 +267,11 @@ def aligned(value):
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_changed_tables_are_refused_or_run_and_never_read_outside(data):
-    arguments = arguments_of_one()
+    run_changed(arguments_of_one(), data)
+
+
+def run_changed(arguments, data):
+    """Call `run_plan` with some of its numbers changed."""
     numbers = arguments[1] = arguments[1].clone()
     for _ in range(data.draw(st.integers(1, 3))):
         numbers[data.draw(st.integers(0, len(numbers) - 1))] = data.draw(

@@ -124,7 +124,7 @@ struct Convolutional {
         {maps.workspace, sizeof maps.workspace},
         {{lr, static_cast<int64_t>(weights.lr.size())}},
         {{maps.features.data(), static_cast<int64_t>(maps.features.size())}}};
-    const qsr::Executor plan(tables, row.name);
+    const qsr::Executor plan(tables, row.name, "auto");
     for (int64_t step = 0; step < plan.steps(); ++step)
       plan.run(step, [](int64_t count, double, const auto& work) { parallel(count, 0, work); });
     qsr::Tail job{kHeight, kWidth, kChannels, kScale, kOutputs, maps.features.data(),
@@ -153,7 +153,7 @@ struct Transformer {
     run(row.norm, qsr::NormRows{maps.features.data(), maps.stream.data(), kChannels, kFeatures, norm},
         kPixels);
     qsr::SwinLayer job{};
-    job.stream = maps.stream.data();
+    job.from = job.stream = maps.stream.data();
     job.height = kHeight, job.width = kWidth, job.channels = kChannels, job.features = kFeatures;
     job.window = kWindow, job.shift = kWindow / 2, job.norm1 = job.norm2 = norm;
     job.qkv = linear(192), job.proj = job.fc1 = job.fc2 = linear(64);
@@ -232,6 +232,7 @@ const qsr::ConvKernel* qsr::find_conv(const char* name, const ConvShape&) {
     if (std::strcmp(row->name, name) == 0) return row;
   return nullptr;
 }
+const qsr::SwinKernel* qsr::find_swin(const char*, int) { return nullptr; }
 const qsr::MapsKernel& qsr::maps_kernel() { return qsr::kMapsPortable; }
 
 int main(int argc, char** argv) {

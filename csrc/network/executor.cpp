@@ -110,7 +110,7 @@ void pad_rows(const CodeMap& in, const CodeMap& to, const int64_t (&padding)[2],
 // are in `to` already.
 void rows_with_zeros(const FloatMap& in, int64_t height, int64_t width, int64_t beside,
                      int64_t first, int64_t count, float* to) {
-  const size_t row = static_cast<size_t>(in.row) * sizeof(float);
+  const size_t row = static_cast<size_t>(width * in.channels) * sizeof(float);
   for (int64_t y = first; y < first + count; ++y, to += (width + 2 * beside) * in.channels) {
     float* const inside = to + beside * in.channels;
     if (y >= 0 && y < height)
@@ -145,8 +145,9 @@ Op element(const std::string& name) {
 // Reads the tables from front to back.
 class Executor::Reader {
  public:
-  Reader(const Tables& tables, const std::string& kernel, std::vector<Value>& values)
-      : tables_(tables), kernel_(kernel), values_(values) {}
+  Reader(const Tables& tables, const std::string& kernel, const std::string& swin,
+         std::vector<Value>& values)
+      : tables_(tables), kernel_(kernel), swin_(swin), values_(values) {}
 
   int64_t next(int64_t least, int64_t most, const char* what) {
     check(at_ < tables_.numbers.count, "its numbers end too early");
@@ -214,11 +215,13 @@ class Executor::Reader {
             "size of a step");
     }
     if (s.op == kFloatConv) float_convolution(s);
+    if (s.op == kNorm) norm(s);
+    if (s.op == kSwin) swin(s);
     if (s.op == kPad) pad(s);
     if (s.op != kConv) s.conv.finish.scale = s.conv.finish.bias = kZeros;
     if (reads_floats && s.op != kFloatConv) {
       check(s.source->channels == s.channels, "channels of a source");
-      check(s.op != kFloat || alike(*s.source, s), "size of a source");
+      check(s.op > kSwin || alike(*s.source, s), "size of a source");
     }
     if (s.op == kAverage) average(s);
     if (s.op == kBilinear || s.op == kAverage) s.option = next(0, 1, "option of a step") == 1;
@@ -231,9 +234,9 @@ class Executor::Reader {
     operations(s);
     stores(s);
     s.floats = s.source->floats;
-    if (s.op == kFloatConv) {  // it writes its result, which then is finished in place
+    if (s.op == kFloatConv || s.op == kSwin) {  // their result is written, then finished in place
       check(f.out.data != nullptr, "result of a step");
-      s.floats = f.out;
+      s.floats = f.out, s.swin.stream = f.out.data;
       if (f.operation_count == 0) f.out = {};
     }
     return s;
@@ -343,6 +346,75 @@ class Executor::Reader {
     s.cost = s.width / 8.0 * products;
   }
 
+  // Rows of filled channels, and what a norm has for them.
+  void norm(Step& s) {
+    check(s.channels % kRowLanes == 0, "channels of a norm");
+    s.norm.channels = s.channels, s.norm.features = next(1, s.channels, "features of a norm");
+    const float* at = floats(2 * s.channels + 1);
+    s.norm.norm = {at, at + s.channels, at[2 * s.channels]};
+    swin_row(s, 0);
+  }
+
+  // A layer in windows. Its numbers: window, shift, features, heads, hidden channels; the most bits
+  // that two factors of its linear layers have together, and the offset of each one's input; whether
+  // products are of codes, then bits and sign of q, k, probabilities and v; where weights begin,
+  // and where constants do.
+  void swin(Step& s) {
+    SwinLayer& job = s.swin;
+    WindowAttention& a = job.attention;
+    const int64_t c = s.channels;
+    job.from = s.source->floats.data, job.height = s.height, job.width = s.width, job.channels = c;
+    job.window = next(2, 64, "window"), job.shift = next(0, job.window - 1, "shift");
+    job.features = next(1, 4096, "features"), a.heads = next(1, job.features, "heads");
+    const int64_t hidden = filled(next(1, kMostChannels, "hidden channels"), kSwinChannels);
+    const int64_t triple = filled(3 * job.features, kSwinChannels);
+    const bool whole = s.height % job.window == 0 && s.width % job.window == 0;
+    check(job.window % 2 == 0 && whole, "height and width are whole windows, of even size");
+    check(job.features % a.heads == 0 && filled(job.features, kSwinChannels) == c, "features");
+    a.pixels = job.window * job.window, a.padded = filled(a.pixels, kRowLanes);
+    a.width = job.features / a.heads;
+    int64_t bits = next(2, 2 * kMaxBits, "bits of a layer");
+    int64_t offsets[4];
+    for (int64_t& offset : offsets) offset = next(0, 128, "codes of a layer");
+    const bool quantised = next(0, 1, "products of a layer") == 1;
+    CodeKind kinds[4];
+    for (CodeKind& kind : kinds)
+      if (quantised) kind = {next(1, kMaxBits, "bits"), next(0, 1, "sign of codes") == 1};
+
+    const int64_t sizes[4][2] = {{c, triple}, {c, c}, {c, hidden}, {hidden, c}};
+    ByteLinear* const linears[4] = {&job.qkv, &job.proj, &job.fc1, &job.fc2};
+    int64_t room = 0, arrays = 4 * c + a.heads * a.pixels * a.padded + 2 + 4 * 3 + 1 + 4;
+    for (const auto& [in, out] : sizes) room += (in + 4) * out, arrays += in + 2 * out;
+    const int64_t begin = next(0, tables_.weights.count, "place of weights");
+    check(begin % 64 == 0 && room <= tables_.weights.count - begin, "place of weights");
+    const uint8_t* weights = tables_.weights.data + begin;
+    const float* at = floats(arrays);
+    const auto take = [&at](int64_t count) { return (at += count) - count; };
+    for (Norm* norm : {&job.norm1, &job.norm2}) norm->weight = take(c), norm->bias = take(c);
+    for (int i = 0; i < 4; ++i) {
+      const auto [in, out] = sizes[i];
+      const float *tau = take(in), *scale = take(out), *bias = take(out);
+      *linears[i] = {in, out, reinterpret_cast<const int8_t*>(weights),
+                     reinterpret_cast<const int32_t*>(weights + in * out), scale, bias, tau, {}};
+      weights += (in + 4) * out;
+    }
+    a.bias = take(a.heads * a.pixels * a.padded);
+    job.norm1.eps = *take(1), job.norm2.eps = *take(1);
+    for (int i = 0; i < 4; ++i) {
+      const float* grid = take(3);
+      linears[i]->codes = {grid[0], grid[1], grid[2], static_cast<int32_t>(offsets[i])};
+    }
+    a.query_scale = *take(1);
+    const float* steps = take(4);
+    if (quantised) bits = std::max(bits, quantise(a, steps, kinds));
+    swin_row(s, bits);
+  }
+
+  void swin_row(Step& s, int64_t bits) {
+    s.swin_row = find_swin(swin_.c_str(), static_cast<int>(bits));
+    check(s.swin_row != nullptr, "no kernel of this name runs a layer in windows of it");
+  }
+
   void operations(Step& s) {
     enum { kRelu, kLeaky, kTimes, kPlus, kAdd, kMul, kMinus, kFrom, kScaled, kFactors, kElements };
     Finish& f = s.conv.finish;
@@ -419,14 +491,14 @@ class Executor::Reader {
   }
 
   const Tables& tables_;
-  const std::string& kernel_;
+  const std::string &kernel_, &swin_;
   std::vector<Value>& values_;
   std::vector<bool> begun_;
   int64_t at_ = 0;
 };
 
-Executor::Executor(const Tables& tables, const std::string& kernel) {
-  Reader reader(tables, kernel, values_);
+Executor::Executor(const Tables& tables, const std::string& kernel, const std::string& swin) {
+  Reader reader(tables, kernel, swin, values_);
   const int64_t values = reader.next(1, kMostValues, "number of values");
   const int64_t steps = reader.next(1, kMostSteps, "number of steps");
   values_.reserve(values);  // steps point at them
@@ -437,15 +509,29 @@ Executor::Executor(const Tables& tables, const std::string& kernel) {
 
 void Executor::run(int64_t number, const Bands& bands) const {
   const Step& s = steps_[number];
+  if (s.op == kSwin) {  // window by window, before its finish
+    const SwinLayer& job = s.swin;
+    const int64_t pixels = job.attention.pixels;
+    const double products = 1.0 * s.channels * (s.channels + job.qkv.out + 2 * job.fc1.out);
+    bands(s.height * s.width / pixels, pixels / 8.0 * products,
+          [&](int64_t first, int64_t last) { s.swin_row->layer(job, first, last); });
+    if (!finishes(s)) return;
+  }
   const int64_t rows = s.op == kConv ? s.row->rows : 1;
   bands((s.height + rows - 1) / rows, s.cost * rows,
         [&](int64_t first, int64_t last) { band(s, first * rows, std::min(last * rows, s.height)); });
 }
 
-// Row y of a resampling step, [width, channels].
+// Row y of a norm or a resampling step, [width, channels].
 void Executor::resampled(const Step& s, int64_t y, float* scratch, float* row) const {
   const FloatMap& in = s.source->floats;
   const int64_t height = s.source->height, width = s.source->width, channels = s.channels;
+  if (s.op == kNorm) {
+    NormRows job = s.norm;
+    job.x = in.data + y * in.row, job.out = row;
+    s.swin_row->norm(job, 0, width);
+    return;
+  }
   if (s.op == kBilinear) {
     const Between rows(y, height, s.height, s.option);
     mix(in.data + rows.first * in.row, in.data + rows.second * in.row, rows.weight, in.row, scratch);
@@ -482,11 +568,13 @@ void Executor::resampled(const Step& s, int64_t y, float* scratch, float* row) c
   }
 }
 
+bool Executor::finishes(const Step& s) {
+  return s.conv.finish.out.data || s.conv.finish.code_count;
+}
+
 // What becomes of the rows [first, last) of s.floats.
 void Executor::finish(const Step& s, int64_t first, int64_t last) const {
-  const Finish& f = s.conv.finish;
-  if (f.out.data || f.code_count)
-    maps_kernel().finish(s.floats, f, s.width, s.channels, first, last);
+  if (finishes(s)) maps_kernel().finish(s.floats, s.conv.finish, s.width, s.channels, first, last);
 }
 
 // Rows [first, last) of a step.
@@ -499,6 +587,7 @@ void Executor::band(const Step& s, int64_t first, int64_t last) const {
       break;
     }
     case kFloat:
+    case kSwin:
       finish(s, first, last);
       break;
     case kFloatConv: {
@@ -516,6 +605,7 @@ void Executor::band(const Step& s, int64_t first, int64_t last) const {
       }
       break;
     }
+    case kNorm:
     case kBilinear:
     case kAverage: {  // a row is made, then finished from the cache
       const int64_t used = s.op == kBilinear ? s.source->width : s.kernel[0] + s.kernel[1];

@@ -11,6 +11,8 @@
 //     a step     op, source, out (-1: none), height, width, channels; of a
 //         convolution       first input channel, how many, groups, kernel, stride, dilation, padding, bits of the
 //                           weights, where they begin (bytes), where scale and bias begin
+//         norm              channels that are used, where weight, bias and eps begin
+//         swin              see `swin` of executor.cpp, and qsr/integer/packed_swin.py
 //         bilinear          whether corners are aligned
 //         average           kernel (0: all), stride, padding, whether padding counts
 //         pool              kernel, stride, padding
@@ -36,6 +38,7 @@
 
 #include "kernels.h"
 #include "network/conv.h"
+#include "network/swin.h"
 
 namespace qsr {
 
@@ -62,8 +65,8 @@ Op element(const std::string& name);
 
 class Executor {
  public:
-  // kernel: the name of a row of conv.h, or "auto".
-  Executor(const Tables& tables, const std::string& kernel);
+  // kernel, swin: names of rows of conv.h and of swin.h, or "auto".
+  Executor(const Tables& tables, const std::string& kernel, const std::string& swin);
   int64_t steps() const { return static_cast<int64_t>(steps_.size()); }
   void run(int64_t step, const Bands& bands) const;
 
@@ -72,6 +75,8 @@ class Executor {
     kConv,
     kFloat,
     kFloatConv,
+    kNorm,
+    kSwin,
     kBilinear,
     kAverage,
     kPool,
@@ -96,6 +101,9 @@ class Executor {
     CodeMap to;  // of a move
     Conv conv;   // and the finish of other steps
     FloatConv2d float_conv;
+    NormRows norm;
+    SwinLayer swin;
+    const SwinKernel* swin_row;  // of the norm or the layer
     FloatMap floats;             // where its finish begins, unless it begins with a row of sums
     const ConvKernel* row;
     double cost;                 // of a row of the result
@@ -104,6 +112,7 @@ class Executor {
 
   class Reader;
   void resampled(const Step&, int64_t y, float* scratch, float* row) const;
+  static bool finishes(const Step&);
   void finish(const Step&, int64_t first, int64_t last) const;
   void band(const Step&, int64_t first, int64_t last) const;
 

@@ -13,6 +13,7 @@
 
 namespace qsr {
 
+constexpr int64_t kSwinChannels = 64;  // maps and linear layers are filled up to whole ones
 constexpr int64_t kRowLanes = 16;  // partial sums of a row; LANES of qsr/integer/reference.py
 
 // code = clamp(round((x + tau) / step), low, high), kept in a byte as code + offset.
@@ -20,6 +21,22 @@ struct ByteCodes {
   float step, low, high;
   int32_t offset;
 };
+
+// How many bits codes have, and whether they are signed.
+struct CodeKind {
+  int64_t bits;
+  bool is_signed;
+};
+
+// The left factor of a product, kept as u8, or the right one, as s8.
+inline ByteCodes byte_codes(float step, CodeKind kind, bool left) {
+  const int64_t half = int64_t{1} << (kind.bits - 1);
+  const int64_t offset =
+      left ? (kind.is_signed ? half : 0) : (!kind.is_signed && kind.bits == 8 ? -128 : 0);
+  return {step, static_cast<float>(kind.is_signed ? -half : 0),
+          static_cast<float>(kind.is_signed ? half - 1 : 2 * half - 1),
+          static_cast<int32_t>(offset)};
+}
 
 // A packed linear layer, rows of u8 codes times s8 weights. Sizes are filled up to multiples of 64
 // with zeros, so the unused outputs stay 0.
@@ -48,8 +65,25 @@ struct WindowAttention {
   const float* bias;  // [heads, pixels, padded]
 };
 
+// Has it multiply codes. steps, kinds: of q, k, probabilities and v. Returns the most bits that two
+// factors have together.
+inline int64_t quantise(WindowAttention& a, const float* steps, const CodeKind (&kinds)[4]) {
+  ByteCodes* const codes[4] = {&a.q, &a.k, &a.p, &a.v};
+  int64_t most = 0;
+  for (int i = 0; i < 4; ++i) {
+    const bool left = i % 2 == 0;
+    *codes[i] = byte_codes(steps[i], kinds[i], left);
+    const int64_t as_signed = kinds[i].bits + (kinds[i].is_signed || kinds[i].bits == 8 ? 0 : 1);
+    const int64_t together = left ? 0 : kinds[i - 1].bits + as_signed;
+    most = together > most ? together : most;
+  }
+  a.quantised = true, a.qk_scale = steps[0] * steps[1], a.pv_scale = steps[2] * steps[3];
+  return most;
+}
+
 struct SwinLayer {
-  float* stream;  // [height, width, channels], changed in place
+  const float* from;  // [height, width, channels]; may be `stream`
+  float* stream;      // the same, of the result
   int64_t height, width, channels, features;
   int64_t window, shift;  // height and width are multiples of window
   Norm norm1, norm2;

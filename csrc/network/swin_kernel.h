@@ -441,9 +441,10 @@ void layer(const SwinLayer& job, int64_t first, int64_t last) {
   const int64_t channels = job.channels, pixels = a.pixels, columns = job.width / job.window;
   const int64_t row = job.qkv.out + kSlack, out_row = channels + kSlack;
   Scratch scratch(AttentionScratch::size(a) +
-                  a.padded * (8 + channels + 5 * row + 4 * out_row + 4 * a.padded + job.fc1.out) +
-                  4 * kRows * channels + 16 * 64);
+                  a.padded * (16 + channels + 5 * row + 4 * out_row + 4 * a.padded + job.fc1.out) +
+                  4 * kRows * channels + 17 * 64);
   const AttentionScratch s(a, scratch);
+  const float** from = scratch.take<const float*>(pixels);
   float** at = scratch.take<float*>(pixels);
   float* normed = scratch.take<float>(kRows * channels);
   uint8_t* codes = scratch.take<uint8_t>(pixels * channels);
@@ -458,9 +459,10 @@ void layer(const SwinLayer& job, int64_t first, int64_t last) {
     for (int64_t i = 0; i < pixels; ++i) {
       const int64_t y = (wy * job.window + i / job.window + job.shift) % job.height;
       const int64_t x = (wx * job.window + i % job.window + job.shift) % job.width;
+      from[i] = job.from + (y * job.width + x) * channels;
       at[i] = job.stream + (y * job.width + x) * channels;
     }
-    codes_of_normed(at, pixels, job.features, job.norm1, job.qkv, normed, codes);
+    codes_of_normed(from, pixels, job.features, job.norm1, job.qkv, normed, codes);
     linear(job.qkv, codes, pixels,
            [=](int64_t i, int64_t o, Float y) { store(float_qkv + i * row + o, y); });
     const bool last_row = wy == job.height / job.window - 1, last_column = wx == columns - 1;
@@ -476,13 +478,15 @@ void layer(const SwinLayer& job, int64_t first, int64_t last) {
     }
     for (int64_t i = 0; i < pixels; ++i)
       quantize_row(mixed + i * out_row, job.proj, codes + i * channels);
-    const auto add = [at](int64_t i, int64_t o, Float y) { store(at[i] + o, load(at[i] + o) + y); };
-    linear(job.proj, codes, pixels, add);
+    linear(job.proj, codes, pixels, [from, at](int64_t i, int64_t o, Float y) {
+      store(at[i] + o, load(from[i] + o) + y);
+    });
     codes_of_normed(at, pixels, job.features, job.norm2, job.fc1, normed, codes);
     linear(job.fc1, codes, pixels, [hidden, fc2 = job.fc2](int64_t i, int64_t o, Float y) {
       store(hidden + i * fc2.in + o,
             bytes((gelu(y) + load(fc2.tau + o)) / fc2.codes.step, fc2.codes));
     });
-    linear(job.fc2, hidden, pixels, add);
+    linear(job.fc2, hidden, pixels,
+           [at](int64_t i, int64_t o, Float y) { store(at[i] + o, load(at[i] + o) + y); });
   }
 }

@@ -83,13 +83,6 @@ const Row& chosen(const Row* row, const std::string& kernel, const std::string& 
                               " here; choose one of " + able + ", or 'auto'.");
 }
 
-inline const ConvKernel& chosen_conv3x3(const std::string& kernel, int64_t bits) {
-  check_bits(bits);
-  const ConvShape shape = shape_3x3(kMapLanes, static_cast<int>(bits), false);
-  return chosen(find_conv(kernel.c_str(), shape), kernel,
-                "3x3 layers of " + std::to_string(bits) + " bits", conv_names(shape));
-}
-
 inline void check_words(const torch::stable::Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
   STD_TORCH_CHECK(t.scalar_type() == torch::headeronly::ScalarType::Long && t.dim() == 6, name,

@@ -25,7 +25,7 @@ qsr::Room<T> room(const Tensor& t, const char* name) {
 // Steps [first, last) of a plan; the tables are those of executor.h.
 void run_plan(std::vector<Tensor> inputs, const Tensor& numbers, const Tensor& constants,
               const Tensor& weights, int64_t first, int64_t last, qsr::Name kernel,
-              Tensor workspace, std::vector<Tensor> outputs) {
+              qsr::Name swin, Tensor workspace, std::vector<Tensor> outputs) {
   qsr::Tables tables{room<const int64_t>(numbers, "numbers"),
                      room<const float>(constants, "constants"),
                      room<const uint8_t>(weights, "weights"),
@@ -37,7 +37,7 @@ void run_plan(std::vector<Tensor> inputs, const Tensor& numbers, const Tensor& c
   const auto aligned = [](const void* data) { return reinterpret_cast<intptr_t>(data) % 64 == 0; };
   STD_TORCH_CHECK(aligned(tables.weights.data) && aligned(tables.workspace.data),
                   "weights and workspace must be aligned to 64 bytes");
-  const qsr::Executor plan(tables, kernel);
+  const qsr::Executor plan(tables, kernel, swin);
   STD_TORCH_CHECK(first >= 0 && last <= plan.steps(), "steps are counted from 0");
   for (int64_t step = first; step < last; ++step)
     plan.run(step, qsr::parallel<std::function<void(int64_t, int64_t)>>);
@@ -62,7 +62,7 @@ Tensor element(const Tensor& x, qsr::Name name, qsr::Name kernel) {
 STABLE_TORCH_LIBRARY_FRAGMENT(qsr_native, m) {
   m.def(
       "run_plan(Tensor[] inputs, Tensor numbers, Tensor constants, Tensor weights, int first, "
-      "int last, str kernel, Tensor(a!) workspace, Tensor(b!)[] outputs) -> ()");
+      "int last, str kernel, str swin, Tensor(a!) workspace, Tensor(b!)[] outputs) -> ()");
   m.def("element(Tensor x, str name, str kernel=\"auto\") -> Tensor");
 }
 

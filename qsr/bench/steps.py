@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 from ..integer.executor import Executor, kernel_of
-from ..integer.packed_layers import PackedLayer
 from ..integer.plan import Plan, as_picture
-from ..integer.plan_table import products, step_bytes
+from ..integer.plan_table import bits_of, products, step_bytes
 from . import engine
 
 COPIED = 2**26  # bytes, for the rate of a copy; more than the caches hold
@@ -78,10 +77,7 @@ def _time_region(
     found = []
     for step, seconds in zip(plan.steps, best, strict=True):
         count, rate = products(step, layers, sizes), math.inf
-        if step.op == "conv":
-            layer = layers.get_submodule(step.layer)
-            assert isinstance(layer, PackedLayer)
-            bits = layer.planes.bits, layer.bits
+        if bits := bits_of(step, layers):
             rate = threads * (engine.ceiling(rates, "codes", bits) or math.inf)
         moved = step_bytes(plan, step, sizes)
         least = max(count / rate, moved / copied)

@@ -9,6 +9,7 @@ call of that size (`program.Idle`); results are new tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,13 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..blocks import SwinLayer
+from ..system import native
 from . import kernels
 from .layer import ConvShape, laid_out, side_by_side
 from .lifetimes import ALIGNMENT, places
 from .packed_layers import FloatConv2d, PackedConvTranspose2d, PackedLayer
+from .packed_swin import laid_out_layer, product_bits
 from .plan import Plan, Step, lanes, operand_value
 from .plan_reference import parameter
-from .program import Idle
+from .program import Idle, filled
 from .reference import ELEMENTS
 from .regions import LANES, MOVES
 
@@ -30,6 +34,8 @@ STEPS = (
     "conv",
     "float",
     "float_conv",
+    "norm",
+    "swin",
     "bilinear",
     "average",
     "pool",
@@ -45,9 +51,9 @@ HOMES = {"workspace": 0, "input": 1, "output": 2}
 
 
 class Executor:
-    """One region of a network, ready to run. plan, network: which; kernel: "auto" or the name of a
-    row of csrc/network/conv.h. like: an executor of the same network and kernel with all these
-    layers, whose weights it shares.
+    """One region of a network, ready to run. plan, network: which; kernel, swin: "auto" or the name
+    of a row of csrc/network/conv.h, and of swin.h. like: an executor of the same network and kernel
+    with all these layers, whose weights it shares.
 
     It copies what it needs; `stale` says whether the network has other values since (of packed
     layers, and numbers of a finish).
@@ -58,9 +64,10 @@ class Executor:
         plan: Plan,
         network: nn.Module,
         kernel: str = "auto",
+        swin: str = "auto",
         like: Executor | None = None,
     ) -> None:
-        self.plan, self.kernel = plan, kernel
+        self.plan, self.kernel, self.swin = plan, kernel, swin
         # Of a layer that is laid out, by name and places: the numbers of its step up to where.
         self._laid: dict[tuple, list[int]] = {} if like is None else like._laid
         self._constants: list[Tensor] = []
@@ -126,6 +133,7 @@ class Executor:
             first,
             last,
             self.kernel,
+            self.swin,
             workspace,
             list(outputs),
         )
@@ -194,6 +202,10 @@ class Executor:
             after += self._convolution(step)
         if step.op == "float_conv":
             after += self._float_convolution(step, network)
+        if step.op == "norm":
+            after += self._norm(step, network)
+        if step.op == "swin":
+            after += self._swin(step, network)
         for number in step.numbers:
             after += number if isinstance(number, (tuple, list)) else [number]
         after.append(len(step.finish))
@@ -227,20 +239,19 @@ class Executor:
         if key not in self._laid:
             self._laid[key] = self._lay_out(step, layer)
         width = lanes(step.channels)
-        out = len(layer.weight)  # of which a transposed convolution makes several side by side
+        out, area = len(layer.weight), 1
+        if isinstance(layer, PackedConvTranspose2d):  # it makes several side by side
+            area = math.prod(layer.stride)
         biases = torch.zeros(out) if layer.bias is None else layer.bias.detach()
         scale, _ = (
-            self._constant(x.expand(out).repeat_interleave(step.channels // out), width)
+            self._constant(x.expand(out).repeat_interleave(area), width)
             for x in (layer.scale.detach(), biases)
         )
         return [*self._laid[key], scale]
 
     def _lay_out(self, step: Step, layer: PackedLayer) -> list[int]:
         shape, codes = conv_shape(self.plan, step, layer)
-        laid = laid_out(codes, shape, self.kernel)
-        place = self._ends[1]
-        self._weights.append(laid)
-        self._ends[1] += _up(len(laid))
+        place = self._weight(laid_out(codes, shape, self.kernel))
         first = 0 if _in_gaps(step) else step.places[0][1]
         channels, _, groups, *windows, _, weight_bits, _ = shape.numbers
         return [first, channels, groups, *windows, weight_bits, place]
@@ -249,13 +260,36 @@ class Executor:
         layer = network.get_submodule(step.layer)
         assert isinstance(layer, FloatConv2d)
         width, kernel = lanes(step.channels), layer.weight.shape[2:]
-        weight = F.pad(layer.weight.permute(2, 3, 1, 0), (0, width - step.channels)).flatten()
+        out, inside, *_ = layer.weight.shape
+        fill = (0, width - out, 0, self.plan.values[step.source].channels - inside)
+        weight = F.pad(layer.weight.permute(2, 3, 1, 0), fill).flatten()
         places = self._constant(weight, len(weight)), self._constant(layer.bias, width)
         return [*kernel, *layer.padding, *places]
 
+    def _norm(self, step: Step, network: nn.Module) -> list[int]:
+        norm, width = network.get_submodule(step.layer), step.channels
+        assert isinstance(norm, nn.LayerNorm)
+        arrays = [filled(norm.weight, width), filled(norm.bias, width), torch.tensor([norm.eps])]
+        return [len(norm.weight), self._constant(torch.cat(arrays), 2 * width + 1)]
+
+    def _swin(self, step: Step, network: nn.Module) -> list[int]:
+        layer, key = network.get_submodule(step.layer), (step.layer, ())
+        assert isinstance(layer, SwinLayer)
+        numbers, weights, constants = laid_out_layer(layer, step.channels)
+        if key not in self._laid:
+            self._laid[key] = [self._weight(weights)]
+        return [*numbers, *self._laid[key], self._constant(constants, len(constants))]
+
+    def _weight(self, laid: Tensor) -> int:
+        """Where these bytes lie."""
+        place = self._ends[1]
+        self._weights.append(laid)
+        self._ends[1] += _up(len(laid))
+        return place
+
     def _constant(self, values: Tensor | None, length: int) -> int:
-        """Where these numbers lie, filled up with zeros."""
-        place = self._ends[0]
+        """Where these numbers lie, filled up with zeros to whole vectors."""
+        place, length = self._ends[0], lanes(length)
         values = torch.zeros(0) if values is None else values.detach().float().cpu()
         self._constants.append(F.pad(values, (0, length - len(values))))
         self._ends[0] += length
@@ -271,7 +305,7 @@ def names_of(plan: Plan) -> list[str]:
 def conv_shape(plan: Plan, step: Step, layer: PackedLayer) -> tuple[ConvShape, Tensor]:
     """The shape of a convolution step and its weight codes, int8 [out, kh, kw, in / groups]; where
     the layer reads a concatenation, or a part that begins within a vector, with zeros for the
-    channels that it does not read.
+    channels that it does not read, and for outputs that only fill up its map.
     """
     codes, shape = kernels.unpack_codes(layer.planes), layer.shape
     if isinstance(layer, PackedConvTranspose2d):
@@ -282,6 +316,9 @@ def conv_shape(plan: Plan, step: Step, layer: PackedLayer) -> tuple[ConvShape, T
         for (count, at), part in zip(step.places, parts, strict=True):
             whole[..., at : at + count] = part
         codes, shape = whole, replace(shape, channels=whole.shape[3], groups=1)
+    if len(codes) < step.channels:
+        codes = F.pad(codes, (0, 0, 0, 0, 0, 0, 0, step.channels - len(codes)))
+        shape = replace(shape, out_channels=step.channels)
     return shape, codes.contiguous()
 
 
@@ -300,7 +337,11 @@ def _dense(codes: Tensor, groups: int) -> Tensor:
 
 
 def kernel_of(plan: Plan, step: Step, network: nn.Module) -> str:
-    """The row of csrc/network/conv.h that runs a convolution step; "" for another step."""
+    """The row of csrc/network/conv.h or swin.h that runs a step; "" for a step without a layer."""
+    if step.op in ("norm", "swin"):
+        layer = network.get_submodule(step.layer)
+        bits = product_bits(layer) if isinstance(layer, SwinLayer) else 0
+        return next(iter(native.rows("attention", bits)), "layers")
     if step.op != "conv":
         return "float" if step.op == "float_conv" else ""
     shape, _ = conv_shape(plan, step, _layer(network, step.layer))

@@ -208,6 +208,8 @@ def _attention(
     signed: Sequence[bool],
     row: str = "auto",
 ) -> Tensor:
+    if not (steps > 0).all():  # here and not below, as above
+        raise ValueError(f"`steps` is {steps.tolist()}; steps are positive.")
     if _is_reference("attention", row, qkv.device):
         return reference.attention(qkv, steps, bias, mask, heads, bits, signed)
     width = qkv.shape[2] // (3 * heads)
@@ -420,9 +422,9 @@ def attention(
             f"`mask` has shape {tuple(mask.shape)} for {windows} windows; it is [M, {pixels}, "
             f"{pixels}] with M a divisor of the windows."
         )
-    if steps.shape != (4,) or len(bits) != 4 or not bool((steps > 0).all()):
+    if steps.shape != (4,) or len(bits) != 4:
         raise ValueError(
-            f"`steps` is {steps.tolist()} and `bits` {list(bits)}; both have four entries, for q, "
-            "k, probabilities and v, and steps are positive."
+            f"`steps` has shape {tuple(steps.shape)} and `bits` is {list(bits)}; both have four "
+            "entries, for q, k, probabilities and v."
         )
     return torch.ops.qsr.attention(qkv, steps, bias, mask, heads, list(bits), list(signed), kernel)

@@ -1,5 +1,5 @@
-"""The packed parts of QuantSR-T that no other network has: attention in windows, and the functions
-whose bits must be fixed.
+"""The packed parts of QuantSR-T that no other network has: attention in windows, the functions
+whose bits must be fixed, and a whole layer laid out for the executor.
 
 LayerNorm, GELU and softmax are written out (`reference`), so that packed networks give the same
 bits everywhere.
@@ -7,13 +7,19 @@ bits everywhere.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..blocks import WindowAttention
+from ..blocks import SwinLayer, WindowAttention
 from ..quantizer import QuantSpec
 from . import kernels, reference
-from .packed_layers import PackedMatmul, quantizing
+from .packed_layers import PackedLinear, PackedMatmul, quantizing
+from .program import filled, padded
+
+NEVER = -1e30  # kNever of csrc/torch/ops_swin.cpp, bias of a pair that is not there: its exp is 0
 
 
 class FixedLayerNorm(nn.LayerNorm):
@@ -96,3 +102,54 @@ class PackedAttention(nn.Module):
             kernel=quantizing(self.kernel),
         )
         return self.proj(mixed)
+
+
+# Laying out ---------------------------------------------------------------------------------------
+
+
+def laid_out_layer(layer: SwinLayer, channels: int) -> tuple[list[int], Tensor, Tensor]:
+    """A packed layer on maps of `channels` as `swin` of csrc/network/executor.cpp reads it: its
+    numbers, weights uint8 [bytes] and constants float32 [..].
+    """
+    attention = cast(PackedAttention, layer.attention)
+    arrays = [filled(x, channels) for n in (layer.norm1, layer.norm2) for x in (n.weight, n.bias)]
+    grids, weights, offsets = [], [], []
+    for linear in _linears(layer):
+        codes = kernels.unpack_codes(linear.planes)[:, 0, 0, :]
+        rows, columns = codes.shape
+        outputs, inputs = padded(rows), padded(columns)
+        codes = F.pad(codes, (0, inputs - columns, 0, outputs - rows))
+        scale = linear.scale.expand(rows)
+        offsets.append(-linear.spec.qmin)  # makes a signed code a byte without sign
+        start = -offsets[-1] * codes.sum(1, dtype=torch.int32)
+        laid = codes.view(outputs // 16, 16, inputs // 4, 4).transpose(1, 2)
+        weights += [laid.flatten().view(torch.uint8), start.view(torch.uint8)]
+        for x, length in ((linear.tau, inputs), (scale, outputs), (linear.bias, outputs)):
+            arrays.append(filled(x, length))
+        grids += [linear.step_size.item(), linear.spec.qmin, linear.spec.qmax]
+    bias = attention.bias.detach().float()
+    arrays.append(F.pad(bias, (0, -bias.shape[-1] % 16), value=NEVER).flatten())
+    features, heads = len(layer.norm1.weight), attention.heads
+    steps = attention.steps.tolist() if attention.specs else [1.0] * 4
+    numbers = [layer.norm1.eps, layer.norm2.eps, *grids, (features // heads) ** -0.5, *steps]
+    arrays.append(torch.tensor(numbers, dtype=torch.float32))
+    hidden = len(_linears(layer)[2].weight)
+    shape = [layer.window, layer.shift, features, heads, hidden]
+    kinds = [n for spec in attention.specs for n in (spec.bits, int(spec.signed))]
+    bits = max(linear.bits + linear.planes.bits for linear in _linears(layer))
+    table = [*shape, bits, *offsets, int(bool(kinds)), *kinds]
+    return table, torch.cat(weights), torch.cat(arrays)
+
+
+def product_bits(layer: SwinLayer) -> int:
+    """The most bits that two factors of a packed layer have together."""
+    pairs = [linear.bits + linear.planes.bits for linear in _linears(layer)]
+    specs = cast(PackedAttention, layer.attention).specs
+    for left, right in zip(specs[::2], specs[1::2], strict=True):
+        pairs.append(left.bits + right.bits + (not right.signed and right.bits < 8))
+    return max(pairs)
+
+
+def _linears(layer: SwinLayer) -> list[PackedLinear]:
+    attention = cast(PackedAttention, layer.attention)
+    return cast("list[PackedLinear]", [attention.qkv, attention.proj, layer.fc1, layer.fc2])

@@ -42,7 +42,7 @@ from ..layers import (
     become,
 )
 from ..system.once import SETTING_UP
-from . import kernels
+from . import kernels, plan_table
 from .packed_layers import (
     FloatConv2d,
     PackedConv1d,
@@ -119,8 +119,8 @@ class PackedModel(nn.Module):
         device = self.mean.device
         programs: tuple[type[Program], ...]
         if device.type == "cpu":
-            from .program_swin import SwinProgram
             from .residual import ResidualProgram  # which know the layers above
+            from .swin import SwinProgram
 
             programs = ResidualProgram, SwinProgram
         else:
@@ -180,7 +180,7 @@ class PackedModel(nn.Module):
         plan, program = self.plan(blocks), self.program
         if program is None:
             return self.network(lr, plan)
-        if torch.compiler.is_compiling() and not program.traced:  # the same bits
+        if torch.compiler.is_compiling():  # the same bits; tables are for sizes that are numbers
             features = self.network.features(lr.float(), plan).permute(0, 2, 3, 1)
             return program.enlarged(features, *lr.shape[2:])
         return program(lr, plan)
@@ -197,6 +197,12 @@ class ModelPlan:
         if model._order is None:  # remembered as numbers, not as a tensor: torch.export needs them
             model._order = model.network.order
         return DepthPlan.from_order(model._order, model.config.blocks if blocks is None else blocks)
+
+    @property
+    def coverage(self) -> float:
+        """The share of the multiply-accumulates that the steps do on integers, 0 to 1."""
+        program = self.model.program
+        return 0.0 if program is None else plan_table.coverage_of_quantsr(program)
 
     def __str__(self) -> str:
         return str(self.model.program or "layer by layer: no program fits the network")

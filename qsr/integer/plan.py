@@ -125,17 +125,18 @@ class Store:
 
 @dataclass(frozen=True)
 class Step:
-    """op: "conv" (also of rows); "float", "bilinear", "average" or "float_conv" (a
-    `packed_layers.FloatConv2d`), which read floats; or a move: "pool", "nearest", "shuffle", "pad".
+    """op: "conv" (also of rows); "float", "bilinear", "average", "float_conv" (a
+    `packed_layers.FloatConv2d`), "norm" or "swin" (a norm or a layer of QuantSR-T), which read
+    floats; or a move: "pool", "nearest", "shuffle", "pad".
 
-    source: the value that it reads. layer: of a convolution; a transposed one makes a square of
-    outputs of each pixel, as a pixel shuffle wants them. places: where the input channels of the
+    source: the value that it reads. layer: which one runs; a transposed convolution makes a square
+    of outputs of each pixel, as a pixel shuffle wants them. places: where the input channels of the
     layer lie in the source, (count, first channel) each. numbers: see `regions.Op`; of a bilinear
     step, whether corners are aligned.
-    channels: lanes of the result. finish: (operation, operand) in order; the operand is a value, a
-    number or the key of a parameter, or None; of "scaled" (y + s * v) a value and its factor, of
-    "factors" any number of these. out: the float value that it writes, or None. A move writes the
-    source's codes to `codes[0]`.
+    channels: lanes of the result, zeros beyond those of its layer. finish: (operation, operand) in
+    order; the operand is a value, a number or the key of a parameter, or None; of "scaled"
+    (y + s * v) a value and its factor, of "factors" any number of these. out: the float value that
+    it writes, or None. A move writes the source's codes to `codes[0]`.
     """
 
     op: str

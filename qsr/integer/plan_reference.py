@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..blocks import SwinLayer
 from ..quantizer import to_codes
 from . import kernels
 from .packed_layers import FloatConv2d, PackedConv2d, PackedConvTranspose2d, PackedLayer
 from .plan import Plan, Step, Store
-from .reference import ELEMENTS, average, bilinear, conv2d_float, epilogue
+from .reference import ELEMENTS, average, bilinear, conv2d_float, epilogue, layer_norm
 
 
 def run(plan: Plan, network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -50,7 +51,8 @@ def run(plan: Plan, network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor
 def _lanes(step: Step, source: Tensor, network: nn.Module, size: tuple[int, int]) -> Tensor:
     """What a step makes of its source before its finish: float32 [H, W, C]."""
     if step.layer:
-        return _sums(step, source, network)
+        y = _of_layer(step, source, network)
+        return F.pad(y, (0, step.channels - y.shape[2]))
     if step.op == "bilinear":
         return bilinear(source.permute(2, 0, 1), *size, *step.numbers).permute(1, 2, 0)
     if step.op == "average":
@@ -58,12 +60,17 @@ def _lanes(step: Step, source: Tensor, network: nn.Module, size: tuple[int, int]
     return source
 
 
-def _sums(step: Step, source: Tensor, network: nn.Module) -> Tensor:
-    """scale * sums + bias of a packed layer, or a convolution of floats: float32 [H, W, Cout]."""
+def _of_layer(step: Step, source: Tensor, network: nn.Module) -> Tensor:
+    """scale * sums + bias of a packed layer, or what one of floats gives: float32 [H, W, Cout]."""
     layer = network.get_submodule(step.layer)
     if isinstance(layer, FloatConv2d):
-        (top, left), x = layer.padding, source[None]
+        (top, left), x = layer.padding, source[None, :, :, : layer.weight.shape[1]]
         return conv2d_float(F.pad(x, (0, 0, left, left, top, top)), layer.weight, layer.bias)[0]
+    if isinstance(layer, SwinLayer):
+        return layer(source[None, :, :, : len(layer.norm1.weight)])[0]
+    if isinstance(layer, nn.LayerNorm):
+        x = source[:, :, : len(layer.weight)]
+        return layer_norm(x, layer.weight, layer.bias, layer.eps)
     assert isinstance(layer, PackedLayer)
     codes = torch.cat([source[:, :, at : at + count] for count, at in step.places], 2)
     weights = kernels.unpack_codes(layer.planes).permute(0, 3, 1, 2)

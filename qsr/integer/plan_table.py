@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..blocks import SwinLayer
 from .executor import kernel_of
 from .lifetimes import places, value_bytes
 from .packed_layers import PackedLayer
 from .plan import OF_VALUES, Plan, Step, as_picture
+from .program import Program
 from .regions import multiplications
+from .tail import REACH
 
 if TYPE_CHECKING:
     from .planned import NetworkPlan
@@ -146,24 +149,49 @@ def table(plan: NetworkPlan, network: nn.Module) -> str:
     return _text(rows, len(arenas), coverage(plan, measured), max(arenas))
 
 
-def of_quantsr(plan: Plan, network: nn.Module, tail: int) -> str:
-    """The same of a packed QuantSR with a plan for head and body; tail: products of the collapsed
-    tail for each lr pixel.
-    """
-    sizes = [(SIDE, SIDE)]
+def of_quantsr(program: Program) -> str:
+    """The same of a packed QuantSR, whose plan has head and body; its tail is collapsed."""
+    plan, network, sizes = program.plan, program.network, [(SIDE, SIDE)]
     offsets, needed = places(plan, sizes)
     rows = [_row(plan, step, network, sizes, offsets) for step in plan.steps]
-    last = f"{tail * SIDE**2 / 1e6:,.1f}"
+    last = f"{_tail_products(program) / 1e6:,.1f}"
     rows.append(("own", "tail", "", f"{SIDE}x{SIDE}", "-", "collapsed", "-", last, ""))
-    counts = {step: products(step, network, sizes) for step in plan.steps}
-    ints = sum(count for step, count in counts.items() if step.op == "conv")
-    return _text(rows, 1, ints / (sum(counts.values()) + tail * SIDE**2), needed)
+    return _text(rows, 1, coverage_of_quantsr(program), needed)
 
 
-def products(step: Step, network: nn.Module, sizes: Sequence[tuple[int, int]]) -> int:
-    """Multiply-accumulates of a step."""
-    each = multiplications(network.get_submodule(step.layer)) if step.layer else 0
+def coverage_of_quantsr(program: Program) -> float:
+    """The share of all multiply-accumulates that its steps do on integers, 0 to 1."""
+    steps, network = program.plan.steps, program.network
+    integers, of_all = (
+        sum(products(step, network, [(SIDE, SIDE)], only) for step in steps)
+        for only in (True, False)
+    )
+    return integers / (of_all + _tail_products(program))
+
+
+def _tail_products(program: Program) -> int:
+    return (SIDE * (2 * REACH + 1)) ** 2 * program.config.features * program.tail.outputs
+
+
+def products(
+    step: Step, network: nn.Module, sizes: Sequence[tuple[int, int]], integers: bool = False
+) -> int:
+    """Multiply-accumulates of a step; integers: only those on integers."""
+    if not step.layer:
+        return 0
+    layer = network.get_submodule(step.layer)
+    parts = [x for x in layer.modules() if isinstance(x, PackedLayer) or not integers]
+    each = sum(map(multiplications, parts))
+    if isinstance(layer, SwinLayer) and (layer.attention.specs or not integers):
+        each += 2 * layer.window**2 * len(layer.norm1.weight)  # scores, and what is mixed
     return math.prod(step.size.of(sizes)) * each
+
+
+def bits_of(step: Step, network: nn.Module) -> tuple[int, int] | None:
+    """Of weights and of the codes that they meet; None for a step without."""
+    layer = network.get_submodule(step.layer) if step.layer else None
+    packed = layer.fc1 if isinstance(layer, SwinLayer) else layer
+    return (packed.planes.bits, packed.bits) if isinstance(packed, PackedLayer) else None
 
 
 def _text(rows: list[tuple[str, ...]], regions: int, share: float, workspace: int) -> str:
@@ -195,12 +223,8 @@ def _row(
     offsets: Sequence[int],
 ) -> tuple[str, ...]:
     height, width = step.size.of(sizes)
-    bits, kernel = "-", kernel_of(plan, step, network) or "-"
+    bits, kernel = bits_of(step, network), kernel_of(plan, step, network) or "-"
     count = products(step, network, sizes)
-    if step.op == "conv":
-        layer = network.get_submodule(step.layer)
-        assert isinstance(layer, PackedLayer)
-        bits = f"{layer.planes.bits}/{layer.bits}"
     home = {v: f"out {i}" for i, (_, v) in enumerate(plan.outputs)}
     written = [home.get(v, f"{offsets[v] / 1024:,.0f}") for v in step.writes()]
     then = [_operation(op, operand) for op, operand in step.finish]
@@ -209,7 +233,7 @@ def _row(
         step.layer or step.op,
         ", ".join(then),
         f"{height}x{width}x{step.channels}",
-        bits,
+        "/".join(map(str, bits)) if bits else "-",
         kernel,
         ", ".join(dict.fromkeys(written)),
         f"{count / 1e6:,.1f}" if count else "",

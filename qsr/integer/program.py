@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbone import DepthPlan, QuantSR, block_shortcut
+from ..backbone import DepthPlan, QuantSR
 from ..config import NetworkConfig
-from . import kernels
+from .plan import Plan
 from .tail import CollapsedTail
-
-if TYPE_CHECKING:
-    from .packed_layers import PackedConv2d
 
 Buffers = tuple[Tensor, ...]
 MAP_CHANNELS = 64  # kProgramChannels of csrc/torch
@@ -43,7 +40,8 @@ class Program:
     """
 
     family: ClassVar[str]  # of the configurations that it runs
-    traced: ClassVar[bool] = True  # else torch.compile and torch.export see layers
+    plan: Plan  # of all blocks
+    maps: ClassVar[int] = 2 * 4 + 2 * 1  # bytes of a channel: two maps of floats and two of codes
 
     def __init__(
         self, network: QuantSR, kernel: str = "auto", device: str | torch.device = "cpu"
@@ -87,9 +85,8 @@ class Program:
 
     @property
     def pixel_bytes(self) -> int:
-        """Working memory per lr pixel: two maps of floats and two of codes, lr and sr."""
-        maps = 2 * 4 + 2 * 1
-        return maps * self.channels + 4 * 2 * 3 + 4 * 3 * self.tail.scale**2
+        """Working memory per lr pixel: maps, lr and sr."""
+        return self.maps * self.channels + 4 * 2 * 3 + 4 * 3 * self.tail.scale**2
 
     def buffers(self, height: int, width: int) -> Buffers:
         """New ones for lr of this size. The last of them is where `features` come."""
@@ -105,8 +102,6 @@ class Program:
     def __call__(self, lr: Tensor, plan: DepthPlan) -> Tensor:
         """lr float [N, 3, H, W], N >= 1 -> sr float32 [N, 3, scale H, scale W], not clipped."""
         size = (lr.shape[-2], lr.shape[-1])
-        if torch.compiler.is_compiling():  # a traced program makes its buffers itself
-            return self._run(lr, plan, self.buffers(*size))
         buffers = self._idle.take(size)
         if buffers is None:
             with torch.inference_mode(False):  # the next call may come without that mode
@@ -172,37 +167,8 @@ def padded(channels: int) -> int:
     return -(-channels // MAP_CHANNELS) * MAP_CHANNELS
 
 
-def numbers(values: Sequence[float]) -> Tensor:
-    """float32 [n], whatever PyTorch's default type is."""
-    return torch.tensor(values, dtype=torch.float32, device="cpu")
-
-
 def filled(x: Tensor | None, length: int) -> Tensor:
     """float32 [n] -> [length], filled up with zeros; zeros for None."""
     if x is None:
         return torch.zeros(length, dtype=torch.float32)
     return F.pad(x.detach().float(), (0, length - len(x)))
-
-
-def factor(block: nn.Module) -> float:
-    """The number with which a block multiplies the stream."""
-    scale = block_shortcut(block).scale
-    return 1.0 if scale is None else scale.item()
-
-
-class CodeConv:
-    """A packed 3x3 layer, channels filled up. bits: of its widest codes.
-
-    codes: int8 [C, 3, 3, C]; array: scale, bias and tau, float32 [3, C]; number: step size, lowest
-    and highest code of the input, and whether it is signed, float32 [4].
-    """
-
-    def __init__(self, conv: PackedConv2d, channels: int) -> None:
-        features = len(conv.weight)
-        fill = (0, channels - features)
-        self.codes = F.pad(kernels.unpack_codes(conv.planes), (*fill, 0, 0, 0, 0, *fill))
-        arrays = (conv.scale.expand(features), conv.bias, conv.tau)
-        self.array = torch.stack([filled(x, channels) for x in arrays])
-        self.bits = max(conv.bits, conv.planes.bits)
-        spec, step = conv.spec, conv.step_size.item()
-        self.number = numbers([step, spec.qmin, spec.qmax, spec.signed])

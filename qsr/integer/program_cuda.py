@@ -23,7 +23,7 @@ from .lifetimes import places
 from .packed_layers import PackedConv2d
 from .plan import operand_value
 from .plan_reference import parameter
-from .program import Buffers, CodeConv, Program, filled, numbers
+from .program import Buffers, Program, filled
 from .residual import plan_of
 
 MOST_BLOCKS = 64  # kMostSkips of csrc/cuda/imma.h
@@ -34,7 +34,7 @@ class CudaProgram(Program):
     of tests, which lays them out itself.
     """
 
-    family, traced = "conv", False
+    family = "conv"
 
     def __init__(
         self, network: QuantSR, kernel: str = "auto", device: str | torch.device = "cpu"
@@ -43,7 +43,8 @@ class CudaProgram(Program):
         fill = (0, self.channels - self.config.features)
         weight = F.pad(network.head.weight.permute(2, 3, 1, 0), fill).contiguous()
         self.head = weight.to(self.device), filled(network.head.bias, self.channels).to(self.device)
-        self.layers = plan_of(network, [True] * len(network.blocks)).layers
+        self.plan = plan_of(network, [True] * len(network.blocks))
+        self.layers = self.plan.layers
         packed = [cast(PackedConv2d, network.get_submodule(name)) for name in self.layers]
         convs = [CodeConv(layer, self.channels) for layer in packed]
         self.codes = torch.stack([conv.codes for conv in convs]).to(self.device)
@@ -103,3 +104,25 @@ class CudaProgram(Program):
                 rows.pop()
             rows.append(row)
         return torch.tensor(rows, device="cpu"), numbers(factors), needed
+
+
+def numbers(values: Sequence[float]) -> Tensor:
+    """float32 [n], whatever PyTorch's default type is."""
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
+
+
+class CodeConv:
+    """A packed 3x3 layer, channels filled up.
+
+    codes: int8 [C, 3, 3, C]; array: scale, bias and tau, float32 [3, C]; number: step size, lowest
+    and highest code of the input, and whether it is signed, float32 [4].
+    """
+
+    def __init__(self, conv: PackedConv2d, channels: int) -> None:
+        features = len(conv.weight)
+        fill = (0, channels - features)
+        self.codes = F.pad(kernels.unpack_codes(conv.planes), (*fill, 0, 0, 0, 0, *fill))
+        arrays = (conv.scale.expand(features), conv.bias, conv.tau)
+        self.array = torch.stack([filled(x, channels) for x in arrays])
+        spec, step = conv.spec, conv.step_size.item()
+        self.number = numbers([step, spec.qmin, spec.qmax, spec.signed])

@@ -33,8 +33,8 @@ from ..layers import Projection, QMatmul, Quantized
 from ..quantizer import Quantizer, QuantSpec
 from .packed_layers import FloatConv2d, PackedLayer, PackedMatmul
 from .packing import PackedModel, pack
-from .program_swin import SwinProgram
 from .residual import ResidualProgram
+from .swin import SwinProgram
 
 FLOAT = "float"
 # A layer that makes each output of so few products (a depthwise one, or the first of a network)

@@ -36,12 +36,12 @@ from .. import baselines as baselines  # whose quantizers a file may name
 from ..backbone import QuantSR
 from ..config import ConvConfig, NetworkConfig, SwinConfig
 from ..integer import graph_json, layer_json
+from ..integer.depths import DepthProgram
 from ..integer.executor import names_of
 from ..integer.packing import PackedModel, pack_empty
 from ..integer.plan import Plan
 from ..integer.plan_json import from_json, to_json
 from ..integer.planned import Planned
-from ..integer.residual import ResidualProgram
 from ..integer.stored import StoredNetwork
 from ..integer.trace import Untraceable
 from ..system.errors import first_line
@@ -250,17 +250,17 @@ def load_network(path: str | os.PathLike, into: nn.Module) -> nn.Module:
 
 def load_regions(path: str | os.PathLike) -> tuple[list[Plan], nn.Module]:
     """The regions of a packed network of somebody's own, and its packed layers by their names: what
-    can be had without the class of the network. Of a packed QuantSR-C its plan, which follows from
+    can be had without the class of the network. Of a packed QuantSR its plan, which follows from
     its configuration, and its network. Raises ValueError (one line).
     """
     metadata, tensors = _read_model(path)
     if metadata.get("kind") != "network":
         program = getattr(load_model(path), "program", None)
-        if isinstance(program, ResidualProgram):
+        if isinstance(program, DepthProgram):
             return [program.plan], program.network
         raise ValueError(
             f"{path} holds a QuantSR that runs without a plan of steps; name a file of a packed "
-            "QuantSR-C, or of a packed network of your own."
+            "network."
         )
     try:
         plans, layers = from_json(json.loads(metadata["plan"])), nn.Module()

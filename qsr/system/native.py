@@ -98,7 +98,7 @@ FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=
 # functions.
 NVCC_FLAGS = ("-O3", "-fmad=false", "--expt-relaxed-constexpr")
 # Operators that write into their arguments and return nothing; programs call them as they are.
-IN_PLACE = ("run_imma", "run_plan", "tail", "swin_layer", "swin_conv", "swin_norm")
+IN_PLACE = ("run_imma", "run_plan", "tail")
 # What torch.compile and torch.export run to learn of shapes, by the name of an operator. Modules
 # that call operators with results add to it when they are imported.
 FAKES: dict[str, Callable[..., Any]] = dict.fromkeys(IN_PLACE, lambda *arguments, **options: None)
