@@ -12,7 +12,6 @@ and `memory` says whether they fit.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from ..integer.stored import StoredNetwork
 from ..system.errors import first_line
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+COPIES = 1.3  # of what is counted, with what regions and PyTorch copy on the way (RLFN-S: 1.25)
 SIDE = 32  # at least, of the pictures that it is tried on
 
 
@@ -70,12 +70,12 @@ class Enlarger:
             try:
                 scale = _scale(network, shape)
             except ValueError as error:
-                why = why or first_line(error)
+                why = why or str(error)
                 continue
             sides = range(multiple, height, multiple)
             least = next((n for n in sides if _takes(network, n, scale)), height)
-            needed = network.needed_bytes(torch.zeros(shape)) // (shape[2] * shape[3])
-            return cls(network, Whole(scale), multiple, least, needed)
+            needed = COPIES * network.needed_bytes(torch.zeros(shape)) / (shape[2] * shape[3])
+            return cls(network, Whole(scale), multiple, least, int(needed))
         raise ValueError(
             f"{name} does not enlarge pictures ({why}); a model here makes [N, 3, S H, S W] of "
             "[N, 3, H, W], S a whole number above 1."
@@ -119,8 +119,10 @@ class Enlarger:
 
 def _scale(network: StoredNetwork, shape: tuple[int, ...]) -> int:
     """By how much a network enlarges pictures of this shape. Raises ValueError."""
-    trial = copy.deepcopy(network)  # a plan remembers what did not fit
-    sr = trial(torch.zeros(shape))
+    try:
+        sr = network.layer_by_layer(torch.zeros(shape))  # a plan remembers what did not fit
+    except Exception as error:  # whatever PyTorch makes of operators that do not fit
+        raise ValueError(f"it does not take {list(shape)}: {first_line(error)}") from error
     n, _, height, width = shape
     scale = sr.shape[2] // height if isinstance(sr, Tensor) and sr.ndim == 4 else 0
     if scale < 2 or sr.shape != (n, 3, scale * height, scale * width):
