@@ -74,14 +74,16 @@ def test_bench_times_each_step_of_a_file(tmp_path):
     assert "roofline ms" in shown
 
 
-def test_the_steps_of_a_quantsr_c_follow_from_its_file_and_those_of_others_are_refused():
-    (plan,), network = load_regions(zoo.find("quantsr-c-x4-w2a2"))
-    assert len(plan.layers) == 65
-    timed = steps.time_steps([plan], network, 8, rounds=1)
-    assert [t.step for t in timed] == ["head", *plan.layers]
-    for name in ("quantsr-t-x4-w4a4", "srresnet-x2"):
-        with pytest.raises(ValueError, match="holds a QuantSR that runs without a plan of steps"):
-            load_regions(zoo.find(name))
+def test_the_steps_of_a_quantsr_follow_from_its_file_and_those_of_others_are_refused():
+    for name, convolutions in (("quantsr-c-x4-w2a2", 65), ("quantsr-t-x4-w4a4", 4)):
+        (plan,), network = load_regions(zoo.find(name))
+        assert len(plan.layers) == convolutions
+        timed = steps.time_steps([plan], network, 8, rounds=1)
+        assert [t.step for t in timed] == [step.layer for step in plan.steps]
+    with pytest.raises(ValueError, match="holds a QuantSR that runs without a plan of steps"):
+        load_regions(zoo.find("srresnet-x2"))
+    with pytest.raises(ValueError, match="height and width are whole windows"):
+        steps.time_steps([plan], network, 9, rounds=1)
 
 
 def test_a_file_needs_its_network_and_says_how():

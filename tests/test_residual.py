@@ -222,7 +222,8 @@ def test_a_plan_can_be_read():
     assert shown[0].split() == ["step", "then", "shape", "bits", "kernel", "buffer", "MMAC", "KB"]
     layers = [f"blocks.{i}.conv{k}" for i in range(3) for k in (1, 2)]
     assert [line.split()[1] for line in shown[1:-1]] == ["head", *layers, "body_conv", "tail"]
-    assert f"{7 * 36864 / (7 * 36864 + 1728 + 76800):.1%} of the products" in shown[-1]
+    assert model.plan.coverage == 7 * 36864 / (7 * 36864 + 1728 + 76800)
+    assert f"{model.plan.coverage:.1%} of the products" in shown[-1]
     assert model.plan(2) == trained("64 features").plan(2)
 
 
