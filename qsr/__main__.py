@@ -2,15 +2,15 @@
 
 import sys
 
-from .system.signals import answered_by, leave
+from .system.signals import answer_by, leave
 
 
 def main() -> int:
     """Run the command line on the arguments of this process; returns the exit code."""
-    with answered_by(leave):
-        from .cli import main
+    answer_by(leave)  # to the very end: a signal while modules are torn down is one line too
+    from .cli import main
 
-        return main()
+    return main()
 
 
 if __name__ == "__main__":

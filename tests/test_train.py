@@ -56,8 +56,7 @@ def network(config=CONV):
 
 def calibrated(config=CONV):
     net = network(config)
-    if config.bits is not None:
-        qsr.calibrate(net, Noise().batch(0)[0])
+    qsr.calibrate(net, Noise().batch(0)[0])
     return net
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the end at once while modules load, an exception while a command works.
+"""Ctrl-C and SIGTERM: the end at once while modules load or go, an exception while a command works.
 
 Python's own answer to Ctrl-C is an exception wherever it is, and to SIGTERM the end on the spot. In
 the middle of an import the first becomes a page of other modules' names, or C code makes an import
@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -36,17 +37,24 @@ def stop(number: int, frame: object) -> None:
     raise Stopped(number)
 
 
-@contextlib.contextmanager
-def answered_by(answer: Callable[[int, object], None]) -> Iterator[None]:
-    """Answer the signals by `leave` or `stop`; in the main thread only, as Python has it.
+def answer_by(answer: Callable[[int, object], None]) -> dict[int, Any]:
+    """Answer the signals by `leave` or `stop` from now on; returns what answered them before.
 
-    A signal that is ignored (nohup, a shell's background) stays so.
+    In the main thread only, as Python has it. A signal that is ignored (nohup, a shell's
+    background) stays so.
     """
-    previous = {}
+    previous: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not the main thread
         for number in WORDS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 previous[number] = signal.signal(number, answer)
+    return previous
+
+
+@contextlib.contextmanager
+def answered_by(answer: Callable[[int, object], None]) -> Iterator[None]:
+    """`answer_by` for a while."""
+    previous = answer_by(answer)
     try:
         yield
     finally:

@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import qsr
-from qsr.images import archive, picture
+from qsr.images import archive, picture, reading, writing
+from qsr.images.formats import FORMATS
 from qsr.integer import kernels
 from qsr.models import file
 from qsr.runs import checkpoints
@@ -214,7 +215,7 @@ def pictures(folder: Path) -> Attempt:
     gradient = torch.arange(24 * 20 * 4).view(24, 20, 4).to(torch.uint8).numpy()
     whole = {}
     modes = ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK")
-    for suffix in sorted(picture.FORMATS):
+    for suffix in sorted(FORMATS):
         for mode in modes:
             out = io.BytesIO()
             image = Image.fromarray(gradient, "RGBA")
@@ -233,9 +234,9 @@ def pictures(folder: Path) -> Attempt:
         changed.write_bytes(change_bytes(whole[name], rng))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of odd but readable files
-            height, width = picture.size(changed)
+            height, width = reading.size(changed)
             if height * width < 10_000_000:  # larger ones may take what they say
-                picture.write(picture.read(changed), folder / "again.png", overwrite=True)
+                writing.write(reading.read(changed), folder / "again.png", overwrite=True)
 
     return attempt
 
@@ -243,7 +244,7 @@ def pictures(folder: Path) -> Attempt:
 def archives(folder: Path) -> Attempt:
     """Files of `qsr data pack`: with a changed index, and with changed bytes."""
     for i in range(3):
-        qsr.images.writing.write(
+        writing.write(
             picture.from_array((torch.rand(12, 9, 3) * 255).byte().numpy()), folder / f"{i}.png"
         )
     sources = [archive.Source(folder / f"{i}.png", "a set", "train") for i in range(3)]
@@ -263,7 +264,7 @@ def archives(folder: Path) -> Attempt:
                         content = change_bytes(content, rng)
                     new.writestr(info, content)
         for source in archive.read(changed):
-            picture.read(source.file)
+            reading.read(source.file)
 
     return attempt
 
