@@ -155,17 +155,22 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.data())
-def test_whatever_a_file_says_is_a_plan_or_a_line(data):
-    described = json.loads(PLANS(data.draw(st.sampled_from(("odds", "resized", "enlarged")))))
+def change_somewhere(described, data, values):
+    """Exchange one value of JSON, at any depth, for one that is drawn from `values`."""
     at = described
     while isinstance(at, (dict, list)) and at:
         key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
         if not isinstance(at[key], (dict, list)) or data.draw(st.integers(0, 5)) == 0:
-            at[key] = data.draw(JSON)
+            at[key] = data.draw(values)
             break
         at = at[key]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_whatever_a_file_says_is_a_plan_or_a_line(data):
+    described = json.loads(PLANS(data.draw(st.sampled_from(("odds", "resized", "enlarged")))))
+    change_somewhere(described, data, JSON)
     try:
         plans = from_json(described)
     except ValueError as error:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_plan import NETWORKS, DnCNN, Normalised, Squeeze, Styled, packed, ready, same
+from test_plan_file import change_somewhere
 from torch import nn
 from torch.nn import functional as F
 
@@ -303,13 +304,7 @@ JSON = st.recursive(
 def test_whatever_a_file_says_is_a_graph_or_a_line(data):
     text, tensors = GRAPHS(data.draw(st.sampled_from(("mixed", "attentive", "resized"))))
     described = json.loads(text)
-    at = described
-    while isinstance(at, (dict, list)) and at:
-        key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
-        if not isinstance(at[key], (dict, list)) or data.draw(st.integers(0, 5)) == 0:
-            at[key] = data.draw(JSON)
-            break
-        at = at[key]
+    change_somewhere(described, data, JSON)
     try:
         graph, _ = graph_json.read(described, tensors)
     except ValueError as error:

@@ -13,7 +13,6 @@ from ..backbone import QuantSR
 from ..bench import cuda, curve, engine, layers, steps, training
 from ..bench.report import markdown, write_figure, write_json, write_twins
 from ..config import preset
-from ..integer.packing import PackedModel
 from ..models import zoo
 from ..models.enlarger import Enlarger
 from ..models.file import load_regions
@@ -21,10 +20,8 @@ from ..system.files import replacing
 from ..system.machine import check_threads
 from .arguments import check_blocks, check_writable
 from .common import Lines, complain, remark
-from .networks import check_device, load_enlarging
+from .networks import Enlarging, check_device, load_enlarging
 from .options import BENCH_PRESETS
-
-Network = QuantSR | PackedModel | Enlarger
 
 
 def run_bench(args: argparse.Namespace) -> Lines:
@@ -87,7 +84,7 @@ def run_bench(args: argparse.Namespace) -> Lines:
 
 
 def _bench_stored(
-    args: argparse.Namespace, models: Mapping[str, Network], size: int, rounds: int
+    args: argparse.Namespace, models: Mapping[str, Enlarging], size: int, rounds: int
 ) -> engine.Report:
     (name, model), *more = models.items()
     if more or not isinstance(model, Enlarger):
@@ -171,9 +168,9 @@ def _bench_train(args: argparse.Namespace, size: int, rounds: int) -> Lines:
             temporary.write_text(json.dumps(reports, indent=1) + "\n")
 
 
-def _bench_models(args: argparse.Namespace, size: int) -> dict[str, Network]:
+def _bench_models(args: argparse.Namespace, size: int) -> dict[str, Enlarging]:
     """{name: network}: from files or the zoo, else calibrated with random weights."""
-    models: dict[str, Network] = {}
+    models: dict[str, Enlarging] = {}
     if args.model:
         models |= {Path(name).stem: load_enlarging(name) for name in args.model}
         for model in models.values():

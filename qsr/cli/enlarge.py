@@ -20,18 +20,14 @@ from ..images.picture import Picture
 from ..images.reading import check_decoder, read
 from ..images.writing import check_format, encoder_bytes, write_rows
 from ..infer import upscaled_rows
-from ..integer.packing import PackedModel
-from ..models.enlarger import Enlarger
 from ..system.errors import first_line
 from . import options
 from .arguments import check_blocks, check_writable
 from .common import Failed, Lines, complain, printable, remark
 from .gather import Job, Naming, Source, plan, share
-from .networks import load_enlarging, refuse_models
+from .networks import Enlarging, load_enlarging, refuse_models
 from .pace import Pace
 from .pipe import check_standard_output, to_standard_output
-
-Network = PackedModel | QuantSR | Enlarger
 
 
 def run_upscale(args: argparse.Namespace) -> Lines:
@@ -103,7 +99,7 @@ def _waiting(jobs: list[Job], args: argparse.Namespace) -> list[Job]:
 def _one(
     source: Source,
     target: Path,
-    model: Network,
+    model: Enlarging,
     args: argparse.Namespace,
     pace: Pace | None,
     piped: bool,
@@ -129,7 +125,7 @@ def _one(
 def _write(
     picture: Picture,
     place: Path,
-    model: Network,
+    model: Enlarging,
     blocks: int | None,
     args: argparse.Namespace,
 ) -> None:

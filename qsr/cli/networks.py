@@ -16,6 +16,8 @@ from ..models import zoo
 from ..models.enlarger import Enlarger
 from ..runs.checkpoints import find_best, list_checkpoints, load_checkpoint
 
+Enlarging = QuantSR | PackedModel | Enlarger  # what makes large pictures of small ones
+
 
 def load_network(name: str) -> QuantSR:
     """A trained network by its file, zoo:NAME, checkpoint, or run: its best network on held-out
@@ -46,7 +48,7 @@ def load_quantsr(name: str) -> QuantSR | PackedModel:
     return model
 
 
-def load_enlarging(name: str) -> QuantSR | PackedModel | Enlarger:
+def load_enlarging(name: str) -> Enlarging:
     """A model by its name or file that enlarges pictures; also a packed network of any class."""
     model = zoo.load(name)
     return Enlarger.of(model, name) if isinstance(model, StoredNetwork) else model
