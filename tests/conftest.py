@@ -7,10 +7,12 @@ the cells of a notebook, runs in order in one process, a worker.
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
 import hypothesis
+import matplotlib
 import pytest
 import torch
 
@@ -36,6 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_style() -> Iterator[None]:
+    """Cells of notebooks set the style of figures, but not of those in the tests that follow."""
+    with matplotlib.rc_context():
+        yield
 
 
 @pytest.fixture(scope="session")
