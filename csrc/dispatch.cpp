@@ -80,6 +80,9 @@ const ConvKernel* find_conv(const char* name, const ConvShape& shape) {
 }
 std::string conv_names(const ConvShape& shape) { return names(kConv, taking(shape)); }
 const MapsKernel* find_maps(const char* name) { return find(kMaps, name, kAll); }
+const MapsKernel& maps_beside(const ConvKernel& conv) {
+  return *find(kMaps, "auto", [&](const auto& row) { return row.supported == conv.supported; });
+}
 const MapsKernel& maps_kernel() { return *find(kMaps, "auto", kAll); }
 const SwinKernel* find_swin(const char* name, int bits) {
   return find(kSwin, name, multiplying(bits));

@@ -112,6 +112,12 @@ def test_values_that_are_no_numbers_have_code_0_and_infinite_ones_the_last():
     assert_rows_equal_the_reference(layer, torch.randn(1, 20, 6, 20), x)
 
 
+def test_planes_longer_than_the_piece_that_is_turned_at_once_are_whole():
+    layer = qsr.QConv2d(20, 36, 3, padding=1)
+    x = torch.randn(2, 20, 7, 333)  # 36 channels: two strips of four rows at a time, 1332 pixels
+    assert_rows_equal_the_reference(layer, x[:1, :, :4, :9], x)
+
+
 @pytest.mark.parametrize("options", [{}, {"stride": 3}, {"padding": 4, "dilation": 2, "groups": 4}])
 def test_a_convolution_of_rows_is_one_of_pictures_that_are_one_row_high(options):
     layer = QConv1d(12, 20, 5, bits=4, **options)

@@ -75,7 +75,7 @@ struct Layer {
   // lowest and highest code.
   Layer(const qsr::ConvKernel& row, const qsr::ConvShape& s, const Tensor& weights,
         const Tensor& arrays, const std::vector<double>& numbers)
-      : row(row), maps(qsr::maps_kernel()), job{}, codes{} {
+      : row(row), maps(qsr::maps_beside(row)), job{}, codes{} {
     job.shape = s;
     const auto* laid =
         qsr::exactly<uint8_t>(weights, row.laid_out_bytes(s) + 64, "weights");
@@ -202,7 +202,7 @@ Tensor packed_conv2d(const Tensor& x, const Tensor& weights, const Tensor& array
       if (pixels)
         layer.maps.quantize({picture, w * s.in, s.in, s.in}, store, at, at + end - row);
       else
-        layer.maps.quantize_planes({picture, h * w, w}, s.in, store, at, at + end - row);
+        layer.maps.quantize_planes(picture, h * w, s.in, store, at, at + end - row);
     }
   });
   const int64_t strips = layer.strips(height);
@@ -220,12 +220,13 @@ Tensor packed_conv2d(const Tensor& x, const Tensor& weights, const Tensor& array
       count = std::min({part, last - k, strips - at});
       job.in = map(i);
       float* picture = to + i * height * row;
-      float* by_pixels = pixels ? picture : static_cast<float*>(turned.data()) - top * row;
-      job.finish.out = {by_pixels, row, s.out, s.out};
+      auto* by_pixels = static_cast<float*>(turned.data());
+      job.finish.out = {pixels ? picture : by_pixels - top * row, row, s.out, s.out};
       layer.row.run(job, at, at + count, scratch.data());
+      const int64_t bottom = std::min(top + count * layer.row.rows, height);
       if (!pixels)
-        layer.maps.to_planes(job.finish.out, width, {picture, height * width, width}, top,
-                             std::min(top + count * layer.row.rows, height));
+        layer.maps.to_planes(by_pixels, s.out, (bottom - top) * width, picture + top * width,
+                             height * width);
     }
   });
   return y;
