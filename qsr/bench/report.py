@@ -256,11 +256,14 @@ def _speed_and_psnr(ax, points: dict[str, list[Point]], ink: str) -> None:
         ax.plot(speed, psnr, color=colour, marker=marker, label=name)
         for x, y, count in zip(speed, psnr, blocks, strict=True):
             ax.annotate(
-                f"{count} blocks", (x, y), (6, 4), textcoords="offset points",
-                fontsize=8, color=ink,
+                f"{count} block{'s' if count > 1 else ''}", (x, y), (6, 4),
+                textcoords="offset points", fontsize=8, color=ink,
             )  # fmt: skip
     ax.margins(x=0.25, y=0.15)
     ax.set_xlabel("pictures a second (more is better)")
     ax.set_ylabel("PSNR-Y on Set5, dB (model card)")
     ax.set_title("Models of the zoo at their depths", fontsize=10, loc="left", color=ink)
-    ax.legend(frameon=False, labelcolor=ink, fontsize=9, loc="upper right")
+    ax.legend(
+        frameon=False, labelcolor=ink, fontsize=9, ncols=2, loc="upper center",
+        bbox_to_anchor=(0.45, -0.14),
+    )  # fmt: skip
