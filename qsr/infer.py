@@ -87,8 +87,8 @@ def strips(
         whole = f", {held / 1e9:.3g} of it for what is held whole" if held else ""
         raise ValueError(
             f"`memory` is {memory:g} GB, which do not hold one strip of a picture {width} pixels "
-            f"wide; this network needs {math.ceil(needed * 1000) / 1000:g} GB{whole}. Allow more, "
-            "or use fewer blocks."
+            f"wide; this network needs {math.ceil(needed * 1000) / 1000:g} GB{whole}. Allow more"
+            f"{', or use fewer blocks' if blocks > min(config.depths) else ''}."
         )
     return [
         (first, min(height, first + rows), max(0, first - reach), min(height, first + rows + reach))

@@ -149,10 +149,13 @@ def test_strips_keep_every_row_once_and_stay_within_the_memory(
         assert pixel * (bottom - top) * width <= memory * 1e9
 
 
-def test_too_little_memory_is_told_with_what_is_needed(model):
+@pytest.mark.parametrize("depths", [(4, 2), (4,)])
+def test_too_little_memory_is_told_with_what_is_needed(depths):
+    model = qsr.pack(trained(qsr.quantsr_c(2, 4, blocks=4, depths=depths, features=8)))
     with pytest.raises(ValueError, match=r"1e-06 GB.*9 pixels wide.*needs 0\.\d+ GB") as error:
         enlarge(torch.rand(1, 3, 60, 9), model, memory=1e-6)
     assert "\n" not in str(error.value)
+    assert ("fewer blocks" in str(error.value)) == (len(depths) > 1)
     for memory in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="positive number of GB"):
             enlarge(torch.rand(1, 3, 60, 9), model, memory=memory)
