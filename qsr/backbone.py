@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Block, LayerFactory, LayerNorm, ResidualBlock, Shortcut, SwinBlock
+from .collapse import tail_inside
 from .config import TAIL_REACH, NetworkConfig, SwinConfig
 from .layers import Matmul, QConv2d, QLinear, QMatmul, set_bits
 from .quantizer import QUANTIZERS, Quantizer
@@ -176,6 +177,13 @@ class QuantSR(nn.Module):
     def reconstruct(self, features: Tensor) -> Tensor:
         """The tail: [N, features, H, W] -> sr [N, 3, scale H, scale W], with windows' padding."""
         return self.tail(features) / self.config.pixel_range + self.mean
+
+    def reconstruct_inside(self, features: Tensor) -> Tensor:
+        """The same without the outermost lr pixels, by one convolution (`qsr.collapse`): in
+        training, where gradients reach the layers of the tail, the shorter way. H, W >= 3.
+        """
+        sr = tail_inside(self.tail, self.config.scale, features)
+        return sr / self.config.pixel_range + self.mean
 
     # In pieces: what `infer` asks for, here and of a packed network ---------------------------
 

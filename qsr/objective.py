@@ -75,6 +75,11 @@ class Objective(nn.Module):
                 f"`depth_weights` is {config.depth_weights!r}; this run trains the depths "
                 f"{net.config.depths}, one weight each."
             )
+        if config.collapsed_tail and net.config.family != "conv":
+            raise ValueError(
+                "`collapsed_tail` is set, and the tail of this network is one convolution already; "
+                "it is for networks with an upsampler. Leave it out."
+            )
         self.net, self.config = net, config
         # In a tuple: a teacher is no part of what is trained, saved or averaged.
         self.teacher = () if teacher is None else (teacher.eval().requires_grad_(False),)
@@ -90,7 +95,7 @@ class Objective(nn.Module):
             features = teacher.features(
                 lr, watch=seen.append if config.transfer_blocks > 0 else None
             )
-            picture = _reconstructed(teacher, features, lr) if config.distill > 0 else None
+            picture = self._picture(teacher, features, lr) if config.distill > 0 else None
         return Lesson(picture, tuple(seen), features if config.transfer > 0 else None)
 
     def forward(
@@ -105,7 +110,9 @@ class Objective(nn.Module):
         with self._autocast(lr), net.looking_at(lr) as scene:
             watch = seen.append if config.transfer_blocks > 0 else None
             features = net.features(lr, plan, watch)
-            sr = _reconstructed(net, features, lr).float()
+            sr = self._picture(net, features, lr).float()
+        if config.collapsed_tail:
+            hr = F.pad(hr, [-net.config.scale] * 4)
         l1 = F.l1_loss(sr, hr)
         loss = l1
         if lesson.picture is not None:
@@ -123,11 +130,14 @@ class Objective(nn.Module):
     def _autocast(self, lr: Tensor) -> torch.autocast:
         return torch.autocast(lr.device.type, torch.bfloat16, self.config.precision == "bfloat16")
 
-
-def _reconstructed(net: QuantSR, features: Tensor, lr: Tensor) -> Tensor:
-    """The picture of features, without the padding of windows."""
-    height, width = (net.config.scale * n for n in lr.shape[2:])
-    return net.reconstruct(features)[:, :, :height, :width]
+    def _picture(self, net: QuantSR, features: Tensor, lr: Tensor) -> Tensor:
+        """The picture of features, without the padding of windows; by a collapsed tail, without the
+        outermost lr pixels.
+        """
+        collapsed, scale = self.config.collapsed_tail, net.config.scale
+        height, width = (scale * (n - 2 * collapsed) for n in lr.shape[2:])
+        made = net.reconstruct_inside(features) if collapsed else net.reconstruct(features)
+        return made[:, :, :height, :width]
 
 
 def attention_map(features: Tensor) -> Tensor:

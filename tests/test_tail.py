@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import qsr
-from qsr.integer.tail import CollapsedTail, axis_classes, collapse, winograd_weights
+from qsr.collapse import INSIDE, collapse, inside
+from qsr.integer.tail import CollapsedTail, axis_classes, winograd_weights
+from qsr.objective import Objective
 
 torch.set_num_threads(1)
 NETWORKS = {
@@ -89,6 +91,49 @@ def test_a_ring_with_the_weights_of_the_inside_would_be_wrong(networks):
     for row, column in [(0, 0), (0, 1), (1, 0), (1, 2), (2, 1), (2, 2), (3, 1)]:
         assert (weights[row, column] - weights[1, 1]).abs().max() > 1e-4
     assert (biases[0, 0] - biases[1, 1]).abs().max() > 1e-4
+
+
+# In training --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_collapsed_with_gradients_is_the_inside_of_what_is_read_off(networks, name):
+    net = qsr.QuantSR(NETWORKS[name]).double()
+    weights, biases = collapse(net.tail, net.config.scale)
+    for got, of_all in zip(inside(net.tail, net.config.scale), (weights, biases), strict=True):
+        torch.testing.assert_close(got, of_all[INSIDE, INSIDE], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_network_with_its_tail_collapsed_learns_what_the_inside_of_patches_teaches(
+    scale, precision
+):
+    net = qsr.QuantSR(qsr.srresnet(scale, blocks=1, features=8))
+    teacher = qsr.QuantSR(qsr.swinir_s(scale, blocks=1, features=12, layers=1))  # by windows of 8
+    lr, hr = torch.rand(2, 3, 12, 10), torch.rand(2, 3, 12 * scale, 10 * scale)
+
+    def gradients(loss):
+        net.zero_grad()
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+    config = qsr.TrainConfig(collapsed_tail=True, distill=0.25, precision=precision)
+    judge = Objective(net, config, teacher)
+    loss, *_ = judge(lr, hr, net.plan(), judge.lesson(lr), torch.zeros(()))
+    ring = [-scale] * 4
+    sr, told = (F.pad(n(lr), ring) for n in (net, teacher))
+    expected = 0.75 * F.l1_loss(sr, F.pad(hr, ring)) + 0.25 * F.l1_loss(sr, told.detach())
+    difference = (gradients(loss) - (wanted := gradients(expected))).norm() / wanted.norm()
+    assert difference < {"float32": 1e-3, "bfloat16": 0.1}[precision]
+
+
+def test_a_tail_of_one_convolution_is_not_collapsed_for_training():
+    with pytest.raises(ValueError, match="`collapsed_tail` is set.*one convolution already"):
+        Objective(qsr.QuantSR(NETWORKS["T x4"]), qsr.TrainConfig(collapsed_tail=True))
+
+
+# Running ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kernel", [k for k in CollapsedTail.kernels() if k != "reference"])

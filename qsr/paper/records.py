@@ -195,6 +195,8 @@ def in_words(record: Mapping, others: Mapping[str, Mapping] | None = None) -> st
         taught = f", {share:.0%} of the loss against the pictures of {record['teacher']}"
     if training.get("relative_steps"):
         taught += ", steps and tau trained at their own scale"
+    if training.get("collapsed_tail"):
+        taught += ", the tail as one convolution on what is inside patches"
     return (
         f"{network['blocks']} blocks{deep}. Data: {', '.join(record['data'])}; every tenth picture "
         f"held out. {record['steps']:,} steps of {record['batch']} patches {patch}x{patch}, {start}"

@@ -21,7 +21,7 @@ LEVELS = (
     ("system",),
     ("quantizer", "images"),
     ("layers", "convert", "equalization", "calibration", "blocks", "baselines"),
-    ("schedule", "config", "backbone"),
+    ("schedule", "config", "collapse", "backbone"),
     ("objective", "train", "integer"),
     ("infer",),
     ("scores", "models", "export"),
