@@ -1,5 +1,7 @@
 """Packed networks inside torch.compile and torch.export."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,26 +9,24 @@ import qsr
 
 NETWORKS = {
     "QuantSR-C": qsr.quantsr_c(2, 4, features=8, blocks=2, depths=(2, 1)),
-    "QuantSR-T": qsr.quantsr_t(  # one block, as each of its layers is compiled
-        2, 4, attention_bits=4, features=8, blocks=1, depths=(1,), layers=2, heads=2, window=4
+    "QuantSR-T": qsr.quantsr_t(
+        2, 4, attention_bits=4, features=8, blocks=2, depths=(2, 1), layers=2, heads=2, window=4
     ),
 }
-# Inductor takes minutes for the layers of QuantSR-T; what it is given can be seen without it.
-BACKENDS = {"QuantSR-C": "inductor", "QuantSR-T": "aot_eager"}
 
 
 @pytest.fixture(params=NETWORKS)
 def packed(request):
+    torch._dynamo.reset()
     torch.manual_seed(0)
     net = qsr.QuantSR(NETWORKS[request.param])
     qsr.calibrate(net, torch.rand(1, 3, 16, 16))
-    packed = qsr.pack(net)
-    packed(torch.rand(1, 3, 8, 8))  # plans the program
-    return packed
+    return qsr.pack(net)
 
 
 def test_an_exported_network_gives_the_same_picture(packed):
     lr = torch.rand(1, 3, 11, 9)
+    packed(lr)  # plans the program
     with torch.no_grad():
         program = torch.export.export(packed, (lr,))
     assert torch.equal(program.module()(lr), packed(lr))
@@ -34,9 +34,31 @@ def test_an_exported_network_gives_the_same_picture(packed):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("count, blocks", [(1, None), (2, 1)])
-def test_a_compiled_network_gives_the_same_pictures(packed, request, count, blocks, dynamic):
-    torch._dynamo.reset()
+def test_a_compiled_network_gives_the_same_pictures(packed, count, blocks, dynamic):
     lr = torch.rand(count, 3, 11, 9)
-    backend = BACKENDS[request.node.callspec.params["packed"]]
-    compiled = torch.compile(packed, fullgraph=True, dynamic=dynamic, backend=backend)
+    compiled = torch.compile(packed, fullgraph=True, dynamic=dynamic)
     assert torch.equal(compiled(lr, blocks), packed(lr, blocks))
+
+
+def test_what_stands_around_a_packed_network_is_compiled_in_one_piece_with_it(packed):
+    other = copy.deepcopy(packed)
+    with torch.no_grad():
+        other.network.head.bias += 0.1
+
+    def both(lr):
+        return packed(lr * 0.5).clamp(0, 1) - other(lr).mean()
+
+    lr = torch.rand(1, 3, 11, 9)
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(lr), both(lr))
+    state = {name: value.clone() for name, value in other.state_dict().items()}
+    packed.load_state_dict(state)
+    assert torch.equal(compiled(lr), both(lr))
+    with pytest.raises(ValueError, match="blocks"):
+        torch.compile(packed)(lr, 3)
+
+
+def test_a_packed_network_is_an_operator_as_pytorch_asks(packed):
+    for height in (11, 8):
+        lr = torch.rand(1, 3, height, 9)
+        torch.library.opcheck(torch.ops.qsr.packed.default, (lr, packed._number, 1))

@@ -42,7 +42,7 @@ from ..layers import (
     become,
 )
 from ..system.once import SETTING_UP
-from . import kernels, plan_table
+from . import compiled, kernels, plan_table
 from .packed_layers import (
     FloatConv2d,
     PackedConv1d,
@@ -66,8 +66,8 @@ class PackedModel(nn.Module):
 
     Where there are fused kernels for the network it runs as a planned program (`self.program`),
     else layer by layer (`self.network`): the same integers and the same features. The program is
-    planned at the first call and again after load_state_dict; torch.compile and torch.export take
-    the model after that first call.
+    planned at the first call and again after load_state_dict. Inside torch.compile the model is one
+    operator (`qsr.integer.compiled`); torch.export takes its layers, after that first call.
 
     Several threads may call one model at once: each gets the bytes that it would get alone. Loading
     values or moving the model to another device is for a moment when none does. A copy and a pickle
@@ -77,7 +77,7 @@ class PackedModel(nn.Module):
     def __init__(self, network: QuantSR, kernel: str = "auto") -> None:
         super().__init__()
         self.network: QuantSR = network.eval().requires_grad_(False)
-        self.kernel = kernel
+        self.kernel, self._number = kernel, compiled.number(self)
         self._forget()
         self.register_load_state_dict_post_hook(self._forget)
         network.register_load_state_dict_post_hook(self._forget)
@@ -94,6 +94,9 @@ class PackedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_program": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_number": compiled.number(self)})
 
     @property
     def config(self) -> NetworkConfig:
@@ -177,10 +180,13 @@ class PackedModel(nn.Module):
             raise ValueError(
                 f"`lr` is on {lr.device} and the network on {self.mean.device}; move one of them."
             )
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            all_blocks = self.config.blocks
+            return compiled.run(lr, self._number, all_blocks if blocks is None else blocks)
         plan, program = self.plan(blocks), self.program
         if program is None:
             return self.network(lr, plan)
-        if torch.compiler.is_compiling():  # the same bits; tables are for sizes that are numbers
+        if torch.compiler.is_exporting():  # the same bits; tables are for sizes that are numbers
             features = self.network.features(lr.float(), plan).permute(0, 2, 3, 1)
             return program.enlarged(features, *lr.shape[2:])
         return program(lr, plan)
