@@ -8,6 +8,7 @@ network:
     quantised                the deepest depth alone, with the fused passes of `qsr.system`
     plain PyTorch            the same by PyTorch's own operators (QSR_NATIVE=off)
     joint                    all depths of the network, a backward pass each, one step of Adam
+    joint, collapsed tail    the same with upsampler and last convolution as one (QuantSR-C)
 
 and of one in full precision float32 and bfloat16, with the fused passes and by plain PyTorch.
 
@@ -109,14 +110,17 @@ def _quantised(
     config: NetworkConfig, precision: Literal["float32", "bfloat16"]
 ) -> dict[str, Contender]:
     once = TrainConfig(joint=False, precision=precision)
-    return {
+    joint = TrainConfig(precision=precision)
+    contenders = {
         "full precision": Contender(dataclasses.replace(config, bits=None), once),
         "quantised": Contender(config, once),
         "quantised, plain PyTorch": Contender(config, once, plain=True),
-        "joint, " + "/".join(map(str, config.depths)): Contender(
-            config, TrainConfig(precision=precision)
-        ),
+        "joint, " + "/".join(map(str, config.depths)): Contender(config, joint),
     }
+    if config.family == "conv":
+        collapsed = dataclasses.replace(joint, collapsed_tail=True)
+        contenders["joint, collapsed tail"] = Contender(config, collapsed)
+    return contenders
 
 
 def _full_precision(config: NetworkConfig) -> dict[str, Contender]:
