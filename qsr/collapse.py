@@ -25,7 +25,7 @@ it.
 from __future__ import annotations
 
 import itertools
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -92,20 +92,43 @@ def _adjoint(tail: nn.Sequential, sr: Tensor) -> Tensor:
     return sr
 
 
-def inside(tail: nn.Sequential, scale: int) -> tuple[Tensor, Tensor]:
+def inside(tail: nn.Sequential) -> tuple[Tensor, Tensor]:
     """Weights [3 scale^2, C, 5, 5] and biases [3 scale^2] of the pixels inside a picture, in the
-    type of the tail's, with gradients to them. tail: as of `collapse`.
+    type of the tail's, with gradients to them. tail: as of `collapse`; of a single convolution the
+    weights stay 3x3.
+
+    From the end to the beginning: what follows a layer is a convolution with few outputs, three
+    colours times the finer places of a pixel there. Passing a convolution it grows by its taps,
+    passing a shuffle its outputs stand at each place of the coarser pixel.
     """
-    # Backwards from the pixel in the middle of 3x3, whose outputs do not see further until the
-    # first convolution, which here keeps the ring that it makes.
-    outputs, device = 3 * scale**2, _conv(tail[0]).weight.device
-    ones = torch.zeros(outputs, outputs, 3, 3, device=device)
-    ones[:, :, 1, 1] = torch.eye(outputs, device=device)
-    ones = ones.to(_conv(tail[0]).weight)
-    sr = _adjoint(cast(Any, tail[1:]), F.pixel_shuffle(ones, scale))
-    weights = F.conv_transpose2d(sr, _conv(tail[0]).weight)
-    zeros = weights.new_zeros(1, weights.shape[1], 5, 5)
-    return weights, F.pixel_unshuffle(_run(tail, zeros), scale)[0, :, 2, 2]
+    like = _conv(tail[0]).weight
+    kernel = torch.eye(3, dtype=like.dtype, device=like.device)[:, None, None, :, None, None]
+    biases = kernel.new_zeros(3, 1, 1)  # [colour, y, x], the kernel [..., channel, tap, tap]
+    for layer in reversed(tail):
+        if isinstance(layer, nn.PixelShuffle):
+            kernel = _before_shuffle(kernel, layer.upscale_factor)
+            biases = biases.repeat(1, layer.upscale_factor, layer.upscale_factor)
+        else:
+            conv = _conv(layer)
+            if conv.bias is not None:
+                biases = biases + torch.einsum("oyxcij,c->oyx", kernel, conv.bias)
+            grown = F.conv_transpose2d(kernel.flatten(0, 2), conv.weight)
+            kernel = grown.unflatten(0, kernel.shape[:3])
+    return kernel.flatten(0, 2), biases.flatten()
+
+
+def _before_shuffle(kernel: Tensor, factor: int) -> Tensor:
+    """A kernel [colours, s, s, C, k, k] after a pixel shuffle as the one before it,
+    [colours, factor s, factor s, factor^2 C, n, n].
+    """
+    center = kernel.shape[-1] // 2
+    m = -(-center // factor)  # coarser pixels to each side
+    # Its top left corner, and what is left below it, where its output is at place i of the middle.
+    room = [(factor * m + i - center, factor * (m + 1) - 1 - i - center) for i in range(factor)]
+    placed = torch.stack([torch.stack([F.pad(kernel, (*x, *y)) for x in room], 1) for y in room], 1)
+    # [colours, place y, place x, s, s, ...]: a finer place counts within a coarser one
+    ordered = placed.transpose(2, 3).flatten(1, 2).flatten(2, 3)
+    return F.pixel_unshuffle(ordered.flatten(0, 2), factor).unflatten(0, ordered.shape[:3])
 
 
 def tail_inside(tail: nn.Sequential, scale: int, features: Tensor) -> Tensor:
@@ -114,5 +137,6 @@ def tail_inside(tail: nn.Sequential, scale: int, features: Tensor) -> Tensor:
     whatever autocast says.
     """
     with torch.autocast(features.device.type, enabled=False):
-        weights, biases = inside(tail, scale)
-    return F.pixel_shuffle(F.conv2d(features, weights, biases, padding=REACH - 1), scale)
+        weights, biases = inside(tail)
+    padding = weights.shape[-1] // 2 - 1
+    return F.pixel_shuffle(F.conv2d(features, weights, biases, padding=padding), scale)

@@ -59,7 +59,7 @@ class TrainConfig:
     collapsed_tail: bool = _option(
         False,
         "train the tail as one convolution, without the outermost lr pixel of patches: a step of "
-        "QuantSR-C x4 takes three quarters of the time",
+        "QuantSR-C x4 takes four fifths of the time",
     )
     accumulate: int = _option(1, "pieces in which a batch is worked off, to save memory")
     ema: float = _option(0.0, "decay of the moving average of weights; 0: none")
