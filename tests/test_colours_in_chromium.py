@@ -29,6 +29,7 @@ pytestmark = [
 ]
 SCALE = 2
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
+AVIF = {".avif": "image/avif"}  # read only
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def shown() -> Iterator[Callable[[bytes, str], np.ndarray]]:
         page = browser.new_page(viewport={"width": 400, "height": 400})
 
         def show(file: bytes, suffix: str) -> np.ndarray:
-            data = f"data:{TYPES[suffix]};base64,{base64.b64encode(file).decode()}"
+            data = f"data:{(TYPES | AVIF)[suffix]};base64,{base64.b64encode(file).decode()}"
             page.set_content(f'<body style="margin:0"><img style="display:block" src="{data}">')
             page.wait_for_function("document.images[0].complete")
             pixels = page.locator("img").screenshot()
@@ -75,6 +76,13 @@ def encoded(image: Image.Image, kind: str, *chunks: tuple[bytes, bytes], **optio
     )
     content = file.getvalue()
     return content[:33] + more + content[33:] if chunks else content
+
+
+def coded(mode: str, primaries: int, curve: int) -> tuple[str, bytes]:
+    """An AVIF with other code points of colour."""
+    content = encoded(scene(mode), "AVIF", quality=95)
+    head, found, rest = content.partition(b"colrnclx")
+    return ".avif", head + found + bytes([0, primaries, 0, curve]) + rest[4:]
 
 
 def gamma(number: float) -> tuple[bytes, bytes]:
@@ -114,6 +122,15 @@ FILES = {  # name: (suffix, content)
     "palette": (".png", encoded(scene("RGB").quantize(64), "PNG", gamma(1.8))),
     "RGBA": (".png", encoded(scene("RGBA"), "PNG", gamma(1.8))),
     "LA": (".png", encoded(scene("LA"), "PNG", gamma(1.8))),
+    "AVIF P3": coded("RGB", 12, 13),
+    "AVIF P3 RGBA": coded("RGBA", 12, 13),
+    "AVIF BT.2020": coded("RGB", 9, 14),
+    "AVIF BT.709": coded("RGB", 1, 1),
+    "AVIF BT.709 L": coded("L", 1, 1),
+    "AVIF BT.601": coded("RGB", 6, 6),
+    "AVIF PQ": coded("RGB", 9, 16),
+    "AVIF unspecified": coded("RGB", 2, 2),
+    "AVIF linear": coded("RGB", 1, 8),
     "CMYK without profile": (".jpg", encoded(scene("RGB").convert("CMYK"), "JPEG", quality=95)),
 }
 

@@ -371,6 +371,8 @@ def test_other_colour_modes_become_rgb(mode: str) -> None:
 
 def test_bilevel_becomes_grey() -> None:
     assert to_array(from_pil(Image.new("1", (2, 2), 1))).tolist() == [[255, 255]] * 2
+    with pytest.raises(ValueError, match="0 x 5 pixels"):
+        from_pil(Image.new("L", (0, 5)))
 
 
 @pytest.mark.parametrize(
@@ -568,6 +570,19 @@ def test_high_dynamic_range_is_kept_in_colour_and_refused_in_grey(
     with pytest.raises(ValueError, match="PQ or HLG") as error:
         read(tmp_path / "a.png")
     assert "a.png" in one_line(error)
+
+
+@pytest.mark.parametrize(("codes", "there"), [((12, 13), True), ((1, 1), False), ((2, 2), False)])
+def test_what_an_avif_says_of_its_colours_becomes_a_profile(codes, there, tmp_path):
+    for mode, space in (("RGB", "RGB"), ("L", "GRAY")):
+        Image.new(mode, (8, 8)).save(tmp_path / "a.avif")
+        head, found, rest = (tmp_path / "a.avif").read_bytes().partition(b"colrnclx")
+        (tmp_path / "a.avif").write_bytes(head + found + struct.pack(">HH", *codes) + rest[4:])
+        icc = read(tmp_path / "a.avif").icc
+        assert (icc is not None) == there
+        if icc:
+            said = ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile.xcolor_space
+            assert said.strip() == space
 
 
 # Formats that are read only -----------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """What the numbers in a file mean as colours.
 
 Every format that qsr writes can carry an ICC profile, so this is how a `Picture` says it: values
-stay as they are, and the profile goes with them. PNG has three other ways of saying it, which no
-other format knows (`png_profile` makes a profile of them). Where the numbers are no RGB, but inks
+stay as they are, and the profile goes with them. PNG has three other ways of saying it, and AVIF
+one, which no format knows that is written from them (`png_profile` and `avif_profile` make a
+profile of them). Where the numbers are no RGB, but inks
 or Lab, nothing but converting them helps (`srgb_conversion`).
 """
 
@@ -59,15 +60,7 @@ def png_profile(file: IO[bytes]) -> bytes | None:
     grey = chunks.get(b"IHDR", b"")[9:10] in (b"\0", b"\4")
     codes = chunks.get(b"cICP", b"")
     if len(codes) == 4 and codes[0] in PRIMARIES and codes[1] in CURVES and codes[2:] == b"\0\1":
-        if grey and codes[1] in HDR:
-            raise ValueError(
-                "the picture is grey in PQ or HLG (its chunk cICP), which no profile of grey can "
-                "say; convert it to RGB, or to sRGB, first."
-            )
-        if (codes[0], codes[1]) == (1, 13):
-            return None
-        cicp = codes if codes[1] in HDR else None
-        return profile(PRIMARIES[codes[0]], CURVES[codes[1]], grey, cicp)
+        return _profile_of_codes(codes[0], codes[1], grey)
     if b"iCCP" in chunks or b"sRGB" in chunks or len(chunks.get(b"gAMA", b"")) != 4:
         return None
     (gamma,) = struct.unpack(">I", chunks[b"gAMA"])
@@ -80,6 +73,34 @@ def png_profile(file: IO[bytes]) -> bytes | None:
         return profile(primaries, (1e5 / gamma, 1.0, 0.0, 0.0, 0.0), grey)
     except (ZeroDivisionError, np.linalg.LinAlgError, struct.error):
         return None  # these numbers are no colours
+
+
+def avif_profile(header: bytes, grey: bool) -> bytes | None:
+    """The ICC profile that says what the code points of an AVIF say, by its first bytes, or None.
+
+    None too without them, or if they say no more than sRGB. What they say of luma is undone by the
+    decoder. Raises ValueError for grey in PQ or HLG. Source: ISO/IEC 14496-12, 12.1.5.
+    """
+    at = header.find(b"colrnclx")
+    primaries, curve = struct.unpack(">HH", (header[at + 8 : at + 12] + bytes(4))[:4])
+    if at < 0 or primaries not in PRIMARIES or curve not in CURVES:
+        return None
+    if CURVES[curve] is BT1886_CURVE:
+        curve = 13  # the curves of cameras: here, other than in PNG, Chromium shows them as sRGB
+    return _profile_of_codes(primaries, curve, grey)
+
+
+def _profile_of_codes(primaries: int, curve: int, grey: bool) -> bytes | None:
+    """The profile of code points of ITU-T H.273; None for those of sRGB."""
+    if grey and curve in HDR:
+        raise ValueError(
+            "the picture is grey in PQ or HLG (its code points, CICP), which no profile of grey "
+            "can say; convert it to RGB, or to sRGB, first."
+        )
+    if (primaries, curve) == (1, 13):
+        return None
+    cicp = bytes([primaries, curve, 0, 1]) if curve in HDR else None
+    return profile(PRIMARIES[primaries], CURVES[curve], grey, cicp)
 
 
 def profile(

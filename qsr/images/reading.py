@@ -22,7 +22,7 @@ from PIL import Image, TiffImagePlugin
 
 from ..system.errors import first_line
 from . import metadata
-from .colour import png_profile, srgb_conversion
+from .colour import avif_profile, png_profile, srgb_conversion
 from .formats import DECODER_BYTES
 from .picture import BAND, Picture
 
@@ -46,9 +46,9 @@ class PictureFile(Protocol):
 def read(path: str | os.PathLike | PictureFile) -> Picture:
     """Read a PNG, JPEG or WebP file, or a TIFF, BMP, GIF or AVIF file.
 
-    Grey PNG and TIFF keep 16 bits. EXIF rotation is applied. What PNG says of its colours without a
-    profile becomes one. Of the several pictures that some cameras put into one JPEG, the first,
-    which every viewer shows, is read.
+    Grey PNG and TIFF keep 16 bits. EXIF rotation is applied. What PNG and AVIF say of their colours
+    without a profile becomes one. Of the several pictures that some cameras put into one JPEG, the
+    first, which every viewer shows, is read.
     Raises ValueError (one line) for anything that is no such picture, is damaged, has more than
     MAX_PIXELS pixels, is animated or has pages, and for more than 8 bits with colour or
     transparency: Pillow would silently cut them to 8.
@@ -88,6 +88,8 @@ def from_pil(image: Image.Image) -> Picture:
     Raises ValueError for 32-bit modes, whose range of values is not known, for 16 bits with a
     transparent value, for a damaged picture that was not decoded yet, and for one without pixels.
     """
+    if 0 in image.size:
+        raise ValueError(f"the picture is {image.width} x {image.height} pixels, so there is none.")
     icc = image.info.get("icc_profile")
     transparent = image.has_transparency_data
     if transparent and (tile := getattr(image, "tile", None)) and tile[0][3] in ("L;2", "L;4"):
@@ -165,6 +167,11 @@ def _opened(path: str | os.PathLike | PictureFile) -> Iterator[Image.Image]:
                 f"{path} is animated ({frames} frames); qsr takes still pictures. "
                 "Extract the frames first."
             )
+        if image.format == "AVIF" and not image.info.get("icc_profile"):
+            try:
+                said = avif_profile(header, image.mode == "L")
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         if said is not None:
             image.info["icc_profile"] = said
         stack.callback(image.close)  # and what it has decoded is freed
