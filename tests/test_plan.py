@@ -473,6 +473,56 @@ class Overwritten(Options):
         return F.relu(y, inplace=True) + y
 
 
+class Remembering(Options):
+    last = None
+
+    def forward(self, x):
+        self.last = self.conv(x) if self.last is None else self.conv(x) + self.last
+        return self.last
+
+
+class Collecting(Options):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(self.conv(x))
+        return self.seen[-1] * len(self.seen)
+
+
+class Counting(Options):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.conv(x) * self.calls
+
+
+class Random(Options):
+    def forward(self, x):
+        return self.conv(x) + torch.rand(())
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(Remembering, "'last'"), (Collecting, "a list"), (Counting, "a buffer"), (Random, "random")],
+)
+def test_a_forward_that_is_another_the_next_time_runs_layer_by_layer(kind, why):
+    x = torch.randn(1, 3, 9, 9)
+    low = qsr.quantize(kind(), 4)
+    qsr.calibrate(low, x)
+    with pytest.warns(UserWarning, match=f"runs layer by layer: its forward .*{why}"):
+        net = qsr.pack(low)
+    torch.manual_seed(0)
+    expected = [low(x) for _ in range(3)]
+    torch.manual_seed(0)
+    for y in expected:
+        torch.testing.assert_close(net(x), y)
+
+
 @pytest.mark.parametrize(
     ("kind", "why"),
     [(Branch, "cannot be traced after 'gt'"), (Overwritten, "'relu' works in place on 'conv'")],

@@ -7,16 +7,22 @@ graph reads like the network. Sizes are nodes as well (`x.shape[2] // 2`), so th
 all pictures.
 
 What such a run cannot see is refused, with the node where it happened: a branch that depends on
-values or sizes, and an operation in place on something that is read elsewhere.
+values or sizes, and an operation in place on something that is read elsewhere. Nor is in a graph
+what happens beside it: a forward that keeps something for the next call, or draws a random number
+that depends on no input, would do so once and for all. That is looked for, undone and refused.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
+import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..system.errors import first_line
 
@@ -62,8 +68,10 @@ def trace(network: nn.Module) -> fx.Graph:
     if hasattr(network, LAYER_BY_LAYER):
         tracer.traced_func_name = LAYER_BY_LAYER
     try:
-        with torch.no_grad():  # as it will run
+        with torch.no_grad(), _nothing_beside(tracer, network):  # as it will run
             graph = tracer.trace(network)
+    except Untraceable:
+        raise
     except Exception as error:  # whatever a foreign forward makes of a stand-in
         last = next(reversed(tracer.graph.nodes), None)
         after = f" after {last.name!r}" if last is not None else ""
@@ -77,6 +85,51 @@ def trace(network: nn.Module) -> fx.Graph:
         if not node.users and (node.op == "call_module" or not node.is_impure()):
             graph.erase_node(node)
     return graph
+
+
+@contextlib.contextmanager
+def _nothing_beside(tracer: _Tracer, network: nn.Module) -> Iterator[None]:
+    """Undo what a forward does beside its graph; Untraceable if it did something.
+
+    Attributes and buffers of modules that are no leaves are compared: forwards of others don't run.
+    """
+    named = network.named_modules()
+    places: list[Any] = [vars(m) for name, m in named if not tracer.is_leaf_module(m, name)]
+    places += [v for place in places for v in place.values() if isinstance(v, (dict, list))]
+    values = [v for place in places for v in (place if isinstance(place, list) else place.values())]
+    tensors = [v for v in values if isinstance(v, Tensor) and not isinstance(v, nn.Parameter)]
+    before = [copy.copy(place) for place in places], [tensor.clone() for tensor in tensors]
+    drawn = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        changed = [key for pair in zip(places, before[0], strict=True) for key in _put_back(*pair)]
+        for tensor, was in zip(tensors, before[1], strict=True):
+            if not torch.equal(tensor, was):
+                changed.append("a buffer")
+                tensor.copy_(was)
+    if changed:
+        raise Untraceable(f"its forward changes {changed[0]} for the next call")
+    if not torch.equal(torch.get_rng_state(), drawn):
+        raise Untraceable("its forward draws random numbers")
+
+
+def _put_back(place: Any, was: Any) -> list[str]:
+    """Make the items of a dict or list those that they were; the names of those that were not."""
+    if isinstance(place, list):
+        same = len(place) == len(was) and all(map(operator.is_, place, was))
+        place[:] = was
+        return [] if same else ["a list"]
+    changed = [
+        key
+        for key in {**was, **place}
+        if place.get(key, was) is not was.get(key, was)
+        and not str(key).startswith("_tensor_constant")  # which the tracer makes
+    ]
+    for key in changed:
+        place.pop(key, None)
+    place.update({key: was[key] for key in changed if key in was})
+    return [repr(key) for key in changed]
 
 
 def check_in_place(graph: fx.Graph, network: nn.Module) -> None:
