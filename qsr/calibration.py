@@ -98,6 +98,8 @@ def calibrate(
             with no_autocast(batch):
                 _fit_to_output(layer, lambda: layer.forward(*args, **kwargs), reached)
 
+    for quantizer in waiting.values():
+        quantizer.calibrated = False  # so that under autocast too its forward is called
     hooks = [m.register_forward_pre_hook(reach) for m in waiting.values()]
     if method == "output":
         hooks += [

@@ -55,7 +55,7 @@ def _in_16_bits(x: Tensor, *quantizers: Quantizer) -> bool:
         and torch.is_autocast_enabled(kind)
         and torch.get_autocast_dtype(kind) == torch.bfloat16
     )
-    return asked and all(q.one_grid for q in quantizers)
+    return asked and all(q.one_grid and q.calibrated for q in quantizers)
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:

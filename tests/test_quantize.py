@@ -111,6 +111,19 @@ def test_in_16_bits_a_layer_of_any_kind_multiplies_codes(kind):
     torch.testing.assert_close(y, layer(x), rtol=2**-7, atol=1e-6)  # one rounding to 8 bits
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_changes_nothing_of_a_calibration(kind):
+    make, shape = KINDS[kind]
+    layer, x = quietly(make()), torch.randn(shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        qsr.calibrate(layer, 2 * x)
+        qsr.calibrate(layer, x)  # again, as after a change of the data
+    steps = [q.step_size.clone() for q in (layer.weight_quantizer, layer.input_quantizer)]
+    qsr.calibrate(layer, x)
+    assert torch.equal(layer.weight_quantizer.step_size, steps[0])
+    assert torch.equal(layer.input_quantizer.step_size, steps[1])
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "linear"])
 def test_a_picture_without_a_batch_is_refused_before_tau_meets_the_wrong_dimension(kind):
     make, shape = KINDS[kind]
