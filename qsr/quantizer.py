@@ -391,15 +391,21 @@ class Quantizer(nn.Module):
                 "or load trained weights."
             )
 
-    # The sign and the fact of calibration travel with the weights, as a tensor of two bytes, so
-    # that a state dict holds tensors only (safetensors) and copies, EMA and resume just work.
+    # The sign and the width for which the step size is (0 if there is none yet) travel with the
+    # weights, as a tensor of two bytes, so that a state dict holds tensors only (safetensors) and
+    # copies, EMA and resume just work.
     def get_extra_state(self) -> Tensor:
         signed = 2 if self.signed is None else int(self.signed)
-        return torch.tensor([self.calibrated, signed], dtype=torch.uint8)
+        return torch.tensor([self.bits if self.calibrated else 0, signed], dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        calibrated, signed = state.tolist()
-        self.calibrated = bool(calibrated)
+        bits, signed = state.tolist()
+        if bits not in (0, 1, self.bits):  # 1 is what was written before for any width
+            raise ValueError(
+                f"this quantizer has {self.bits} bits, and the step size to be loaded is one of "
+                f"{bits} bits; make the network with these."
+            )
+        self.calibrated = bits > 0
         self.signed = None if signed == 2 else bool(signed)
 
     def extra_repr(self) -> str:

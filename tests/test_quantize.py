@@ -646,3 +646,16 @@ def test_every_name_of_the_float_model_is_in_the_quantised_state():
     extra = {name for name in low if "quantizer" not in name}
     assert extra == set(net.state_dict())
     assert all(torch.equal(low[name], value) for name, value in net.state_dict().items())
+
+
+def test_step_sizes_for_another_width_are_not_loaded():
+    net, x = nn.Sequential(nn.Conv2d(3, 3, 3)), torch.randn(1, 3, 6, 6)
+    low, other = qsr.quantize(net, 4), qsr.quantize(net, 2)
+    other.load_state_dict(low.state_dict())  # without step sizes yet
+    qsr.calibrate(low, x)
+    with pytest.raises(ValueError, match="has 2 bits, and the step size to be loaded .* 4 bits"):
+        other.load_state_dict(low.state_dict())
+    other = qsr.quantize(net, 4)
+    of_before = {n: v.clamp(max=1) if "extra" in n else v for n, v in low.state_dict().items()}
+    other.load_state_dict(of_before)  # whose states do not tell the width
+    assert torch.equal(other(x), low(x))
