@@ -634,6 +634,17 @@ def test_numbers_that_make_no_sense(refused, model):
         assert words in refused("upscale", "a.png", "b.png", "--model", model, *flags)
 
 
+def test_an_empty_name_is_not_taken_for_the_folder_where_one_is(refused, model):
+    picture("a.png")
+    for args in (
+        ("upscale", "a.png", "", "--overwrite", "--model", model),  # would overwrite a.png
+        ("upscale", "", "out", "--model", model),
+        ("train", *TRAIN, "--out", ""),
+        ("evaluate", ""),
+    ):
+        assert "is empty" in refused(*args)
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder closed even to root")
 def test_a_read_only_folder_gives_one_line(refused, model):
     assert "/proc/b.png" in refused("upscale", picture("a.png"), "/proc/b.png", "--model", model)

@@ -39,6 +39,7 @@ COMMANDS = {  # name: the module with its add_NAME, and what it does
     "completion": ("shell", "Print what completes these commands in bash, zsh or fish."),
     "man": ("shell", "Print the manual page."),
 }
+MAY_BE_EMPTY = ("suffix", "format")  # texts that are put to a name
 OUT_OF_MEMORY = "out of memory; lower --memory (upscale), or --patch or --batch (train)."
 
 
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
+        _check_empty(args)
         if args.threads is not None:
             _set_threads(args.threads)
         for line in args.run(args):
@@ -75,6 +77,19 @@ def _run(args: argparse.Namespace) -> int:
         complain(signal)
         return signal.code
     return 2
+
+
+def _check_empty(args: argparse.Namespace) -> None:
+    """Raise ValueError for a name that is "": to a path that is the folder where one is, whose
+    pictures nobody asked to enlarge or to overwrite.
+    """
+    for name, value in vars(args).items():
+        values = value if isinstance(value, list) else [value]
+        if "" in values and name not in MAY_BE_EMPTY:
+            raise ValueError(
+                f"`{name}` is empty, as a variable of the shell is that was never set; name a file "
+                "or folder."
+            )
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
