@@ -337,6 +337,13 @@ def test_every_kind_of_picture_survives_png_unchanged(
     assert np.array_equal(to_array(from_pil(Image.open(file))), array)
 
 
+def test_subclasses_of_arrays_are_taken_as_arrays() -> None:
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for array in (np.asmatrix(values), np.ma.masked_array(values)):  # a matrix crashed the process
+        picture = from_array(array)
+        assert type(picture.array) is np.ndarray and np.array_equal(to_array(picture), values)
+
+
 def test_all_levels_survive_floating_point() -> None:
     for dtype in (np.uint8, np.uint16):
         array = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).reshape(16, -1)

@@ -193,6 +193,7 @@ def from_array(array: np.ndarray, icc: bytes | None = None) -> Picture:
     rounded half to even. Raises ValueError for other shapes, and for values that are no finite
     numbers; TypeError for other types.
     """
+    array = np.asarray(array)  # of numpy.matrix, which cannot have three dimensions, the array
     planes = array[..., None] if array.ndim == 2 else array
     if not (array.dtype in (np.uint8, np.uint16) or np.issubdtype(array.dtype, np.floating)):
         raise TypeError(
