@@ -230,6 +230,11 @@ def upscale(
     blocks, memory: see `enlarge`.
     Raises TypeError for anything else, ValueError for pictures that can't be read.
     """
+    if not hasattr(model, "pieces"):
+        raise TypeError(
+            f"`model` is a {type(model).__name__}; pass what qsr.load(name), qsr.QuantSR or "
+            "qsr.pack(net) of one gives. A network of another class is called on tensors."
+        )
     options = {"blocks": blocks, "memory": memory, "progress": progress}
     if isinstance(image, (str, os.PathLike)):
         return to_pil(upscale_picture(read(image), model, **options))

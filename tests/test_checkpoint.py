@@ -125,6 +125,8 @@ def test_half_precision_is_refused_where_it_would_change_the_network(tmp_path):
 def test_only_networks_of_this_library_are_saved(tmp_path):
     with pytest.raises(TypeError, match="Conv2d"):
         qsr.save(tmp_path / "m.qsr", torch.nn.Conv2d(1, 1, 1))
+    with pytest.raises(TypeError, match=r"it is qsr.save\(path, model\)"):  # as torch.save has them
+        qsr.save(qsr.QuantSR(qsr.srresnet(2, blocks=1, features=4)), tmp_path / "m.qsr")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -397,3 +397,9 @@ def test_what_is_no_picture_gives_one_clear_line(model, image, error, words):
         with pytest.raises(error) as raised:
             upscale(image, network)
         assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_what_is_no_network_gives_one_clear_line():
+    for model in ("quantsr-c-x2-w4a4", None, torch.nn.Conv2d(3, 3, 3)):
+        with pytest.raises(TypeError, match=f"`model` is a {type(model).__name__}; pass what"):
+            upscale(np.zeros((4, 4, 3), np.uint8), model)

@@ -97,6 +97,10 @@ def save(
     be written, or `half` does not fit: a quantised network, or weights beyond float16's range.
     """
     network: nn.Module = model.network if isinstance(model, PackedModel) else model
+    if not isinstance(network, nn.Module):
+        raise TypeError(
+            f"`model` is a {type(model).__name__}, no network; it is qsr.save(path, model)."
+        )
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     metadata = {"format": "qsr", "format_version": str(FILE_VERSION), "note": note}
     if isinstance(network, QuantSR):
