@@ -109,6 +109,7 @@ rgb = torch.zeros(1, 3, 16, 16)
         (rgb.byte(), rgb, 0, TypeError, "uint8"),
         (rgb * math.nan, rgb, 0, ValueError, "`sr`"),
         (rgb, rgb + math.inf, 0, ValueError, "`hr`"),
+        (rgb, rgb + 255, 0, ValueError, "`hr` has values up to 255"),
         (rgb, rgb, 8, ValueError, "`crop` is 8"),
         (rgb, rgb, -1, ValueError, "`crop` is -1"),
     ],

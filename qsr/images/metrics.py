@@ -23,7 +23,8 @@ def psnr_y(sr: Tensor, hr: Tensor, crop: int) -> Tensor:
 
     sr, hr: float RGB [N, 3, H, W] in [0, 1]; both are rounded to 8 bits first. Peak 255.
     `crop`: pixels to leave out on each side; papers take the scale.
-    Raises ValueError if the shapes differ or a value is not finite, TypeError for integer pictures.
+    Raises ValueError if the shapes differ, a value is not finite or hr is not in [0, 1], TypeError
+    for integer pictures.
 
     >>> hr = torch.zeros(1, 3, 8, 8)
     >>> round(psnr_y(hr + 1 / 255, hr, crop=2).item(), 3)  # 20 log10(255 / (219 / 255))
@@ -91,6 +92,11 @@ def _check(sr: Tensor, hr: Tensor) -> None:
     check_pictures(sr, "sr")
     check_pictures(hr, "hr")
     _check_same_shape("sr", sr, "hr", hr)
+    if hr.max() > 2:  # what a network makes may be anything, but this is a picture
+        raise ValueError(
+            f"`hr` has values up to {hr.max():g}; pictures lie in [0, 1], and the rest would be "
+            "clipped. Divide values of 8 bits by 255."
+        )
 
 
 def _check_planes(a: Tensor, b: Tensor) -> None:
