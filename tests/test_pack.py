@@ -282,6 +282,16 @@ def reflecting():
     return layer
 
 
+VALUES = ("weight", "bias", "input_quantizer.step_size", "input_quantizer.tau")
+
+
+def diverged(name):
+    layer = qsr.QConv2d(3, 3, 1)
+    qsr.calibrate(layer, torch.rand(1, 3, 9, 9))
+    layer.get_parameter(name).data.view(-1)[0] = float("nan")
+    return layer
+
+
 @pytest.mark.parametrize(
     ("make", "kernel", "words"),
     [
@@ -292,6 +302,7 @@ def reflecting():
         (calibrated_weights_alone, "auto", "qsr.calibrate"),
         (signed_but_not_calibrated, "auto", "qsr.calibrate"),
         (reflecting, "auto", "with mode 'reflect'"),
+        *((functools.partial(diverged, name), "auto", "no finite numbers") for name in VALUES),
         (lambda: qsr.pack(trained("c")), "auto", "packed already"),
         (lambda: trained("c"), "warp", "`kernel` is 'warp'"),
     ],

@@ -76,8 +76,8 @@ class PackedLayer(nn.Module):
 
     @torch.no_grad()
     def fill(self, layer: Packable) -> PackedLayer:
-        """Take the values of a trained layer. Raises ValueError if it is not calibrated, or if the
-        kernel of this name does not run such a layer.
+        """Take the values of a trained layer. Raises ValueError if it is not calibrated, if values
+        are not finite, or if the kernel of this name does not run such a layer.
         """
         self._laid_out = None
         inputs, weights = layer.input_quantizer, layer.weight_quantizer
@@ -92,6 +92,12 @@ class PackedLayer(nn.Module):
             self.tau.copy_(cast(Tensor, _tau(inputs)))
         if self.bias is not None:
             self.bias.copy_(cast(Tensor, layer.bias))
+        for values in (layer.weight, self.step_size, self.scale, self.tau, self.bias):
+            if values is not None and not torch.isfinite(values).all():  # codes would hide them
+                raise ValueError(
+                    "a layer has values that are no finite numbers (NaN or infinity), as after a "
+                    "training that diverged; go back to a checkpoint from before."
+                )
         self.multiply(self._smallest_input())  # raises if the kernel does not take it
         return self
 
