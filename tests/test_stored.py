@@ -311,3 +311,37 @@ def test_whatever_a_file_says_is_a_graph_or_a_line(data):
         assert str(error).startswith("the graph is not one: ") and "\n" not in str(error)
     else:
         assert list(graph.nodes)[-1].op == "output"
+
+
+class Recursive(nn.Module):
+    """One layer under two names, in a container and beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+        self.again = self.body[0]
+
+    def forward(self, x):
+        return self.again(self.body(x))
+
+
+def test_a_layer_with_two_names_is_in_the_file_once(tmp_path):
+    x = torch.randn(1, 3, 6, 5)
+    low = qsr.quantize(Recursive(), 4)
+    qsr.calibrate(low, x)
+    net = qsr.pack(low)
+    qsr.save(tmp_path / "a.qsr", net)
+    assert torch.equal(qsr.load(tmp_path / "a.qsr")(x), net(x))
+    into = qsr.load(tmp_path / "a.qsr", into=qsr.quantize(Recursive(), 4))
+    assert torch.equal(into(x), net(x)) and into.again is into.body[0]
+
+
+def test_a_hook_is_code_and_not_in_a_file(tmp_path):
+    x = torch.randn(1, 3, 6, 5)
+    low = qsr.quantize(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1)), 4)
+    low.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    qsr.calibrate(low, x)
+    net = qsr.pack(low)
+    with pytest.warns(UserWarning, match="'the network' has a hook, which is code"):
+        qsr.save(tmp_path / "a.qsr", net)
+    assert torch.equal(qsr.load(tmp_path / "a.qsr", into=low)(x), net(x))

@@ -243,7 +243,7 @@ class Planned(nn.Module):
             and self._kernel == "auto"
             and not torch.compiler.is_compiling()
             and len(args) == self._inputs
-            and not any(module.training or _hooked(module) for module in self.modules())
+            and not any(module.training or hooked(module) for module in self.modules())
             and native.load().native
         )
 
@@ -255,7 +255,7 @@ class Planned(nn.Module):
         return _new, (self.original,), self.__getstate__()
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
     """Whether somebody is to be told when this module runs."""
     before = module._forward_pre_hooks
     return bool(module._forward_hooks) or any(hook is not never_fused for hook in before.values())

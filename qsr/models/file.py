@@ -41,7 +41,7 @@ from ..integer.executor import names_of
 from ..integer.packing import PackedModel, pack_empty
 from ..integer.plan import Plan
 from ..integer.plan_json import from_json, to_json
-from ..integer.planned import Planned
+from ..integer.planned import Planned, hooked
 from ..integer.stored import StoredNetwork
 from ..integer.trace import Untraceable
 from ..system.errors import first_line
@@ -92,9 +92,10 @@ def save(
 
     half: weights in float16, half the bytes; for full precision only, since a learned step that is
     rounded gives other codes. Of a network of your own the file has all that `load` needs, unless
-    its forward calls something that is no data: then one warning says what, and `load` wants the
-    network again (`into`). Raises TypeError for any other module, ValueError if the file can't
-    be written, or `half` does not fit: a quantised network, or weights beyond float16's range.
+    its forward calls something that is no data, or one of its modules has a hook: then one warning
+    says what, and `load` wants the network again (`into`), with its hooks. Raises TypeError for any
+    other module, ValueError if the file can't be written, or `half` does not fit: a quantised
+    network, or weights beyond float16's range.
     """
     network: nn.Module = model.network if isinstance(model, PackedModel) else model
     if not isinstance(network, nn.Module):
@@ -112,7 +113,8 @@ def save(
         metadata |= {"class": network.class_name, "layers": _layers(network)}
         metadata["plan"] = json.dumps(to_json(network.plan))
         metadata |= _graph(network)
-        tensors = {name: t.clone() for name, t in tensors.items()}  # tied ones: safetensors' rule
+        once = _once(network)
+        tensors = {name: tensors[name].clone() for name in once}  # tied ones: safetensors' rule
     else:
         raise TypeError(
             f"`model` is a {type(model).__name__}; .qsr files hold a QuantSR, its packed form, or "
@@ -126,9 +128,18 @@ def save(
         temporary.write_bytes(content)
 
 
+def _once(network: nn.Module) -> list[str]:
+    """The names in its state_dict, of a layer that has several names only by the first."""
+    modules = {name for name, _ in network.named_modules()}
+    return [name for name in network.state_dict() if name.rpartition(".")[0] in modules]
+
+
 def _graph(network: Planned) -> dict[str, str]:
     """What a file says of all that a network calls, or why it does not; then with a warning."""
     try:
+        for name, module in network.named_modules():
+            if hooked(module):
+                raise graph_json.Unstorable(f"{name or 'the network'!r} has a hook, which is code")
         return {"graph": json.dumps(graph_json.describe(network.traced(), network))}
     except (Untraceable, graph_json.Unstorable) as error:
         warnings.warn(
@@ -213,11 +224,13 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], assign: bool = False) 
     if they do not fit.
     """
     expected = network.state_dict()
-    for name in sorted(set(expected) ^ set(tensors)):
-        raise ValueError(f"{name!r} is {'missing' if name in expected else 'not of this network'}")
+    for name in sorted(set(_once(network)) - set(tensors)):
+        raise ValueError(f"{name!r} is missing")
+    for name in sorted(set(tensors) - set(expected)):
+        raise ValueError(f"{name!r} is not of this network")
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, expected[name], half=False)
-    network.load_state_dict(tensors, assign=assign)
+    network.load_state_dict(tensors, strict=False, assign=assign)
 
 
 def _misfit(path: str | os.PathLike, error: Exception) -> ValueError:
