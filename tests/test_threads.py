@@ -116,6 +116,35 @@ def test_a_network_that_threads_meet_unplanned_is_planned_once(name, monkeypatch
     assert len(plans) == 1
 
 
+def test_a_network_that_one_thread_packs_does_not_touch_what_others_compute():
+    class Net(torch.nn.Sequential):  # whose forward torch.fx goes into, as into anybody's
+        def forward(self, x):
+            for layer in self:
+                x = layer(x) * self[0].bias.mean()
+            return x
+
+    net, x = Net(torch.nn.Conv2d(3, 3, 3, padding=1)), torch.rand(1, 3, 6, 5)
+    low = qsr.quantize(net, 4)
+    qsr.calibrate(low, x)
+    done = threading.Event()
+
+    def compute():
+        expected, calls = net(x), 0
+        while calls < 50 or not done.is_set():
+            assert torch.equal(net(x), expected) and torch.rand(1) < 1
+            calls += 1
+
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(compute) for _ in range(2)]
+        try:
+            plans = [qsr.pack(low).plan for _ in range(30)]
+        finally:
+            done.set()
+        for other in others:
+            other.result()
+    assert all(plan.plans for plan in plans)
+
+
 def test_each_thread_may_have_its_own_number_of_torch_threads():
     model = qsr.pack(trained("C"))
 

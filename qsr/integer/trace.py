@@ -18,11 +18,13 @@ import contextlib
 import copy
 import inspect
 import operator
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..system.errors import first_line
 
@@ -37,6 +39,22 @@ class Untraceable(Exception):
 
 
 class _Tracer(fx.Tracer):
+    """torch.fx writes down what every module of the process does meanwhile: here, of one thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m.__module__.startswith(LEAVES) and not isinstance(m, CONTAINERS)
 
@@ -87,6 +105,15 @@ def trace(network: nn.Module) -> fx.Graph:
     return graph
 
 
+class _NothingRandom(TorchDispatchMode):
+    """Untraceable where something is drawn by lot, in this thread."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise Untraceable("its forward draws random numbers")
+        return func(*args, **(kwargs or {}))
+
+
 @contextlib.contextmanager
 def _nothing_beside(tracer: _Tracer, network: nn.Module) -> Iterator[None]:
     """Undo what a forward does beside its graph; Untraceable if it did something.
@@ -99,9 +126,9 @@ def _nothing_beside(tracer: _Tracer, network: nn.Module) -> Iterator[None]:
     values = [v for place in places for v in (place if isinstance(place, list) else place.values())]
     tensors = [v for v in values if isinstance(v, Tensor) and not isinstance(v, nn.Parameter)]
     before = [copy.copy(place) for place in places], [tensor.clone() for tensor in tensors]
-    drawn = torch.get_rng_state()
     try:
-        yield
+        with _NothingRandom():
+            yield
     finally:
         changed = [key for pair in zip(places, before[0], strict=True) for key in _put_back(*pair)]
         for tensor, was in zip(tensors, before[1], strict=True):
@@ -110,8 +137,6 @@ def _nothing_beside(tracer: _Tracer, network: nn.Module) -> Iterator[None]:
                 tensor.copy_(was)
     if changed:
         raise Untraceable(f"its forward changes {changed[0]} for the next call")
-    if not torch.equal(torch.get_rng_state(), drawn):
-        raise Untraceable("its forward draws random numbers")
 
 
 def _put_back(place: Any, was: Any) -> list[str]:
