@@ -634,6 +634,16 @@ def test_numbers_that_make_no_sense(refused, model):
         assert words in refused("upscale", "a.png", "b.png", "--model", model, *flags)
 
 
+def test_a_call_with_closed_streams_does_its_work(model, monkeypatch):
+    picture("a.png")
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert cli.main(["upscale", "a.png", "b.png", "--model", model]) == 0 and Path("b.png").exists()
+    assert cli.main(["upscale", "-", "c.png", "--model", model]) == 2  # there is no input
+    for name in ("stdin", "stdout", "stderr"):
+        getattr(sys, name).close()
+
+
 def test_an_empty_name_is_not_taken_for_the_folder_where_one_is(refused, model):
     picture("a.png")
     for args in (

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -45,6 +46,9 @@ OUT_OF_MEMORY = "out of memory; lower --memory (upscale), or --patch or --batch 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who started this, as daemons do and `>&-`
+            setattr(sys, name, Path(os.devnull).open(mode))
     argv = sys.argv[1:] if argv is None else argv
     asked = [arg for arg in argv if arg in COMMANDS][:1]
     args = parser(asked).parse_args(argv)

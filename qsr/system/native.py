@@ -172,7 +172,7 @@ def load() -> Status:
 
 @functools.cache  # threads that come into `load` together get here one after the other
 def _load() -> Status:
-    mode = os.environ.get("QSR_NATIVE", "auto")
+    mode = os.environ.get("QSR_NATIVE") or "auto"
     if mode not in MODES:
         raise ValueError(f"QSR_NATIVE is {mode!r}; it is one of {', '.join(MODES)}.")
     if mode == "off":
