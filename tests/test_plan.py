@@ -462,6 +462,26 @@ def test_values_of_other_sizes_are_joined_by_pytorch():
     assert len(net.plan.plans) == 3
 
 
+class Cascade(nn.Module):
+    """What two layers read, of which one comes after something that runs in PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(32, 16, 1)
+        self.last = nn.Conv2d(48, 3, 1)
+
+    def forward(self, x):
+        a = self.a(x)
+        both = torch.cat([a, F.relu6(a)], 1)
+        return self.last(torch.cat([both, F.hardswish(self.b(both))], 1))
+
+
+def test_a_concatenation_that_another_region_reads_too_is_made_by_pytorch():
+    x = torch.randn(1, 3, 9, 7)
+    net = ready(Cascade(), x)
+    assert len(net.plan.plans) == 3 and torch.equal(net(x), net.layer_by_layer(x))
+
+
 class Branch(Options):
     def forward(self, x):
         return self.conv(x) if x.shape[-1] > 8 else x

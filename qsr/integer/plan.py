@@ -243,6 +243,8 @@ class _Planner:
                 assert isinstance(draft.source, fx.Node)
                 draft.source = self._codes_for(draft, draft.source)
             self.steps.append(draft)
+        for node in self.region.outputs:
+            assert node in self.makers, f"nothing would write {node.name!r}"
         return Plan(
             inputs=tuple(node.name for node in self.region.inputs),
             outputs=tuple((node.name, self.floats[node]) for node in self.region.outputs),

@@ -244,7 +244,8 @@ def find(graph: fx.Graph, network: nn.Module, without: Collection[str] = ()) -> 
         wrong = facts.wrong | {
             n for piece in pieces for n in piece if not any(ops[m].kind in LAYERS for m in piece)
         }
-        wrong |= {n for n, op in ops.items() if op.kind in MOVES and not _moves(n, ops)}
+        home = {n: piece for piece in pieces for n in piece}
+        wrong |= {n for n, op in ops.items() if op.kind in MOVES and not _moves(n, ops, home[n])}
         if not wrong:
             return [_region(piece, ops, facts) for piece in pieces]
         for node in wrong:
@@ -316,10 +317,12 @@ class _Facts:
             self._know(node, x, self.channels[node] * factor, None)
 
 
-def _moves(node: fx.Node, ops: dict[fx.Node, Op]) -> bool:
-    """Whether a move can be done on codes: packed layers read it, perhaps through other moves."""
+def _moves(node: fx.Node, ops: dict[fx.Node, Op], piece: Collection[fx.Node]) -> bool:
+    """Whether a move can be done on codes: packed layers read it, perhaps through other moves, and
+    all of them in its own region, as codes do not leave one.
+    """
     op = ops[node]
-    read_by_layers = all(u in ops and ops[u].kind in (*LAYERS, *MOVES) for u in node.users)
+    read_by_layers = all(u in piece and ops[u].kind in (*LAYERS, *MOVES) for u in node.users)
     if op.kind == "transposed":
         return read_by_layers and _reading_layers(node, ops) <= MOST_CODES
     if op.kind in ("chunk", "part", "shuffle"):  # of what a step has in its registers
