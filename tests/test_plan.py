@@ -482,6 +482,25 @@ def test_a_concatenation_that_another_region_reads_too_is_made_by_pytorch():
     assert len(net.plan.plans) == 3 and torch.equal(net(x), net.layer_by_layer(x))
 
 
+class Centred(Options):
+    """As SwinIR has its mean, which is no buffer and follows the picture to its type."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)
+
+    def forward(self, x):
+        self.mean = self.mean.type_as(x)
+        return self.conv(x - self.mean) + self.mean
+
+
+def test_a_forward_that_moves_a_constant_is_traced_and_the_constant_stays():
+    x = torch.randn(2, 3, 6, 5)
+    net = ready(Centred(), x)
+    assert len(net.plan.plans) == 1 and isinstance(net.mean, torch.Tensor)
+    assert torch.equal(net(x), net.layer_by_layer(x))
+
+
 class Branch(Options):
     def forward(self, x):
         return self.conv(x) if x.shape[-1] > 8 else x
@@ -552,7 +571,7 @@ def test_what_cannot_be_planned_says_so_in_one_line_and_runs(kind, why):
     with pytest.warns(UserWarning, match=f"runs layer by layer: .*{why}"):
         net = ready(kind(), x)
     assert not net.plan.plans and why in str(net.plan)
-    assert torch.equal(net(x), net.layer_by_layer(x))
+    assert torch.equal(copy.deepcopy(net)(x), net.layer_by_layer(x))
 
 
 def test_a_named_kernel_runs_layer_by_layer():

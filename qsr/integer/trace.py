@@ -9,7 +9,8 @@ all pictures.
 What such a run cannot see is refused, with the node where it happened: a branch that depends on
 values or sizes, and an operation in place on something that is read elsewhere. Nor is in a graph
 what happens beside it: a forward that keeps something for the next call, or draws a random number
-that depends on no input, would do so once and for all. That is looked for, undone and refused.
+that depends on no input, would do so once and for all. That is looked for, undone and refused
+(`self.mean = self.mean.to(x)` keeps nothing new).
 """
 
 from __future__ import annotations
@@ -151,10 +152,23 @@ def _put_back(place: Any, was: Any) -> list[str]:
         if place.get(key, was) is not was.get(key, was)
         and not str(key).startswith("_tensor_constant")  # which the tracer makes
     ]
+    kept = [key for key in changed if not _is_constant(place.get(key), key)]
     for key in changed:
         place.pop(key, None)
     place.update({key: was[key] for key in changed if key in was})
-    return [repr(key) for key in changed]
+    return [repr(key) for key in kept]
+
+
+def _is_constant(value: Any, key: str) -> bool:
+    """Whether this is the tensor that a module has under this name, perhaps moved to a type."""
+    node: Any = value.node if isinstance(value, fx.Proxy) else None
+    while isinstance(node, fx.Node) and node.target in ("to", "type_as"):
+        node = node.args[0]
+    return (
+        isinstance(node, fx.Node)
+        and node.op == "get_attr"
+        and str(node.target).split(".")[-1] == key
+    )
 
 
 def check_in_place(graph: fx.Graph, network: nn.Module) -> None:
