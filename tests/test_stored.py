@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_plan import NETWORKS, DnCNN, Normalised, Squeeze, Styled, packed, ready, same
+from test_plan import NETWORKS, Centred, DnCNN, Normalised, Squeeze, Styled, packed, ready, same
 from test_plan_file import change_somewhere
 from torch import nn
 from torch.nn import functional as F
@@ -69,6 +69,25 @@ class Attentive(nn.Module):
         return self.attention(x, x, x)
 
 
+class Spread(nn.Module):
+    """Contrast by powers, the largest of channels, constants that are made in the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+        self.register_buffer("hidden", torch.rand(8, 1, 1), persistent=False)
+
+    def forward(self, x):
+        y = self.first(x)
+        spread = ((y - y.mean((2, 3), keepdim=True)) ** 2).sum((2, 3), keepdim=True).pow(0.5)
+        y = y * spread.expand_as(y) + y.max(1, keepdim=True)[0] * self.hidden
+        y = (
+            self.last(F.dropout(y, 0.5, self.training))
+            + torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+        )
+        return torch.clamp_(torch.repeat_interleave(y, 2, dim=1), 0, 1)
+
+
 SKIPPED = {"mixed": ["first.0", "down", "last", "unused"], "smfanet": ["to_feat"]}
 OTHERS = {
     "mixed": (Mixed, (2, 3, 8, 9)),
@@ -76,13 +95,15 @@ OTHERS = {
     "rlfn with float attention": (lambda: peers.RLFN(16, 8, 2), (1, 3, 15, 15)),
     "squeeze": (Squeeze, (1, 3, 5, 6)),
     "normalised": (Normalised, (2, 3, 4, 4)),
+    "centred": (Centred, (2, 3, 5, 6)),
+    "spread": (Spread, (2, 3, 5, 6)),
     "sound": (Sound, (2, 2, 20)),
     "attentive": (Attentive, (5, 2, 8)),
 }
 SKIPPED["rlfn with float attention"] = ["conv_1", "*.esa", "upsampler"]
 ANY = [(1, 1), (7, 13), (61, 45)]
 SIZES = {
-    **dict.fromkeys(("dncnn", "odds", "mixed", "squeeze", "normalised"), ANY),
+    **dict.fromkeys(("dncnn", "odds", "mixed", "squeeze", "normalised", "spread"), ANY),
     "u-net": [(4, 4), (8, 12), (60, 44)],
     "parts": [(4, 4), (7, 13), (61, 45)],
     "enlarged": ANY,
@@ -132,6 +153,15 @@ def test_a_file_is_enough_to_run_a_network_to_the_bit(name, tmp_path):
         assert same(again.layer_by_layer(x), expected), x.shape
 
 
+def test_constants_that_are_no_state_are_in_the_file_and_not_asked_of_the_network(tmp_path):
+    net, path, x = network("spread"), tmp_path / "m.qsr", torch.randn(1, 3, 4, 4)
+    qsr.save(path, net)
+    assert "hidden" not in net.state_dict()
+    into = Spread()
+    into.hidden = net.hidden
+    assert torch.equal(qsr.load(path, into=qsr.quantize(into, 4))(x), net(x))
+
+
 def test_without_its_file_and_class_a_network_can_still_be_copied(tmp_path):
     qsr.save(tmp_path / "m.qsr", network("dncnn"))
     net, x = qsr.load(tmp_path / "m.qsr"), torch.randn(1, 3, 7, 5)
@@ -153,7 +183,7 @@ class Asked(nn.Module):
     def __init__(self, then):
         super().__init__()
         self.conv, self.then = nn.Conv2d(3, 3, 3, padding=1), then
-        self.register_buffer("hidden", torch.ones(3, 1, 1), persistent=False)
+        self.register_buffer("hidden", torch.full((3, 1, 1), torch.inf), persistent=False)
         self.lstm = nn.LSTM(4, 4)
 
     def forward(self, x):
@@ -165,7 +195,7 @@ class Asked(nn.Module):
     [
         (lambda net, y: torch.linalg.norm(y), "the node 'linalg_norm' calls .*norm, which files"),
         (lambda net, y: y.cumsum(1), "the node 'cumsum' calls the method 'cumsum', which files"),
-        (lambda net, y: y + net.hidden, "the node 'hidden' reads 'hidden', which is no parameter"),
+        (lambda net, y: y + net.hidden, "the node 'hidden' reads 'hidden', which is no finite"),
         (
             lambda net, y: net.lstm(y[0]),
             "the node 'lstm' calls a layer LSTM, which files do not hold",

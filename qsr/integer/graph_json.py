@@ -27,7 +27,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..layers import Matmul, QMultiheadAttention
 from ..system.errors import first_line
@@ -52,7 +52,8 @@ class Unstorable(Exception):
 def describe(graph: fx.Graph, network: nn.Module) -> dict[str, Any]:
     """The graph of a packed network, to be written by json.dumps. Raises Unstorable."""
     layers: dict[str, Any] = {}
-    nodes, result, tensors = [], None, set(network.state_dict())
+    nodes, result = [], None
+    tensors = {*network.state_dict(), *constants(graph, network)}
     for node in graph.nodes:
         try:
             if node.op == "output":
@@ -71,13 +72,27 @@ def describe(graph: fx.Graph, network: nn.Module) -> dict[str, Any]:
     return data
 
 
+def constants(graph: fx.Graph, network: nn.Module) -> dict[str, Tensor]:
+    """What a forward reads beside the state_dict: tensors that are plain attributes or buffers that
+    are not persistent, and finite.
+    """
+    known, found = network.state_dict(), dict[str, Tensor]()
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target not in known:
+            owner, _, name = node.target.rpartition(".")
+            value = getattr(network.get_submodule(owner), name)
+            if isinstance(value, Tensor) and value.isfinite().all():
+                found[node.target] = value.detach()
+    return found
+
+
 def _node(node: fx.Node, tensors: Collection[str]) -> dict[str, Any]:
     target = node.target
     if node.op == "placeholder":
         return {"name": node.name, "input": True}
     if node.op == "get_attr":
         if target not in tensors:
-            raise Unstorable(f"reads {target!r}, which is no parameter and no stored buffer")
+            raise Unstorable(f"reads {target!r}, which is no finite tensor")
         return {"name": node.name, "tensor": target}
     args, options = node.args, node.kwargs
     called: dict[str, Any] = {"layer": target}

@@ -46,7 +46,7 @@ WORDS = _words(
 
 
 ARITHMETIC = _named(
-    "operator", operator, "add sub mul truediv floordiv mod neg iadd isub imul itruediv"
+    "operator", operator, "add sub mul truediv floordiv mod pow neg abs iadd isub imul itruediv"
 )
 WINDOWED = (  # whose numbers are sides of windows, factors or paddings
     _named(
@@ -55,7 +55,7 @@ WINDOWED = (  # whose numbers are sides of windows, factors or paddings
         "conv1d conv2d conv_transpose2d interpolate pad pixel_shuffle pixel_unshuffle max_pool2d "
         "avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d",
     )
-    | _named("torch", torch, "conv1d conv2d conv_transpose2d max_pool2d")
+    | _named("torch", torch, "conv1d conv2d conv_transpose2d max_pool2d repeat_interleave")
 )
 FUNCTIONS = (
     _named("operator", operator, "getitem matmul")
@@ -63,24 +63,26 @@ FUNCTIONS = (
         "functional",
         F,
         "relu relu6 leaky_relu prelu elu gelu silu mish softplus sigmoid tanh hardtanh hardswish "
-        "hardsigmoid softmax linear layer_norm group_norm batch_norm instance_norm normalize",
+        "hardsigmoid softmax linear layer_norm group_norm batch_norm instance_norm normalize "
+        "dropout scaled_dot_product_attention",
     )
     | _named(
         "torch",
         torch,
         "add sub subtract mul multiply div neg relu relu_ sigmoid tanh softmax abs exp log sqrt "
-        "rsqrt square clamp mean sum var std amax amin cat concat stack chunk split unbind "
-        "flatten reshape permute transpose squeeze unsqueeze roll flip matmul bmm prelu "
-        "layer_norm group_norm",
+        "rsqrt square pow clamp clamp_ clip maximum minimum mean sum var std max min amax amin cat "
+        "concat stack chunk split unbind flatten reshape permute transpose movedim narrow select "
+        "squeeze unsqueeze roll flip matmul bmm prelu layer_norm group_norm",
     )
     | ARITHMETIC
     | WINDOWED
 )
-METHODS = _words(
+REPEATS = _words("repeat repeat_interleave")  # methods whose numbers are factors
+METHODS = REPEATS | _words(
     "add add_ sub sub_ mul mul_ div div_ neg relu relu_ sigmoid sigmoid_ tanh tanh_ softmax abs "
-    "exp log sqrt rsqrt square clamp clamp_ mean sum var std amax amin chunk split unbind flatten "
-    "unflatten reshape view permute transpose squeeze unsqueeze roll flip contiguous matmul bmm "
-    "size float"
+    "exp log sqrt rsqrt square pow clamp clamp_ clip mean sum var std max min amax amin chunk "
+    "split unbind flatten unflatten reshape view view_as permute transpose movedim narrow select "
+    "squeeze unsqueeze expand expand_as roll flip contiguous matmul bmm size float type_as"
 )
 MODULES: dict[str, type[nn.Module]] = {
     name: getattr(nn, name)
@@ -158,8 +160,8 @@ def make_module(kind: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def most_of(name: str) -> int:
-    """The largest number that an argument of this function may be."""
-    return MOST_SIDE if name in WINDOWED else MOST_NUMBER
+    """The largest number that an argument of this function or method may be."""
+    return MOST_SIDE if name in WINDOWED or name in REPEATS else MOST_NUMBER
 
 
 def check(value: Any, most: int) -> None:
@@ -193,6 +195,8 @@ def bounded(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
+        if function is operator.pow and not any(isinstance(x, Tensor) for x in args):
+            raise ValueError("sizes become too large")  # some would take for ever to compute
         result = function(*args)
         if isinstance(result, Tensor):
             return result

@@ -34,7 +34,7 @@ from .trace import LAYER_BY_LAYER, Untraceable, required_arguments, trace
 class NetworkPlan:
     """How a network runs: plans of regions, and nodes of its graph in PyTorch, in turn.
 
-    reason: why there are no regions, or "".
+    reason: why there are no regions, or "". graph: None if the network cannot be traced.
     """
 
     order: tuple[Plan | fx.Node, ...]
@@ -73,7 +73,7 @@ def plan_network(network: Planned, without: Sequence[str] = ()) -> NetworkPlan:
         return NetworkPlan((), reason=str(error))
     found = regions.find(graph, network, without)
     if not found:
-        return NetworkPlan((), reason="no packed layer can be in a region")
+        return NetworkPlan((), reason="no packed layer can be in a region", graph=graph)
     ops = {node: op for region in found for node, op in region.ops.items()}
     level, turn = levels(graph, ops), {node: i for i, node in enumerate(graph.nodes)}
     parts: list[tuple[int, int, Plan | fx.Node]] = []

@@ -43,7 +43,6 @@ from ..integer.plan import Plan
 from ..integer.plan_json import from_json, to_json
 from ..integer.planned import Planned, hooked
 from ..integer.stored import StoredNetwork
-from ..integer.trace import Untraceable
 from ..system.errors import first_line
 from ..system.files import replacing
 
@@ -112,9 +111,11 @@ def save(
         metadata |= {"format_version": str(NETWORK_VERSION), "kind": "network"}
         metadata |= {"class": network.class_name, "layers": _layers(network)}
         metadata["plan"] = json.dumps(to_json(network.plan))
-        metadata |= _graph(network)
-        once = _once(network)
-        tensors = {name: tensors[name].clone() for name in once}  # tied ones: safetensors' rule
+        described, constants = _graph(network)
+        metadata |= described
+        tensors = {name: tensors[name] for name in _once(network)}
+        tensors |= {name: t.cpu().contiguous() for name, t in constants.items()}
+        tensors = {name: t.clone() for name, t in tensors.items()}  # tied ones: safetensors' rule
     else:
         raise TypeError(
             f"`model` is a {type(model).__name__}; .qsr files hold a QuantSR, its packed form, or "
@@ -134,19 +135,25 @@ def _once(network: nn.Module) -> list[str]:
     return [name for name in network.state_dict() if name.rpartition(".")[0] in modules]
 
 
-def _graph(network: Planned) -> dict[str, str]:
-    """What a file says of all that a network calls, or why it does not; then with a warning."""
-    try:
-        for name, module in network.named_modules():
-            if hooked(module):
-                raise graph_json.Unstorable(f"{name or 'the network'!r} has a hook, which is code")
-        return {"graph": json.dumps(graph_json.describe(network.traced(), network))}
-    except (Untraceable, graph_json.Unstorable) as error:
-        warnings.warn(
-            f"the file needs the network again, qsr.load(path, into=network): {error}.",
-            stacklevel=3,
-        )
-        return {"no_graph": str(error)}
+def _graph(network: Planned) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What a file says of all that a network calls, and the constants that it then needs; or why it
+    does not, with a warning.
+    """
+    graph, why = network.plan.graph, network.plan.reason
+    if graph is not None:
+        try:
+            for name, module in network.named_modules():
+                if hooked(module):
+                    told = f"{name or 'the network'!r} has a hook, which is code"
+                    raise graph_json.Unstorable(told)
+            described = {"graph": json.dumps(graph_json.describe(graph, network))}
+            return described, graph_json.constants(graph, network)
+        except graph_json.Unstorable as error:
+            why = str(error)
+    warnings.warn(
+        f"the file needs the network again, qsr.load(path, into=network): {why}.", stacklevel=3
+    )
+    return {"no_graph": why}, {}
 
 
 def _with_sorted_header(content: bytes) -> bytes:
@@ -250,6 +257,7 @@ def load_network(path: str | os.PathLike, into: nn.Module) -> nn.Module:
     if metadata.get("kind") != "network":
         raise ValueError(f"{path} holds a QuantSR, which needs no `into`: qsr.load(path).")
     network = pack_empty(into)
+    assert isinstance(network, Planned)
     try:
         from_json(json.loads(metadata["plan"]))
         theirs, ours = json.loads(metadata["layers"]), json.loads(_layers(network))
@@ -259,7 +267,9 @@ def load_network(path: str | os.PathLike, into: nn.Module) -> nn.Module:
                     f"the layer {name!r} is {theirs.get(name)} in the file and {ours.get(name)} in "
                     "`into`"
                 )
-        _fill(network, tensors)
+        known = network.state_dict()  # constants that are no part of it the class makes anew
+        own = graph_json.constants(network.plan.graph, network) if network.plan.graph else {}
+        _fill(network, {n: t for n, t in tensors.items() if n in known or n not in own})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit `into`: {reason(error)}.") from error
     return network
