@@ -1,6 +1,8 @@
 """Packed networks inside torch.compile and torch.export."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -62,3 +64,19 @@ def test_a_packed_network_is_an_operator_as_pytorch_asks(packed):
     for height in (11, 8):
         lr = torch.rand(1, 3, height, 9)
         torch.library.opcheck(torch.ops.qsr.packed.default, (lr, packed._number, 1))
+
+
+TUNED_FIRST = """
+import torch, qsr
+low = qsr.quantize(torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 3, 3)), 4)
+x = torch.rand(1, 3, 9, 9)
+qsr.calibrate(low, x)
+low.train()(x).sum().backward()  # training loads the library, packing is not imported yet
+packed = qsr.pack(low)
+assert torch.equal(torch.export.export(packed, (x,)).module()(x), packed.layer_by_layer(x))
+"""
+
+
+def test_a_network_can_be_exported_also_if_it_was_trained_in_the_same_process():
+    done = subprocess.run([sys.executable, "-c", TUNED_FIRST], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

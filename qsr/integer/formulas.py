@@ -127,4 +127,4 @@ def _alone(kind: str, channels: int, numbers: tuple[Any, ...]) -> tuple[Plan, Ex
     return plan, Executor(plan, nn.Module())
 
 
-native.FAKES.update(element=lambda x, name, kernel="auto": torch.empty_like(x))
+native.add_fakes(element=lambda x, name, kernel="auto": torch.empty_like(x))

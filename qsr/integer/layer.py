@@ -274,4 +274,4 @@ def fake_linear(
     return x.new_empty(x.shape[0], shape[1])
 
 
-native.FAKES.update(packed_conv2d=fake_conv2d, packed_linear=fake_linear)
+native.add_fakes(packed_conv2d=fake_conv2d, packed_linear=fake_linear)

@@ -99,8 +99,8 @@ FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=
 NVCC_FLAGS = ("-O3", "-fmad=false", "--expt-relaxed-constexpr")
 # Operators that write into their arguments and return nothing; programs call them as they are.
 IN_PLACE = ("run_imma", "run_plan", "tail")
-# What torch.compile and torch.export run to learn of shapes, by the name of an operator. Modules
-# that call operators with results add to it when they are imported.
+# What torch.compile and torch.export run to learn of shapes, by the name of an operator
+# (`add_fakes`).
 FAKES: dict[str, Callable[..., Any]] = dict.fromkeys(IN_PLACE, lambda *arguments, **options: None)
 MODES = ("auto", "aot", "jit", "off", "require")
 SUMS = "sha256.json"  # of the libraries in a folder of the cache, by their names
@@ -251,8 +251,7 @@ def _open(how: str, path: Path) -> Status:
         # GNU's OpenMP waits for ever in a child for the threads that only its parent had; PyTorch's
         # own forked workers compute in one thread for that reason too.
         os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
-    for op, fake in FAKES.items():
-        torch.library.register_fake(f"qsr_native::{op}", fake)
+    _register(FAKES)
     cuda = next(iter(sorted(path.parent.glob("_cuda*.so"))), None)
     if cuda is not None and torch.version.cuda:
         try:
@@ -261,6 +260,23 @@ def _open(how: str, path: Path) -> Status:
             raise Unusable(f"{cuda} does not load ({str(error).splitlines()[0]})") from error
         return Status(how, str(path), cuda=str(cuda))
     return Status(how, str(path))
+
+
+def add_fakes(**fakes: Callable[..., Any]) -> None:
+    """More `FAKES`, of a module that calls operators with results. It may be imported before the
+    library is there or after it.
+    """
+    import torch
+
+    FAKES.update(fakes)
+    _register({op: fake for op, fake in fakes.items() if hasattr(torch.ops.qsr_native, op)})
+
+
+def _register(fakes: dict[str, Callable[..., Any]]) -> None:
+    import torch
+
+    for op, fake in fakes.items():
+        torch.library.register_fake(f"qsr_native::{op}", fake)
 
 
 def _find_aot() -> Path:
