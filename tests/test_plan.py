@@ -462,6 +462,54 @@ def test_values_of_other_sizes_are_joined_by_pytorch():
     assert len(net.plan.plans) == 3
 
 
+class Scaled(nn.Module):
+    """Batch normalisation, and parameters that are one number for each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 20, 3, padding=1), nn.BatchNorm2d(20)
+        self.last = nn.Conv2d(20, 3, 1)
+        self.gain = nn.Parameter(torch.rand(1, 20, 1, 1))
+        self.register_buffer("mean", torch.rand(3, 1, 1))
+        with torch.no_grad():
+            for value in (self.norm.weight, self.norm.bias, self.norm.running_var):
+                value.uniform_(0.5, 2)
+            self.norm.running_mean.normal_()
+
+    def forward(self, x):
+        y = torch.relu(self.norm(self.first(x)))
+        return self.last(y * self.gain) + self.mean
+
+
+def test_what_has_a_number_for_each_channel_is_in_the_finish_of_a_layer():
+    original, x, y = Scaled(), torch.randn(2, 3, 9, 7), torch.randn(1, 20, 4, 5)
+    net = ready(original, x)
+    (plan,) = net.plan.plans
+    assert [step.op for step in plan.steps] == ["float", "conv", "conv"]
+    assert torch.equal(net(x), net.layer_by_layer(x))
+    torch.testing.assert_close(net.norm(y), original.norm.eval()(y))
+
+
+class Across(nn.Module):
+    """A PReLU of rows has a slope for each of the second dimension, which is no channel of them."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.a, self.act, self.b = nn.Linear(3, 12), nn.PReLU(12), nn.Linear(12, 3)
+        self.gain = nn.Parameter(torch.rand(shape))
+        nn.init.uniform_(self.act.weight)
+
+    def forward(self, x):
+        return self.b(self.act(self.a(x)) * self.gain)
+
+
+@pytest.mark.parametrize("shape", [(12,), (1, 1, 1, 1), (2, 1, 1), (1, 2, 1, 1)])
+def test_a_parameter_means_the_dimension_that_pytorch_takes_it_for(shape):
+    x = torch.randn(2, 12, 3)
+    net = ready(Across(*shape), x)
+    assert net.plan.plans and torch.equal(net(x), net.layer_by_layer(x))
+
+
 class Cascade(nn.Module):
     """What two layers read, of which one comes after something that runs in PyTorch."""
 

@@ -350,6 +350,29 @@ class PackedProjection(PackedLinear):
         return super().forward(x)
 
 
+class FixedBatchNorm(nn.Module):
+    """A BatchNorm2d in eval mode: a factor and a number to add for each channel, which the finish
+    of a packed layer can do. x: float32 [N, C, H, W].
+    """
+
+    scale: Tensor  # both float32 [1, C, 1, 1]
+    shift: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        shift = torch.zeros_like(scale)
+        if norm.affine:
+            scale, shift = scale * norm.weight.double(), norm.bias.double()
+        shift = shift - norm.running_mean.double() * scale
+        for name, value in (("scale", scale), ("shift", shift)):
+            self.register_buffer(name, value.detach().float().view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
 class PackedMatmul(nn.Module):
     """A QMatmul on integers: codes as float32, whose products and sums are exact below 2^24."""
 

@@ -44,6 +44,7 @@ from ..layers import (
 from ..system.once import SETTING_UP
 from . import compiled, kernels, plan_table
 from .packed_layers import (
+    FixedBatchNorm,
     FloatConv2d,
     PackedConv1d,
     PackedConv2d,
@@ -229,7 +230,8 @@ def pack(module: nn.Module, kernel: str = "auto") -> nn.Module:
     A QuantSR becomes a `PackedModel`; any other module stays what it is, with packed layers inside.
     kernel: "auto", "reference", or a name from qsr.kernels.available(), which then runs every
     quantised layer (a network of linear layers needs one that multiplies 1x1).
-    Forward hooks of a quantised layer stay with the packed one.
+    Forward hooks of a quantised layer stay with the packed one. A BatchNorm2d becomes a factor and
+    a number to add for each channel.
     Raises ValueError if there is nothing to pack, a layer that can be trained but not yet packed
     (`qsr.report` lists them), or one that the kernel can't run.
     """
@@ -283,6 +285,8 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
     def packed_twin(layer: nn.Module) -> nn.Module | None:
         if exact_floats and type(layer) in fixed:
             return fixed[type(layer)](layer)
+        if type(layer) is nn.BatchNorm2d and layer.running_mean is not None:
+            return with_hooks(FixedBatchNorm(layer), layer)
         if isinstance(layer, WindowAttention):
             for name in ("qkv", "proj", "scores", "mix"):
                 setattr(layer, name, replace_layers(getattr(layer, name), packed_twin))
@@ -302,9 +306,13 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
             packed = PackedLinear(layer, kernel)
         else:
             return None
+        with_hooks(packed, layer)
+        return packed.fill(layer) if fill else packed  # type: ignore[arg-type]
+
+    def with_hooks(packed: nn.Module, layer: nn.Module) -> nn.Module:
         for hooks in _FORWARD_HOOKS:
             getattr(packed, hooks).update(getattr(layer, hooks))
-        return packed.fill(layer) if fill else packed  # type: ignore[arg-type]
+        return packed
 
     return replace_layers(module, packed_twin)
 

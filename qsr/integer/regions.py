@@ -28,6 +28,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from . import calls
@@ -56,7 +57,7 @@ class Op:
     relu, sigmoid, gelu, silu, tanh  ()
     leaky            (slope,)
     prelu            (key of the slopes,)
-    times, plus      (a number, or the key of one)
+    times, plus      (a number, or the key of a parameter: one number, or one for each channel)
     add, sub, mul    ()                        two inputs
     cat              ()                        of channels, any number of inputs
     chunk            (index, parts)            channels [index, index + 1) / parts
@@ -182,10 +183,18 @@ def _binary(kind: str, a: fx.Node, b: Any, network: nn.Module) -> Op | None:
     for x, other in ((a, b), (b, a)):
         if other.op == "get_attr":
             value = _attribute(network, str(other.target))
-            if value is None or value.numel() != 1 or x.op == "get_attr" or kind == "sub":
+            if value is None or x.op == "get_attr" or kind == "sub" or not _of_channels(value):
                 return None
             return _scalar(kind, x, str(other.target))
     return Op(kind, (a, b))
+
+
+def _of_channels(value: Tensor) -> bool:
+    """Whether a parameter is one number, or one for each channel: [C] of rows, and [C, 1, 1] or
+    [1, C, 1, 1] of pictures.
+    """
+    dimensions, count = value.ndim, value.numel()
+    return dimensions < 2 or tuple(value.shape) in ((count, 1, 1), (1, count, 1, 1))
 
 
 def _scalar(kind: str, x: fx.Node, number: float | str) -> Op | None:
@@ -197,7 +206,7 @@ def _scalar(kind: str, x: fx.Node, number: float | str) -> Op | None:
 def _attribute(network: nn.Module, name: str) -> Tensor | None:
     parent, _, last = name.rpartition(".")
     value = getattr(network.get_submodule(parent), last)
-    return value if isinstance(value, Tensor) and value.is_floating_point() else None
+    return value if isinstance(value, Tensor) and value.dtype == torch.float32 else None
 
 
 def _part(node: fx.Node, network: nn.Module) -> Op | None:
@@ -287,9 +296,23 @@ class _Facts:
                 self._know(node, n, None, False)
             self._learn_move(node, op)
             return
+        if op.numbers and isinstance(op.numbers[0], str):
+            self._learn_parameter(node, op, _attribute(self.network, op.numbers[0]))
         for a in (node, *op.inputs):
             for b in (node, *op.inputs):
                 self._know(node, b, self.channels.get(a), self.rows.get(a))
+
+    def _learn_parameter(self, node: fx.Node, op: Op, value: Tensor | None) -> None:
+        """What a parameter says of the value that it meets. PReLU's has one dimension, and stands
+        for the second one of its input.
+        """
+        if value is None:
+            self.wrong.add(node)
+        elif value.numel() > 1:
+            of_rows = value.ndim == 1 and op.kind != "prelu"
+            self._know(node, op.inputs[0], value.numel(), of_rows)
+        elif value.ndim > 1:  # it would give rows more dimensions
+            self._know(node, op.inputs[0], None, False)
 
     def _learn_move(self, node: fx.Node, op: Op) -> None:
         if op.kind == "cat":

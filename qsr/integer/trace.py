@@ -28,9 +28,10 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..system.errors import first_line
+from .packed_layers import FixedBatchNorm
 
 LEAVES = ("torch.nn.", "qsr.layers", "qsr.integer.")  # modules that define layers
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+NO_LEAVES = (nn.Sequential, nn.ModuleList, nn.ModuleDict, FixedBatchNorm)  # though defined there
 LAYER_BY_LAYER = "_forward_of_class"  # the forward of a network whose class has another one by now
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in eval mode
 
@@ -57,7 +58,7 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m.__module__.startswith(LEAVES) and not isinstance(m, CONTAINERS)
+        return m.__module__.startswith(LEAVES) and not isinstance(m, NO_LEAVES)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None

@@ -136,24 +136,24 @@ def _once(network: nn.Module) -> list[str]:
 
 
 def _graph(network: Planned) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """What a file says of all that a network calls, and the constants that it then needs; or why it
-    does not, with a warning.
+    """What a file says of all that a network calls, or, with a warning, why it does not; and the
+    constants that are called for.
     """
     graph, why = network.plan.graph, network.plan.reason
+    constants = {} if graph is None else graph_json.constants(graph, network)
     if graph is not None:
         try:
             for name, module in network.named_modules():
                 if hooked(module):
                     told = f"{name or 'the network'!r} has a hook, which is code"
                     raise graph_json.Unstorable(told)
-            described = {"graph": json.dumps(graph_json.describe(graph, network))}
-            return described, graph_json.constants(graph, network)
+            return {"graph": json.dumps(graph_json.describe(graph, network))}, constants
         except graph_json.Unstorable as error:
             why = str(error)
     warnings.warn(
         f"the file needs the network again, qsr.load(path, into=network): {why}.", stacklevel=3
     )
-    return {"no_graph": why}, {}
+    return {"no_graph": why}, constants
 
 
 def _with_sorted_header(content: bytes) -> bytes:
