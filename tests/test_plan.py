@@ -654,6 +654,40 @@ def test_a_plan_can_be_read():
     assert "100.0% of the products" in shown[-1]
 
 
+class Viewed(Options):
+    def forward(self, x):
+        return self.conv(self.conv.bias.view(1, 3, 1, 1) * x)
+
+
+def test_a_plan_is_shown_as_it_will_run_before_it_ran():
+    x = torch.randn(1, 3, 9, 9)
+    net = ready(Viewed(), x)
+    before = str(net.plan)
+    net(x)
+    assert str(net.plan) == before and " 126x126x3 " in before
+
+
+def test_a_transposed_convolution_multiplies_each_pixel_that_it_reads_once():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ConvTranspose2d(16, 3, 4, 2, 1))
+    net = ready(net, torch.randn(1, 3, 9, 9))
+    (row,) = (line.split() for line in str(net.plan).splitlines() if line.startswith("layer"))
+    assert row[1:4] == ["1", "256x256", "4/4"] and row[-1] == f"{16 * 3 * 4**2 * 128**2 / 1e6:.1f}"
+    assert net.plan.coverage == 9 / (9 + 16)
+
+
+class Mapped(Options):
+    def forward(self, x, noise):
+        return self.conv(torch.cat([x[:, :2], noise.view(-1, 1, 1, 1).expand_as(x[:, :1])], 1))
+
+
+def test_of_inputs_whose_sizes_cannot_be_guessed_one_line_says_so():
+    inputs = torch.randn(2, 3, 9, 9), torch.randn(2, 1)
+    net = ready(Mapped(), *inputs)
+    assert torch.equal(net(*inputs), net.layer_by_layer(*inputs))
+    with pytest.raises(ValueError, match="does not take inputs of [^\n]*$"):
+        _ = net.plan.coverage
+
+
 # Tables that nobody should trust ------------------------------------------------------------------
 
 

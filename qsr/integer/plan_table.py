@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,10 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..blocks import SwinLayer
+from ..system.errors import first_line
 from .executor import kernel_of
 from .lifetimes import places, value_bytes
-from .packed_layers import PackedLayer
+from .packed_layers import PackedConvTranspose2d, PackedLayer
 from .plan import OF_VALUES, Plan, Step, as_picture
 from .program import Program
 from .regions import multiplications
@@ -49,16 +50,18 @@ class Measured:
 
 
 def measure(plan: NetworkPlan, network: nn.Module) -> Measured:
-    """Run the network once, layer by layer, on a picture of SIDE x SIDE. Raises ValueError if its
-    inputs are not pictures or rows.
+    """Run the network once, layer by layer, on a picture of SIDE x SIDE. Raises ValueError (one
+    line) if its inputs are not pictures or rows, or more than one of sizes that do not match.
     """
     sizes: dict[str, tuple[int, int]] = {}
     layers: dict[str, int] = {}
 
     def count(name: str) -> Any:
-        def hook(layer: nn.Module, _: Any, y: Tensor) -> None:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
             assert isinstance(layer, PackedLayer)
             pixels = y.numel() // len(layer.weight)
+            if isinstance(layer, PackedConvTranspose2d):  # multiplies what it reads, once
+                pixels = args[0].numel() // (layer.groups * layer.channels)
             layers[name] = layers.get(name, 0) + pixels * multiplications(layer)
 
         return hook
@@ -78,7 +81,14 @@ def measure(plan: NetworkPlan, network: nn.Module) -> Measured:
                 stack.callback(layer.register_forward_hook(count(name)).remove)
         flops = stack.enter_context(FlopCounterMode(display=False))
         assert plan.graph is not None
-        Watch(network, graph=plan.graph).run(*examples(plan.graph, network))
+        inputs = examples(plan.graph, network)
+        try:
+            Watch(network, graph=plan.graph).run(*inputs)
+        except Exception as error:  # whatever a foreign forward makes of a guess
+            guess = ", ".join(str(list(x.shape)) for x in inputs)
+            raise ValueError(
+                f"the network does not take inputs of {guess}: {first_line(error)}"
+            ) from error
     return Measured(sizes, layers, flops.get_total_flops() // 2)
 
 
@@ -115,6 +125,19 @@ def _shape(node: fx.Node, network: nn.Module, seen: set[fx.Node]) -> tuple[int, 
     return None
 
 
+def misfit(plan: NetworkPlan) -> str:
+    """A node that a region cannot have, as it joins values whose sizes turn out to differ; "" if
+    there is none, or no sizes are known.
+    """
+    with contextlib.suppress(ValueError):
+        for part in plan.plans:
+            sizes = [plan.measured.sizes[name] for name in part.inputs]
+            for node, a, b in part.equal:
+                if a.of(sizes) != b.of(sizes):
+                    return node
+    return ""
+
+
 def coverage(plan: NetworkPlan, measured: Measured) -> float:
     """The share of all multiply-accumulates that integer regions have, 0 to 1."""
     inside = {name for part in plan.plans for name in part.layers}
@@ -130,8 +153,8 @@ HEADS = ("", "step", "then", "shape", "bits", "kernel", "buffer", "MMAC", "KB")
 def table(plan: NetworkPlan, network: nn.Module) -> str:
     """All steps in the order of execution, and what they need together."""
     try:
-        measured = measure(plan, network)
-    except Exception as error:  # an input of another kind than guessed
+        measured = plan.measured
+    except ValueError as error:  # an input of another kind than guessed
         return f"{len(plan.plans)} integer regions; sizes unknown ({error})"
     rows: list[tuple[str, ...]] = []
     arenas = []
@@ -145,8 +168,20 @@ def table(plan: NetworkPlan, network: nn.Module) -> str:
             name = str(part.target) if part.op == "call_module" else part.name
             height, width = measured.sizes.get(part.name, (0, 0))
             shape = f"{height}x{width}" if height else "-"
-            rows.append(("torch", name, "", shape, "-", "float", "-", "", ""))
+            rows.append(_row_apart(name, shape, network, measured.layers))
     return _text(rows, len(arenas), coverage(plan, measured), max(arenas))
+
+
+def _row_apart(
+    name: str, shape: str, network: nn.Module, products: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Of what runs outside of regions: in PyTorch, or a packed layer by itself."""
+    if name not in products:
+        return ("torch", name, "", shape, "-", "float", "-", "", "")
+    layer = network.get_submodule(name)
+    assert isinstance(layer, PackedLayer)
+    bits, count = f"{layer.planes.bits}/{layer.bits}", f"{products[name] / 1e6:,.1f}"
+    return ("layer", name, "", shape, bits, layer.running_kernel(), "-", count, "")
 
 
 def of_quantsr(program: Program) -> str:

@@ -46,11 +46,15 @@ class NetworkPlan:
     @functools.cached_property
     def coverage(self) -> float:
         """The share of the multiply-accumulates that integer regions have, 0 to 1, for a picture
-        of 128 x 128 (`plan_table`).
+        of 128 x 128 (`plan_table`). Raises ValueError if the network does not take one.
         """
-        if self.network is None:
-            return 0.0
-        return plan_table.coverage(self, plan_table.measure(self, self.network))
+        return 0.0 if self.network is None else plan_table.coverage(self, self.measured)
+
+    @functools.cached_property
+    def measured(self) -> plan_table.Measured:
+        """Sizes and products for that picture. Raises ValueError."""
+        assert self.network is not None
+        return plan_table.measure(self, self.network)
 
     def __str__(self) -> str:
         if self.network is None:
@@ -186,7 +190,11 @@ class Planned(nn.Module):
     @property
     def plan(self) -> NetworkPlan:
         """How the network runs; print it."""
-        return self._ready().plan
+        plan = self._ready().plan
+        while node := plan_table.misfit(plan):  # which a call would find out
+            self._apart, self._running = (*self._apart, node), None
+            plan = self._ready().plan
+        return plan
 
     @property
     def original(self) -> type[nn.Module]:
@@ -281,6 +289,6 @@ def planned(network: nn.Module, kernel: str) -> nn.Module:
     network.__class__ = _kind(kind)
     assert isinstance(network, Planned)
     network._kernel, network._running, network._apart = kernel, None, ()
-    if reason := network.plan.reason:
+    if reason := network._ready().plan.reason:
         warnings.warn(f"the network runs layer by layer: {reason}.", stacklevel=3)
     return network
