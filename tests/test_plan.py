@@ -557,7 +557,23 @@ class Branch(Options):
 class Overwritten(Options):
     def forward(self, x):
         y = self.conv(x)
-        return F.relu(y, inplace=True) + y
+        torch.narrow(y, 1, 0, 2).mul_(2)
+        return y
+
+
+class Aliased(Options):
+    def forward(self, x):
+        y = self.conv(x)
+        z = F.dropout(y, 0.5, self.training)
+        z += 1
+        return y
+
+
+class Mixed(Options):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = torch.matmul(x, x.transpose(2, 3))
+        return self.conv(y.float())
 
 
 class Remembering(Options):
@@ -595,7 +611,7 @@ class Random(Options):
 
 @pytest.mark.parametrize(
     ("kind", "why"),
-    [(Remembering, "'last'"), (Collecting, "a list"), (Counting, "a buffer"), (Random, "random")],
+    [(Remembering, "'last'"), (Collecting, "a list"), (Counting, "'calls'"), (Random, "random")],
 )
 def test_a_forward_that_is_another_the_next_time_runs_layer_by_layer(kind, why):
     x = torch.randn(1, 3, 9, 9)
@@ -612,7 +628,12 @@ def test_a_forward_that_is_another_the_next_time_runs_layer_by_layer(kind, why):
 
 @pytest.mark.parametrize(
     ("kind", "why"),
-    [(Branch, "cannot be traced after 'gt'"), (Overwritten, "'relu' works in place on 'conv'")],
+    [
+        (Branch, "cannot be traced after 'gt'"),
+        (Overwritten, "'mul_' works in place on 'narrow', which has views"),
+        (Aliased, "'iadd' works in place on 'dropout', which has views"),
+        (Mixed, "its forward switches autocast"),
+    ],
 )
 def test_what_cannot_be_planned_says_so_in_one_line_and_runs(kind, why):
     x = torch.randn(1, 3, 9, 9)
@@ -652,6 +673,55 @@ def test_a_plan_can_be_read():
     (row,) = (line for line in shown if " up1.0 " in line)
     assert "32x32x128" in row and "4/4" in row and " 6.3 " in row
     assert "100.0% of the products" in shown[-1]
+
+
+class InPlace(nn.Module):
+    """As people save memory: what is overwritten was read before, or is read again."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 20, 3, padding=1), nn.Conv2d(20, 3, 1)
+        self.blocks = nn.ModuleList([nn.Conv2d(20, 20, 3, padding=1) for _ in range(2)])
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        height = x.shape[2]
+        height += 1
+        y = self.first(x)
+        for block in self.blocks:
+            y += block(y)
+        z = y + F.leaky_relu(y, 0.1, True)
+        y = z + self.act(z) + F.hardswish(z).permute(0, 1, 3, 2).mul_(height).transpose(2, 3)
+        return self.last(y).mul_(0.5).clamp_(0, 1)
+
+
+def test_operations_in_place_are_planned_where_nothing_sees_their_memory_from_elsewhere():
+    x = torch.randn(2, 3, 9, 7)
+    net = ready(InPlace(), x)
+    assert net.plan.plans and torch.equal(net(x), net.layer_by_layer(x))
+
+
+class Planes(nn.Module):
+    """A blur of each channel by itself, by a view that only planes have; slices of channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 20, 1), nn.Conv2d(12, 20, 1)
+        self.last = nn.Conv2d(20, 3, 1)
+
+    def forward(self, x):
+        n, _, height, width = x.shape
+        y = self.a(x)
+        y = self.b(y[:, 4:16]) + self.b(y[:, -12:]) + self.b(y[:, :12, ...])
+        blurred = F.max_pool2d(y.view(n * 20, 1, height, width), 3, 1, 1).view(y.shape)
+        return self.last(blurred)
+
+
+def test_a_view_that_the_network_has_by_planes_it_has_channels_last_too():
+    x = torch.randn(3, 3, 8, 6)
+    net = ready(Planes(), x)
+    assert torch.equal(net(x), net.layer_by_layer(x))
+    assert len([step for plan in net.plan.plans for step in plan.steps if step.op == "conv"]) == 5
 
 
 class Viewed(Options):

@@ -42,7 +42,13 @@ JOINS = ("cat", "concat", "concatenate")
 
 
 class Formulas(TorchFunctionMode):
-    """In this mode functions of float32 tensors are computed by formulas."""
+    """In this mode functions of float32 tensors are computed by formulas, and, with `views`, x.view
+    may give a copy, which is right where nobody writes into it.
+    """
+
+    def __init__(self, views: bool = True) -> None:
+        super().__init__()
+        self.views = views
 
     def __torch_function__(
         self,
@@ -55,11 +61,23 @@ class Formulas(TorchFunctionMode):
         called = getattr(func, "__name__", "")
         if called in JOINS:
             return _joined(func(*args, **options), args[0])
+        if called == "view" and self.views:
+            return _viewed(*args, **options)
         call = calls.read(called, args[1:], options)
         y = None if call is None or args[0].dtype != torch.float32 else _formula(args[0], *call)
         if y is None:
             return func(*args, **options)
         return args[0].copy_(y) if called.endswith("_") or options.get("inplace") else y
+
+
+def _viewed(x: Tensor, *shape: Any, **options: Any) -> Tensor:
+    """x.view(*shape), also where only planes have such a view and x lies channels last."""
+    try:
+        return x.view(*shape, **options)
+    except RuntimeError:
+        if x.ndim != 4 or channels_first(x):
+            raise
+        return x.contiguous().view(*shape, **options)
 
 
 def _joined(y: Tensor, parts: Any) -> Tensor:
@@ -83,11 +101,11 @@ def _formula(x: Tensor, kind: str, numbers: tuple[Any, ...]) -> Tensor | None:
     return resampled(kind, x, numbers)
 
 
-def formulas() -> AbstractContextManager[object]:
+def formulas(views: bool = True) -> AbstractContextManager[object]:
     """The mode, in which a packed network runs; none under torch.compile, which makes what it likes
     of PyTorch's functions.
     """
-    return contextlib.nullcontext() if torch.compiler.is_compiling() else Formulas()
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else Formulas(views)
 
 
 def element(kind: str, x: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ METHODS = REPEATS | _words(
     "add add_ sub sub_ mul mul_ div div_ neg relu relu_ sigmoid sigmoid_ tanh tanh_ softmax abs "
     "exp log sqrt rsqrt square pow clamp clamp_ clip mean sum var std max min amax amin chunk "
     "split unbind flatten unflatten reshape view view_as permute transpose movedim narrow select "
-    "squeeze unsqueeze expand expand_as roll flip contiguous matmul bmm size float type_as"
+    "squeeze unsqueeze expand expand_as roll flip contiguous clone matmul bmm size float type_as"
 )
 MODULES: dict[str, type[nn.Module]] = {
     name: getattr(nn, name)

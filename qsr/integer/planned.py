@@ -241,7 +241,8 @@ class Planned(nn.Module):
         """
         forward = getattr(self, LAYER_BY_LAYER)
         options = {name: channels_last(value) for name, value in options.items()}
-        with formulas():
+        traced = torch.compiler.is_compiling() or self._ready().plan.graph is not None
+        with formulas(views=traced):  # who writes into views has no graph
             return forward(*map(channels_last, args), **options)
 
     def _may_plan(self, args: Sequence[Any], options: dict[str, Any]) -> bool:

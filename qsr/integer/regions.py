@@ -44,6 +44,7 @@ LAYERS = ("conv", "linear", "transposed")
 RESAMPLING = ("bilinear", "average")
 MOVES = ("cat", "chunk", "part", "pool", "nearest", "shuffle", "pad", "transposed")
 MOST_CODES = 4  # packed layers that get codes of one step; kMostCodes of csrc/network/conv.h
+TO_THE_END = 2**16  # as many channels as there are
 LANES = 16  # kMapLanes of csrc/network/conv.h: a map of codes has a multiple of this
 
 
@@ -210,8 +211,10 @@ def _attribute(network: nn.Module, name: str) -> Tensor | None:
 
 
 def _part(node: fx.Node, network: nn.Module) -> Op | None:
-    """One of the parts of torch.chunk or torch.split along the channels."""
+    """One of the parts of torch.chunk or torch.split along the channels, or x[:, a:b]."""
     source, index = node.args
+    if isinstance(source, fx.Node) and isinstance(index, tuple):
+        return _slice(source, index)
     if not isinstance(source, fx.Node) or not isinstance(index, int) or index < 0:
         return None
     name = source.target if isinstance(source.target, str) else source.target.__name__
@@ -227,6 +230,18 @@ def _part(node: fx.Node, network: nn.Module) -> Op | None:
     if name != "split" or not all(isinstance(n, int) for n in sizes) or index >= len(sizes):
         return None
     return Op("part", (x,), (sum(sizes[:index]), sizes[index]))
+
+
+def _slice(x: fx.Node, index: tuple[Any, ...]) -> Op | None:
+    """x[:, a:b], perhaps with more of : or ..."""
+    every, channels, *more = (*index, slice(None))[: max(2, len(index))]
+    if every != slice(None) or any(m not in (slice(None), Ellipsis) for m in more):
+        return None
+    if not isinstance(channels, slice) or channels.step not in (None, 1):
+        return None
+    first, last = channels.start or 0, TO_THE_END if channels.stop is None else channels.stop
+    known = isinstance(first, int) and isinstance(last, int)
+    return Op("part", (x,), (first, last - first)) if known and 0 <= first < last else None
 
 
 def part_of(op: Op, channels: int) -> tuple[int, int]:

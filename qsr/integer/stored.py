@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from ..system.errors import first_line
 from . import graph_json, layer_json
 from .planned import Planned, run_node
-from .trace import Untraceable, check_in_place
+from .trace import Untraceable, write_out
 
 CLASS_NAME = re.compile(r"\w{1,80}")
 
@@ -64,7 +64,7 @@ class StoredNetwork(Planned):
             if name not in there:  # a parameter that the forward reads, or nobody
                 layer_json.put_tensor(self, name, tensor)
         try:
-            check_in_place(self._graph, self)
+            write_out(self._graph, self)
         except Untraceable as error:
             raise ValueError(str(error)) from error
         self._inputs = sum(node.op == "placeholder" for node in self._graph.nodes)  # type: ignore[misc]
@@ -118,6 +118,7 @@ class StoredNetwork(Planned):
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
         self._graph, _ = graph_json.read(self._described, set(self.state_dict()))
+        write_out(self._graph, self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return object.__reduce_ex__(self, protocol)  # its class stands in a module

@@ -7,7 +7,7 @@ graph reads like the network. Sizes are nodes as well (`x.shape[2] // 2`), so th
 all pictures.
 
 What such a run cannot see is refused, with the node where it happened: a branch that depends on
-values or sizes, and an operation in place on something that is read elsewhere. Nor is in a graph
+values or sizes, an operation in place on something that has views, autocast. Nor is in a graph
 what happens beside it: a forward that keeps something for the next call, or draws a random number
 that depends on no input, would do so once and for all. That is looked for, undone and refused
 (`self.mean = self.mean.to(x)` keeps nothing new).
@@ -28,6 +28,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..system.errors import first_line
+from . import calls
 from .packed_layers import FixedBatchNorm
 
 LEAVES = ("torch.nn.", "qsr.layers", "qsr.integer.")  # modules that define layers
@@ -40,12 +41,28 @@ class Untraceable(Exception):
     """Why a network has no graph, in one line."""
 
 
+class _Proxy(fx.Proxy):
+    """A stand-in for which x += y stays what it is; torch.fx would write x = x + y."""
+
+
+def _augmented(name: str) -> Any:
+    def write(self: _Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+    return write
+
+
+for _name_of in ("iadd", "isub", "imul", "itruediv"):
+    setattr(_Proxy, f"__{_name_of}__", _augmented(_name_of))
+
+
 class _Tracer(fx.Tracer):
     """torch.fx writes down what every module of the process does meanwhile: here, of one thread."""
 
     def __init__(self) -> None:
         super().__init__()
         self.thread = threading.get_ident()
+        self.autocast = torch.is_autocast_enabled("cpu")
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self.thread:
@@ -56,6 +73,14 @@ class _Tracer(fx.Tracer):
         if threading.get_ident() != self.thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **options: Any) -> fx.Node:
+        if torch.is_autocast_enabled("cpu") != self.autocast:
+            raise Untraceable("its forward switches autocast")
+        return super().create_node(*args, **options)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m.__module__.startswith(LEAVES) and not isinstance(m, NO_LEAVES)
@@ -100,7 +125,7 @@ def trace(network: nn.Module) -> fx.Graph:
         if node.op == "call_module" and type(network.get_submodule(node.target)) in NOTHING:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-    check_in_place(graph, network)
+    write_out(graph, network)
     for node in reversed(graph.nodes):
         if not node.users and (node.op == "call_module" or not node.is_impure()):
             graph.erase_node(node)
@@ -172,13 +197,26 @@ def _is_constant(value: Any, key: str) -> bool:
     )
 
 
-def check_in_place(graph: fx.Graph, network: nn.Module) -> None:
-    """Raises Untraceable if a node overwrites what another reads."""
-    for node in graph.nodes:
-        if in_place(node, network) and not _alone(node.args[0]):
-            raise Untraceable(
-                f"{node.name!r} works in place on {node.args[0].name!r}, which is read elsewhere"
-            )
+# In place -----------------------------------------------------------------------------------------
+
+
+def write_out(graph: fx.Graph, network: nn.Module) -> None:
+    """Whoever reads a value after an operation in place on it gets the result of that instead, and
+    where somebody read it before, the operation makes a new value: an order of execution may then
+    be any that the edges allow. Raises Untraceable where others may see the same memory.
+    """
+    turn = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if not in_place(node, network):
+            continue
+        x = node.args[0]
+        if not _owns(x, network) or not all(_is_fresh(n, network) for n in x.users):
+            raise Untraceable(f"{node.name!r} works in place on {x.name!r}, which has views")
+        for user in list(x.users):
+            if turn[user] > turn[node]:
+                user.replace_input_with(x, node)
+        if len(x.users) > 1:
+            _out_of_place(node, graph)
 
 
 def in_place(node: fx.Node, network: nn.Module) -> bool:
@@ -187,31 +225,77 @@ def in_place(node: fx.Node, network: nn.Module) -> bool:
         return False
     if node.op == "call_module":
         return getattr(network.get_submodule(str(node.target)), "inplace", False)
-    if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
+    if _option(node, "inplace") or node.kwargs.get("out") is not None:
         return True
-    name = node.target if isinstance(node.target, str) else node.target.__name__
-    if node.op == "call_method":
-        return name.endswith("_") and not name.startswith("__")
-    iadds = node.op == "call_function" and node.target.__module__ == "_operator"
-    return (iadds and name in _IN_PLACE) or name == "setitem" or (not iadds and name.endswith("_"))
+    name = _name(node)
+    if _is_operator(node):
+        return name in _IN_PLACE and not _is_size(node.args[0])
+    return name == "setitem" or (name.endswith("_") and not name.startswith("__"))
 
 
-_VIEWS = (
-    "getitem",
-    "getattr",
-    "flatten",
-    "reshape",
-    "permute",
-    "transpose",
-    "squeeze",
-    "unsqueeze",
-)
-_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow", "imatmul")
+def _out_of_place(node: fx.Node, graph: fx.Graph) -> None:
+    """The same operation on a copy, or, where it has a name of its own, one that makes a value."""
+    name = _name(node)
+    if _is_operator(node):
+        node.target = getattr(operator, name[1:])
+    elif node.op == "call_method":
+        node.target = name.rstrip("_")
+    else:
+        with graph.inserting_before(node):
+            copied = graph.call_method("clone", (node.args[0],))
+        node.replace_input_with(node.args[0], copied)  # type: ignore[arg-type]
 
 
-def _alone(node: fx.Node) -> bool:
-    """Whether what a node gives has one reader, and is no view of something that has another."""
-    fresh = node.op in ("call_module", "placeholder") or (
-        node.op == "call_function" and node.target.__name__ not in _VIEWS  # type: ignore[union-attr]
-    )
-    return fresh and len(node.users) == 1
+def _option(node: fx.Node, name: str) -> Any:
+    """What a function is given under this name, also by its position."""
+    if node.op != "call_function" or name in node.kwargs:
+        return node.kwargs.get(name)
+    assert callable(node.target)
+    try:
+        names = list(inspect.signature(node.target).parameters)
+    except ValueError:  # one that is not written in Python
+        return None
+    at = names.index(name) if name in names else len(node.args)
+    return node.args[at] if at < len(node.args) else None
+
+
+def _is_operator(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in vars(operator).values()
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else node.target.__name__
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node is no tensor but a size, or made of sizes."""
+    if node.target in (getattr, "size", "dim", "numel"):
+        return True
+    made = node.all_input_nodes
+    return _is_operator(node) and bool(made) and all(map(_is_size, made))
+
+
+def _owns(node: fx.Node, network: nn.Module) -> bool:
+    """Whether a node has memory that no other node sees: its own, or all of that of such a one."""
+    if _is_fresh(node, network):
+        return True
+    x = node.args[0] if node.args else None
+    return isinstance(x, fx.Node) and len(x.users) == 1 and _owns(x, network)
+
+
+def _is_fresh(node: fx.Node, network: nn.Module) -> bool:
+    """Whether what a node gives is memory of its own, or was given to it to be overwritten."""
+    if node.op == "call_module":
+        return not isinstance(network.get_submodule(str(node.target)), _VIEWING)
+    if node.op in ("placeholder", "output"):
+        return True
+    return node.op != "get_attr" and (_name(node) in _IN_PLACE or _name(node).rstrip("_") in _FRESH)
+
+
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv")
+_FRESH = set(calls.FUNCTIONS) | {
+    *("add", "sub", "subtract", "mul", "multiply", "div", "truediv", "neg", "pow", "exp", "sqrt"),
+    *("sum", "abs", "clamp", "clip", "matmul", "bmm", "cat", "concat", "stack", "prelu", "relu6"),
+    *("elu", "softmax", "hardswish", "conv2d", "clone"),
+}
+_VIEWING = (nn.Flatten, nn.Unflatten)  # modules that give what they take
