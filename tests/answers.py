@@ -1352,7 +1352,11 @@ def gap_by_a_condition(full, quantised, full_steps, quantised_steps, gained, don
         return torch.tensor(full, dtype=torch.float64) - quantised
 
 
-RIGHT["gap_that_counts"] = [gap_of, gap_by_branches, gap_by_a_condition]
+def gap_in_one_line(full, quantised, full_steps, quantised_steps, gained, done):
+    return full - quantised if full_steps >= quantised_steps and gained < done else None
+
+
+RIGHT["gap_that_counts"] = [gap_of, gap_by_branches, gap_by_a_condition, gap_in_one_line]
 WRONG["gap_that_counts"] = {
     "a distance": lambda f, q, a, b, g, done: gap_with(
         f, q, a >= b and g < done, lambda f, q: abs(f - q)
@@ -1675,6 +1679,10 @@ def step_that_clips_nothing(x, weight, qmax, steps):
     return enough.min() if len(enough) else steps.max()
 
 
+def _less_median(d):
+    return d - d.median(0).values
+
+
 RIGHT["step_of_output"] = [output_step, step_by_a_loop, step_all_at_once]
 WRONG["step_of_output"] = {
     "the input's error": lambda x, w, q, s: output_step(
@@ -1706,6 +1714,15 @@ WRONG["step_of_output"] = {
     ),
     "weights' sizes": lambda x, w, q, s: output_step(
         x, w, q, s, lambda x, written: ((x - written) @ w.abs()).var(0).sum()
+    ),
+    "a sum of roots": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: ((x - written) @ w).std(0, unbiased=False).sum()
+    ),
+    "the worst output": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: ((x - written) @ w).var(0, unbiased=False).max()
+    ),
+    "the median is free": lambda x, w, q, s: output_step(
+        x, w, q, s, lambda x, written: _less_median((x - written) @ w).square().sum()
     ),
     "nothing is clipped": step_that_clips_nothing,
     "the smallest": lambda x, w, q, s: s.min(),

@@ -239,7 +239,11 @@ def test_what_happens_in_an_answer_is_told_as_its_own():
     def of_two(x, y):
         return x + y
 
+    def of_few(x):
+        return 2 * x if len(x) < 2 and x.sum() > 9 else None
+
     for answer, words in (
+        (of_few, "twice 1 and 2: "),
         (own_assert, "your own assert says: too small, raised by: assert x.sum() > 5"),
         (no_return, "it gives None whatever it gets; is its `return` missing?"),
         (half_written, "one case still ends in `raise NotImplementedError`."),

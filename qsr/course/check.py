@@ -212,8 +212,9 @@ def _returned(code: CodeType) -> list[bool]:
     for last, step in zip(steps, steps[1:], strict=False):
         if step.opname == "RETURN_CONST":
             found.append(step.argval is not None)
-        elif step.opname == "RETURN_VALUE":
-            found.append(not (last.opname == "LOAD_CONST" and last.argval is None))
+        elif step.opname == "RETURN_VALUE":  # which the other branch of x if .. else None jumps to
+            none = last.opname == "LOAD_CONST" and last.argval is None
+            found.append(step.is_jump_target or not none)
     return found
 
 

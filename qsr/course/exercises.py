@@ -934,13 +934,17 @@ def step_of_output(f: Callable, draw: Draw) -> Claims:
     def written(x: Tensor, qmax: int, step: Tensor) -> Tensor:
         return step * (x / step).round().clamp(0, qmax)
 
-    def errors(x: Tensor, weight: Tensor, qmax: int, steps: Tensor) -> Tensor:
+    def free(d: Tensor) -> Tensor:
+        return (d - d.mean(0)).square().sum()
+
+    def errors(given: tuple, of: Callable[[Tensor], Tensor] = free) -> Tensor:
+        x, weight, qmax, steps = given
         differences = [(written(x, qmax, step) - x).double() @ weight.double() for step in steps]
-        return torch.stack([(d - d.mean(0)).square().sum() for d in differences])
+        return torch.stack([of(d) for d in differences])
 
     def clear(given: tuple) -> bool:
         """Whether one step is best by far."""
-        least, second = errors(*given).sort().values[:2].tolist()
+        least, second = errors(given).sort().values[:2].tolist()
         return least < 0.95 * second
 
     def make(rows: int, inputs: int, outputs: int, qmax: int) -> tuple:
@@ -972,10 +976,22 @@ def step_of_output(f: Callable, draw: Draw) -> Claims:
     for rows, inputs, outputs, qmax in sizes:
         given = draw.until(clear, functools.partial(make, rows, inputs, outputs, qmax))
         x, weight, _, steps = given
-        best = steps[errors(*given).argmin()]
+        best = steps[errors(given).argmin()]
         sentence = f"x {[*x.shape]}, weight {[*weight.shape]}, qmax {qmax}, steps {_list(steps)}"
         yield same(f(*given), best), sentence
     yield same(f(x, weight, qmax, steps[2:3]), steps[2]), "a single step to choose from"
+    others: dict[str, Callable[[Tensor], Tensor]] = {
+        "squares are added, not their roots": lambda d: d.std(0).sum(),
+        "all outputs count, not the worst alone": lambda d: d.var(0).max(),
+        "the mean is free, not the median": lambda d: (d - d.median(0).values).square().sum(),
+    }
+    for sentence, other in others.items():
+
+        def tells(given: tuple, other: Callable[[Tensor], Tensor] = other) -> bool:
+            return clear(given) and bool(errors(given).argmin() != errors(given, other).argmin())
+
+        given = draw.until(tells, functools.partial(make, 31, 4, 3, 3))
+        yield same(f(*given), given[3][errors(given).argmin()]), sentence
 
 
 def _no_ties(z: Tensor) -> bool:
