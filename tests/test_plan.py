@@ -611,7 +611,7 @@ class Random(Options):
 
 @pytest.mark.parametrize(
     ("kind", "why"),
-    [(Remembering, "'last'"), (Collecting, "a list"), (Counting, "'calls'"), (Random, "random")],
+    [(Remembering, "'last'"), (Collecting, "a list"), (Counting, "a buffer"), (Random, "random")],
 )
 def test_a_forward_that_is_another_the_next_time_runs_layer_by_layer(kind, why):
     x = torch.randn(1, 3, 9, 9)

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by who started this, as daemons do and `>&-`
-            setattr(sys, name, Path(os.devnull).open(mode))
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115, for as long as we run
     argv = sys.argv[1:] if argv is None else argv
     asked = [arg for arg in argv if arg in COMMANDS][:1]
     args = parser(asked).parse_args(argv)
