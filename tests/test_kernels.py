@@ -343,7 +343,8 @@ def test_every_operator_has_a_sample_for_opcheck():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("qsr::")
     }
-    assert registered == {name for name, _ in operator_samples()}
+    whole = {"packed"}  # a network: test_compile
+    assert registered - whole == {name for name, _ in operator_samples()}
 
 
 # Choice and refusal -------------------------------------------------------------------------------

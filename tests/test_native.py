@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from qsr import infer, quantizer
+from qsr import collapse, infer, quantizer
 from qsr.integer import bitplanes, kernels, lifetimes, packed_swin, program, reference, tail
 from qsr.system import native
 
@@ -157,8 +157,8 @@ MIRRORED = [  # constants of C++, and the same in Python
     ("torch/ops_cuda.cpp", "kProgramChannels", program.MAP_CHANNELS),
     ("network/swin.h", "kRowLanes", reference.LANES),
     ("network/tail.h", "kTailRows", infer.TAIL_TILE),
-    ("network/tail.h", "kTailClasses", len(tail.SHOWN)),
-    ("network/tail_kernel.h", "kReach", tail.REACH),
+    ("network/tail.h", "kTailClasses", len(collapse.SHOWN)),
+    ("network/tail_kernel.h", "kReach", collapse.REACH),
     ("torch/ops_network.cpp", "kTailLanes", tail.OUT_LANES),
     ("torch/ops_swin.cpp", "kNever", packed_swin.NEVER),
     ("torch/ops_train.cpp", "kMinStep", quantizer.MIN_STEP_SIZE),
