@@ -66,7 +66,7 @@ def collapse(tail: nn.Sequential, scale: int) -> tuple[Tensor, Tensor]:
 
 
 def _conv(layer: nn.Module) -> nn.Conv2d:
-    """A layer that is no shuffle."""
+    """A layer that is no shuffle; of a packed network what stands for a convolution."""
     return cast(nn.Conv2d, layer)
 
 

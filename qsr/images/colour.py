@@ -3,8 +3,8 @@
 Every format that qsr writes can carry an ICC profile, so this is how a `Picture` says it: values
 stay as they are, and the profile goes with them. PNG has three other ways of saying it, and AVIF
 one, which no format knows that is written from them (`png_profile` and `avif_profile` make a
-profile of them). Where the numbers are no RGB, but inks
-or Lab, nothing but converting them helps (`srgb_conversion`).
+profile of them). Where the numbers are no RGB, but inks or Lab, nothing but converting them helps
+(`srgb_conversion`).
 """
 
 from __future__ import annotations

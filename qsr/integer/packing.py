@@ -182,8 +182,7 @@ class PackedModel(nn.Module):
                 f"`lr` is on {lr.device} and the network on {self.mean.device}; move one of them."
             )
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            all_blocks = self.config.blocks
-            return compiled.run(lr, self._number, all_blocks if blocks is None else blocks)
+            return compiled.run(lr, self._number, blocks)
         plan, program = self.plan(blocks), self.program
         if program is None:
             return self.network(lr, plan)
@@ -306,8 +305,7 @@ def _replace_layers(module: nn.Module, kernel: str, fill: bool) -> nn.Module:
             packed = PackedLinear(layer, kernel)
         else:
             return None
-        with_hooks(packed, layer)
-        return packed.fill(layer) if fill else packed  # type: ignore[arg-type]
+        return with_hooks(packed.fill(layer) if fill else packed, layer)  # type: ignore[arg-type]
 
     def with_hooks(packed: nn.Module, layer: nn.Module) -> nn.Module:
         for hooks in _FORWARD_HOOKS:

@@ -41,19 +41,20 @@ class Untraceable(Exception):
     """Why a network has no graph, in one line."""
 
 
-class _Proxy(fx.Proxy):
-    """A stand-in for which x += y stays what it is; torch.fx would write x = x + y."""
-
-
-def _augmented(name: str) -> Any:
-    def write(self: _Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+def _augmented(called: Any) -> Any:
+    def write(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", called, (self, other), {})
 
     return write
 
 
-for _name_of in ("iadd", "isub", "imul", "itruediv"):
-    setattr(_Proxy, f"__{_name_of}__", _augmented(_name_of))
+class _Proxy(fx.Proxy):
+    """A stand-in for which x += y stays what it is; torch.fx would write x = x + y."""
+
+    __iadd__ = _augmented(operator.iadd)
+    __isub__ = _augmented(operator.isub)
+    __imul__ = _augmented(operator.imul)
+    __itruediv__ = _augmented(operator.itruediv)
 
 
 class _Tracer(fx.Tracer):
