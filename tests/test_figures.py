@@ -67,11 +67,12 @@ def model(tmp_path):
 
 @pytest.fixture
 def runs(tmp_path):
-    """What a comparison of baselines leaves: three methods at 2/2."""
+    """What a comparison of baselines leaves: four methods at 2/2."""
     folder = tmp_path / "runs"
     for row, bits, quantizer in (
         ("dorefa-w2a2-seed0", 2, "dorefa"),
         ("cadyq-w2a4-seed0", (2, 4), "cadyq"),
+        ("lsq-w2a2-seed0", 2, "lsq"),
         ("rlq-w2a2-seed0", 2, "rlq"),
         ("rlq-w2a2-seed1", 2, "rlq"),
     ):
@@ -250,6 +251,7 @@ def test_runs_of_baselines_come_before_the_zoo_and_only_seed_0(runs):
     assert shown["CADyQ"].source == "run cadyq-w2a4-seed0, 1 block"
     assert shown["QuantSR-C"].source == "run rlq-w2a2-seed0, 1 block"
     assert shown["full precision"].source.startswith("srresnet-x4 of the package")
+    assert "LSQ" not in shown  # the paper's figures have none
     assert "DoReFa" not in networks_here(4, runs=runs)
     assert {"DoReFa", "CADyQ"} <= set(comparison(7, runs=runs).numbers)
 

@@ -451,12 +451,14 @@ def networks_here(
     models: names of the zoo or .qsr files, each at its deepest; None: seed 0 of the runs of `qsr
     reproduce baselines` in the folder `runs` (None: runs/baselines), then the zoo. The first of a
     kind is taken, so QuantSR-C is the run that had as many steps as the others, if it is there.
+    LSQ's run is left out, as the paper shows none.
     """
     named: list[tuple[str, str]] = [(name, Path(name).stem) for name in models or ()]
     if models is None:
         for row in all_rows():
             path = Path(RUNS if runs is None else runs) / row.name / "model.qsr"
-            if row.seed == 0 and row.bits == f"{bits}/{bits}" and path.exists():
+            shown = row.seed == 0 and row.bits == f"{bits}/{bits}" and row.method != "LSQ"
+            if shown and path.exists():
                 named.append((str(path), f"run {row.name}"))
         named += [(name, f"{name} of the package") for name in zoo.names()]
     found: dict[str, Shown] = {}
@@ -468,8 +470,9 @@ def networks_here(
         fits = config.bits in (None, bits, (bits, bits)) or (chooses and weights == bits)
         if config.scale == SCALE and fits:
             plural = "s" if config.blocks > 1 else ""
-            shown = Shown(model, f"{source}, {config.blocks} block{plural}")
-            found.setdefault(_method(config), shown)
+            found.setdefault(
+                _method(config), Shown(model, f"{source}, {config.blocks} block{plural}")
+            )
     return found
 
 
