@@ -412,20 +412,25 @@ FAINT = 0.01
 def load_weights(net: QuantSR, source: QuantSR, tail_only: bool = False) -> None:
     """Start `net` from the values of another network, quantised or not.
 
-    Of an equal network everything is copied. Else weights and biases of head, blocks and body_conv,
-    and of the tail if both have one scale; shortcuts and the order of blocks if the source has
-    learned them for as many blocks. Quantizers are not touched then: calibrate afterwards.
+    Of an equal network everything is copied, of one that differs in scale alone all but the tail,
+    which `fit_tail` can find. Else weights and biases of head, blocks and body_conv, and of the
+    tail if both have one scale; shortcuts and the order of blocks if the source has learned them
+    for as many blocks. Quantizers are not touched then: calibrate afterwards.
     A source with a half, a third, ... of the blocks gives every second, third, ... block its
     values; the last convolution of the blocks between starts FAINT, so that they change next to
     nothing yet. tail_only: body_conv and tail alone, as QuantSR's released code does.
     Raises ValueError if a part does not fit.
     """
-    if net.config == source.config and not tail_only:
-        net.load_state_dict(source.state_dict())
+    one_scale = net.config.scale == source.config.scale
+    alike = dataclasses.replace(net.config, scale=source.config.scale) == source.config
+    if alike and not tail_only:
+        values = source.state_dict().items()
+        state = {name: v for name, v in values if one_scale or not name.startswith("tail.")}
+        net.load_state_dict(state, strict=one_scale)
         return
     every = 1 if tail_only else _spacing(net, source)
     parts = {"body_conv", "norm_out"} | (set() if tail_only else {"head", "blocks", "norm_in"})
-    if net.config.scale == source.config.scale:
+    if one_scale:
         parts.add("tail")
     ordered = source.config.learnable_shortcuts and net.config.learnable_shortcuts and every == 1
     if ordered and not tail_only:

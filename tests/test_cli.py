@@ -1124,6 +1124,22 @@ def test_a_packed_file_trains_and_scores_as_its_set_does(qsr_command, photos):
     assert here["names"] == there["names"] and here["psnr_each"] == there["psnr_each"]
 
 
+def test_another_scale_starts_with_a_tail_that_fits(qsr_command, photos):
+    tiny = [*TINY, "--data", photos, "--learning-rate", 1e-12]
+    wide = [*tiny, "--features", 12, "--patch", 12]
+    assert qsr_command("train", "--preset", "srresnet-x2", "--out", "x2", *wide)[0] == 0
+    args = ["train", "--preset", "quantsr-c-x4-w4a4", *wide, "--init", "x2", "--out"]
+    assert qsr_command(*args, "plain")[0] == 0
+    code, _, err = qsr_command(*args, "fitted", "--fit-tail")
+    assert code == 0 and "tail fitted on 1389 crops" in err  # of 12 x 12
+    plain, fitted = (
+        qsr.evaluate(qsr.load(f"{run}/model.qsr"), photos, 4).psnr_y for run in ("plain", "fitted")
+    )
+    assert fitted > plain + 1
+    code, _, err = qsr_command("train", *tiny, "--out", "alone", "--fit-tail")
+    assert code == 2 and "name one by --init" in err and one_line(err)
+
+
 def test_training_starts_from_the_weights_of_another_network(qsr_command, photos):
     teacher = ["--preset", "srresnet-x2", *TINY]
     assert qsr_command("train", "--out", "float", *teacher, "--data", photos)[0] == 0

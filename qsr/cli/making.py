@@ -57,6 +57,11 @@ def add_training(sub: argparse.ArgumentParser, network) -> None:
         "--init-tail-only", action="store_true", help="copy the tail alone, as the released code"
     )
     network.add_argument(
+        "--fit-tail",
+        action="store_true",
+        help="then find the best tail in closed form: --init has another scale",
+    )
+    network.add_argument(
         "--teacher", metavar="MODEL", help="network whose features are learned (--transfer)"
     )
     data = sub.add_argument_group("data")

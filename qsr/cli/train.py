@@ -10,11 +10,13 @@ import dataclasses
 import itertools
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ..backbone import QuantSR, load_weights
+from ..calibration import calibrate
 from ..config import QUANTIZERS, NetworkConfig, preset
 from ..images.data import Pair, Patches, contents, held_out, list_sets, pack_sets, pairs
 from ..integer.packing import PackedModel, pack
@@ -22,6 +24,7 @@ from ..models import zoo
 from ..models.edsr import load_edsr
 from ..models.file import config_to_json, describe, load_model, save
 from ..paper import records
+from ..quantizer import Quantizer
 from ..runs.checkpoints import list_checkpoints, load_checkpoint
 from ..runs.fit import fit
 from ..runs.linear_tail import fit_tail
@@ -29,9 +32,10 @@ from ..schedule import TrainConfig
 from ..scores import agreement, evaluate
 from ..system import distributed
 from .arguments import check_writable
-from .common import Failed, Lines, as_json, complain
+from .common import Failed, Lines, as_json, complain, remark
 from .networks import check_device, load_network, refuse_models
 
+TAIL_PIXELS = 200_000  # of lr, from which --fit-tail finds it; its unknowns are some hundreds
 AGREED = 20  # pictures of a set on which a packed network is compared with its training graph
 
 # train --------------------------------------------------------------------------------------------
@@ -88,6 +92,8 @@ def run_train(args: argparse.Namespace) -> Lines:
         return
     if args.out is None:
         raise ValueError("`--out` is not given; name a folder for checkpoints and the result.")
+    if args.fit_tail and not args.init:
+        raise ValueError("`--fit-tail` is given without a body to fit it to; name one by --init.")
     check_device(args.device)
     check_writable(Path(args.out))
     with distributed.started(args.device) as device:
@@ -105,6 +111,12 @@ def train_here(
     net = QuantSR(config)
     if args.init and not list_checkpoints(args.out):
         load_weights(net, load_network(args.init), args.init_tail_only)
+        if args.fit_tail:
+            if not all(m.calibrated for m in net.modules() if isinstance(m, Quantizer)):
+                calibrate(net, patches.batch(0)[0].cpu())
+            crops = -(-TAIL_PIXELS // args.patch**2)
+            error = _fit_tail(net, args.data, args.patch, crops, args.seed)
+            remark(f"tail fitted on {crops} crops: {error:.3f} grey levels of error there")
     teacher = None if args.teacher is None else load_network(args.teacher).to(device)
     path = fit(
         net.to(device),
@@ -128,6 +140,13 @@ def train_here(
         yield str(model)
 
 
+def _fit_tail(net: QuantSR, data: Sequence[str], patch: int, crops: int, seed: int) -> float:
+    """`fit_tail` on random crops of sets: the error there."""
+    patches = Patches(data, net.config.scale, patch, 1, seed)
+    drawn = (Pair(str(i), *patches.batch(i)) for i in range(crops))
+    return fit_tail(net, drawn, progress=True)
+
+
 # convert ------------------------------------------------------------------------------------------
 
 
@@ -138,10 +157,8 @@ def run_convert(args: argparse.Namespace) -> Lines:
         net = load_edsr(args.input, args.scale)
     note, error = f"weights of {Path(args.input).name}", None
     if missing:  # its tail
-        patches = Patches(args.data, args.scale, args.patch, 1, args.seed)
-        crops = (Pair(str(i), *patches.batch(i)) for i in range(args.crops))
-        error = fit_tail(net, crops, progress=True)
-        note += f", tail by least squares from {args.crops} crops of {' '.join(patches.sets)}"
+        error = _fit_tail(net, args.data, args.patch, args.crops, args.seed)
+        note += f", tail by least squares from {args.crops} crops of {' '.join(args.data)}"
         yield f"tail fitted on {args.crops} crops: {error:.3f} grey levels of error there"
     save(args.output, net, note=note, overwrite=args.overwrite)
     yield f"{args.output}  {Path(args.output).stat().st_size:,} bytes"

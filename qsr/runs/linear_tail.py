@@ -13,7 +13,8 @@ no more: 0.03 grey levels on the pictures of the fit, nothing on others. docs/lo
 
 The weights then move into the stages: the first convolution makes all outputs, by its finer grid,
 and the following ones pass them on. Channels that are left over keep the weights they had, and who
-reads them starts at zero, so that training can still use them.
+reads them starts at zero, so that training can still use them. (A Swin network's tail is the first
+convolution alone, and holds the solution as it is.)
 
 At the border of a picture the first stage sees zeros where features end. So that a zero means the
 average and not some extreme, the features are moved by their mean, in the bias of the convolution
@@ -44,16 +45,11 @@ def fit_tail(net: QuantSR, pairs: Iterable[Pair], progress: bool = False) -> flo
     determine it well. Time grows with their pixels and the square of the features. Returns the
     root of the mean squared error there, in 8-bit grey levels.
 
-    Raises ValueError for a network whose tail is not of two or three 3x3 convolutions (a Swin
-    network), has too few features to hold the outputs, or for no pictures.
+    Raises ValueError for an upsampler of too few features to hold the outputs, or for no pictures.
     """
     config, outputs = net.config, 3 * net.config.scale**2
-    if config.family != "conv":
-        raise ValueError(
-            "this network's tail is one convolution; fit_tail is made for an upsampler."
-        )
     factor = next(layer.upscale_factor for layer in net.tail if isinstance(layer, nn.PixelShuffle))
-    if config.features < outputs // factor**2:
+    if config.family == "conv" and config.features < outputs // factor**2:
         raise ValueError(
             f"`net` has {config.features} features; a fitted tail at x{config.scale} needs "
             f"{outputs // factor**2}. Use a wider one."
@@ -67,7 +63,7 @@ def fit_tail(net: QuantSR, pairs: Iterable[Pair], progress: bool = False) -> flo
     mean = normal[-1, 4:-1:9] / count  # of the features of the pixel in the middle
     own = net.get_parameter("body_conv.bias")
     own.sub_(mean.to(own))
-    _write(net.tail, factor, weights, bias + torch.einsum("ofyx,f->o", weights, mean))
+    _write(net.tail, config.scale, factor, weights, bias + torch.einsum("ofyx,f->o", weights, mean))
     error = (squares - (solved * right).sum()).clamp(min=0) / (count * outputs)
     return 255 / config.pixel_range * error.sqrt().item()
 
@@ -82,7 +78,9 @@ def _sums(
     right = torch.zeros(size, 3 * config.scale**2, dtype=torch.float64)
     squares, count = torch.zeros((), dtype=torch.float64), 0
     for pair in tqdm(pairs, "normal equations", disable=not progress):
-        columns = F.unfold(net.features(pair.lr.to(net.mean)), 3)[0]  # without the border
+        lr = pair.lr.to(net.mean)
+        features = net.features(lr)[:, :, : lr.shape[2], : lr.shape[3]]  # up to whole windows
+        columns = F.unfold(features, 3)[0]  # without the border
         x = torch.cat([columns, columns.new_ones(1, columns.shape[1])]).double().cpu()
         wanted = (pair.hr.to(net.mean) - net.mean) * config.pixel_range
         y = F.pixel_unshuffle(wanted, config.scale)[0, :, 1:-1, 1:-1].flatten(1).double().cpu()
@@ -93,14 +91,13 @@ def _sums(
     return normal, right, squares, count
 
 
-def _write(tail: nn.Module, factor: int, weights: Tensor, bias: Tensor) -> None:
+def _write(tail: nn.Module, scale: int, factor: int, weights: Tensor, bias: Tensor) -> None:
     """Put a convolution [3 scale^2, features, 3, 3] and a pixel shuffle into the stages of a tail.
 
     The first stage shuffles by `factor`, which may be smaller than `scale`, so its channel c at the
     place (a, b) of its grid has the output of colour and finer place that c counts.
     """
     first, *others = (layer for layer in tail.children() if isinstance(layer, nn.Conv2d))
-    scale = factor ** len(others)
     finer = scale // factor
     number = torch.arange(3 * scale**2).view(3, factor, finer, factor, finer)
     outputs = number.permute(0, 2, 4, 1, 3).flatten()  # channel by channel, then the place
