@@ -24,10 +24,11 @@ from ..system.once import SETTING_UP
 from . import plan_table, regions
 from .executor import Executor
 from .formulas import formulas
+from .in_place import Untraceable
 from .maps import Unfit, channels_last, run_region
 from .plan import Plan, plan
 from .regions import levels
-from .trace import LAYER_BY_LAYER, Untraceable, required_arguments, trace
+from .trace import LAYER_BY_LAYER, required_arguments, trace
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch import Tensor, fx
 
 from ..system.errors import first_line
 from . import graph_json, layer_json
+from .in_place import Untraceable, write_out
 from .planned import Planned, run_node
-from .trace import Untraceable, write_out
 
 CLASS_NAME = re.compile(r"\w{1,80}")
 
