@@ -1136,8 +1136,9 @@ def test_another_scale_starts_with_a_tail_that_fits(qsr_command, photos):
         qsr.evaluate(qsr.load(f"{run}/model.qsr"), photos, 4).psnr_y for run in ("plain", "fitted")
     )
     assert fitted > plain + 1
-    code, _, err = qsr_command("train", *tiny, "--out", "alone", "--fit-tail")
-    assert code == 2 and "name one by --init" in err and one_line(err)
+    for other in (["train", *tiny, "--out"], [*args[:-1], "--init-tail-only", "--out"]):
+        code, _, err = qsr_command(*other, "alone", "--fit-tail")
+        assert code == 2 and "name one by --init" in err and one_line(err)
 
 
 def test_training_starts_from_the_weights_of_another_network(qsr_command, photos):

@@ -92,7 +92,7 @@ def run_train(args: argparse.Namespace) -> Lines:
         return
     if args.out is None:
         raise ValueError("`--out` is not given; name a folder for checkpoints and the result.")
-    if args.fit_tail and not args.init:
+    if args.fit_tail and (args.init is None or args.init_tail_only):
         raise ValueError("`--fit-tail` is given without a body to fit it to; name one by --init.")
     check_device(args.device)
     check_writable(Path(args.out))
