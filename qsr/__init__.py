@@ -34,6 +34,7 @@ NAMES = {
     "images.data": "Patches",
     "integer.packing": "PackedModel pack",
     "integer.report": "report",
+    "integer.unpacking": "unpack",
     "runs.fit": "fit",
     "runs.sensitivity": "sensitivity",
     "runs.tune": "tune",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers; a test compa
     from .integer.packing import PackedModel as PackedModel
     from .integer.packing import pack as pack
     from .integer.report import report as report
+    from .integer.unpacking import unpack as unpack
     from .layers import QConv2d as QConv2d
     from .layers import QLinear as QLinear
     from .layers import QMatmul as QMatmul

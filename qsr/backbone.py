@@ -412,18 +412,18 @@ FAINT = 0.01
 def load_weights(net: QuantSR, source: QuantSR, tail_only: bool = False) -> None:
     """Start `net` from the values of another network, quantised or not.
 
-    Of an equal network everything is copied, of one that differs in scale alone all but the tail,
-    which `fit_tail` can find. Else weights and biases of head, blocks and body_conv, and of the
-    tail if both have one scale; shortcuts and the order of blocks if the source has learned them
-    for as many blocks. Quantizers are not touched then: calibrate afterwards.
+    Of an equal network everything is copied, also if it was trained at other depths; of one of
+    another scale all but the tail, which `fit_tail` can find. Else weights and biases of head,
+    blocks and body_conv, and of the tail if both have one scale; shortcuts and the order of blocks
+    if the source has learned them for as many blocks. Quantizers are not touched then: calibrate
+    afterwards.
     A source with a half, a third, ... of the blocks gives every second, third, ... block its
     values; the last convolution of the blocks between starts FAINT, so that they change next to
     nothing yet. tail_only: body_conv and tail alone, as QuantSR's released code does.
     Raises ValueError if a part does not fit.
     """
     one_scale = net.config.scale == source.config.scale
-    alike = dataclasses.replace(net.config, scale=source.config.scale) == source.config
-    if alike and not tail_only:
+    if _alike(net.config, source.config) and not tail_only:
         values = source.state_dict().items()
         state = {name: v for name, v in values if one_scale or not name.startswith("tail.")}
         net.load_state_dict(state, strict=one_scale)
@@ -456,6 +456,13 @@ def load_weights(net: QuantSR, source: QuantSR, tail_only: bool = False) -> None
             last = cast(nn.Conv2d, block.conv2 if isinstance(block, ResidualBlock) else block.conv)
             last.weight.detach().mul_(FAINT)
             nn.init.zeros_(cast(Tensor, last.bias))
+
+
+def _alike(one: NetworkConfig, other: NetworkConfig) -> bool:
+    """Whether two networks differ in scale and depths at most."""
+    may_differ = {"scale", "depths"}
+    names = {field.name for field in dataclasses.fields(one)} - may_differ
+    return type(one) is type(other) and all(getattr(one, n) == getattr(other, n) for n in names)
 
 
 def _spacing(net: QuantSR, source: QuantSR) -> int:

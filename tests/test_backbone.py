@@ -392,8 +392,10 @@ def test_fewer_bits_start_from_more_with_their_shortcuts_and_their_order_of_bloc
     assert not two.body_conv.input_quantizer.calibrated
 
 
-def test_another_scale_starts_with_all_but_the_tail_quantizers_too():
-    source, net = (qsr.QuantSR(qsr.quantsr_c(s, 4, blocks=2, features=4)) for s in (4, 2))
+def test_another_scale_and_other_depths_start_with_all_but_the_tail():
+    small = {"blocks": 2, "features": 4}
+    source = qsr.QuantSR(qsr.quantsr_c(4, 4, **small))
+    net = qsr.QuantSR(qsr.quantsr_c(2, 4, depths=(2,), **small))
     qsr.calibrate(source, torch.rand(1, 3, 8, 8))
     tail = [value.clone() for value in net.tail.state_dict().values()]
     load_weights(net, source)

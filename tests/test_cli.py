@@ -1141,6 +1141,16 @@ def test_another_scale_starts_with_a_tail_that_fits(qsr_command, photos):
         assert code == 2 and "name one by --init" in err and one_line(err)
 
 
+def test_training_starts_from_a_packed_network(qsr_command, photos, model):
+    still = [*TRAIN, "--data", photos, "--learning-rate", 1e-12, "--quantizer-rate", 1e-12]
+    args = ["train", "--out", "run", *still, "--init", model]
+    assert qsr_command(*args)[0] == 0
+    lr = torch.rand(1, 3, 9, 8)
+    torch.testing.assert_close(
+        qsr.load("run/model.qsr")(lr), qsr.load(model)(lr), atol=1 / 255, rtol=0
+    )
+
+
 def test_training_starts_from_the_weights_of_another_network(qsr_command, photos):
     teacher = ["--preset", "srresnet-x2", *TINY]
     assert qsr_command("train", "--out", "float", *teacher, "--data", photos)[0] == 0

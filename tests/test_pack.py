@@ -4,6 +4,8 @@ import functools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis.strategies import floats
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,6 +14,7 @@ from qsr.config import NetworkConfig
 from qsr.integer import kernels
 from qsr.integer.packed_layers import FloatConv2d, PackedConv2d, PackedLinear, PackedMatmul
 from qsr.integer.packing import PackedModel
+from qsr.integer.unpacking import _factor
 
 SMALL = {"features": 8, "blocks": 3, "depths": (3, 2, 1)}
 SMALL_SWIN = {**SMALL, "layers": 2, "heads": 2, "window": 4}
@@ -312,3 +315,45 @@ def test_what_cannot_be_packed_is_refused_in_one_line(make, kernel, words):
         qsr.pack(make(), kernel)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+# And back -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_unpacked_network_is_the_same_function_and_packs_to_the_same_bits(name):
+    packed = qsr.pack(trained(name))
+    net = qsr.unpack(packed)
+    again = qsr.pack(net).state_dict()
+    assert again.keys() == packed.state_dict().keys()
+    for key, value in packed.state_dict().items():
+        assert torch.equal(again[key], value), key
+    assert net.order == (1, 2, 0) and not net.training
+    codes = [layer.weight_quantizer.codes(layer.weight) for layer in quantised(net)]
+    before = [layer.weight_quantizer.codes(layer.weight) for layer in quantised(trained(name))]
+    assert codes and all(map(torch.equal, codes, before))
+    net(torch.rand(1, 3, 8, 8)).sum().backward()  # it learns
+    assert all(layer.weight.grad is not None for layer in quantised(net))
+
+
+def quantised(net):
+    return [m for m in net.modules() if isinstance(m, (qsr.QConv2d, qsr.QLinear))]
+
+
+@given(floats(2**-20, 2**20, width=32), floats(2**-20, 2**20, width=32))
+def test_a_factor_of_a_rounded_product_is_found_that_gives_the_product_again(one, other):
+    one, other = torch.tensor(one), torch.tensor(other)
+    product = one * other
+    found = _factor(product, one)
+    assert found * one == product
+    torch.testing.assert_close(found, other, rtol=3e-7, atol=0)
+
+
+def test_what_cannot_be_unpacked_says_why():
+    with pytest.raises(TypeError, match="`model` is a QuantSR; qsr.unpack takes a packed"):
+        qsr.unpack(trained("c"))
+    for quantizer in ("pams", "dorefa"):
+        net = qsr.QuantSR(qsr.quantsr_c(2, 4, quantizer=quantizer, **SMALL))
+        qsr.calibrate(net, torch.rand(1, 3, 8, 8))
+        with pytest.raises(ValueError, match=f"trained with '{quantizer}', whose steps follow"):
+            qsr.unpack(qsr.pack(net))

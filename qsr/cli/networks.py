@@ -12,6 +12,7 @@ from .. import baselines  # noqa: F401  whose quantizers configurations name
 from ..backbone import QuantSR
 from ..integer.packing import PackedModel
 from ..integer.stored import StoredNetwork
+from ..integer.unpacking import unpack
 from ..models import zoo
 from ..models.enlarger import Enlarger
 from ..runs.checkpoints import find_best, list_checkpoints, load_checkpoint
@@ -20,8 +21,14 @@ Enlarging = QuantSR | PackedModel | Enlarger  # what makes large pictures of sma
 
 
 def load_network(name: str) -> QuantSR:
-    """A trained network by its file, zoo:NAME, checkpoint, or run: its best network on held-out
-    pictures, else its last."""
+    """A network that can be trained by its file, zoo:NAME, checkpoint, or run: its best network on
+    held-out pictures, else its last. A packed QuantSR is unpacked."""
+    model = load_trained(name)
+    return unpack(model) if isinstance(model, PackedModel) else model
+
+
+def load_trained(name: str) -> QuantSR | PackedModel:
+    """The same, a packed one as it is."""
     if Path(name).is_dir():
         folder = find_best(name) or (list_checkpoints(name) or [Path(name)])[-1]
         if not (folder / "state.json").exists():
@@ -29,12 +36,7 @@ def load_network(name: str) -> QuantSR:
                 f"{name} holds no checkpoint; name the folder of a run, or a .qsr file."
             )
         return load_checkpoint(folder)[0]
-    model = zoo.load(name)
-    if not isinstance(model, QuantSR):
-        raise ValueError(
-            f"{name} is packed already, and packed weights can't be trained; use a trained file."
-        )
-    return model
+    return load_quantsr(name)
 
 
 def load_quantsr(name: str) -> QuantSR | PackedModel:

@@ -33,7 +33,7 @@ from ..scores import agreement, evaluate
 from ..system import distributed
 from .arguments import check_writable
 from .common import Failed, Lines, as_json, complain, remark
-from .networks import check_device, load_network, refuse_models
+from .networks import check_device, load_network, load_trained, refuse_models
 
 TAIL_PIXELS = 200_000  # of lr, from which --fit-tail finds it; its unknowns are some hundreds
 AGREED = 20  # pictures of a set on which a packed network is compared with its training graph
@@ -172,7 +172,9 @@ def run_pack(args: argparse.Namespace) -> Lines:
     output = Path(args.output)
     if output.suffix != ".qsr":
         raise ValueError(f"{output} has the suffix {output.suffix!r}; model files end in .qsr.")
-    net = load_network(args.input).eval()
+    net = load_trained(args.input)
+    if isinstance(net, PackedModel):
+        raise ValueError(f"{args.input} is packed already; name what training left, or copy it.")
     note = "" if Path(args.input).is_dir() else describe(zoo.find(args.input)).get("note", "")
     card = None
     if args.card is not None:  # what can't be written or scored is told before anything is
@@ -180,7 +182,7 @@ def run_pack(args: argparse.Namespace) -> Lines:
         for name in args.sets:
             next(iter(pairs(name, net.config.scale)))
     full = net.config.bits is None
-    save(output, net if full else pack(net), note=note, overwrite=args.overwrite, half=full)
+    save(output, net.eval() if full else pack(net), note=note, overwrite=args.overwrite, half=full)
     yield f"{output}  {output.stat().st_size:,} bytes"
     if card is not None:
         model = load_model(output)  # what the file holds: in full precision, rounded weights
