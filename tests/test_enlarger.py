@@ -92,7 +92,7 @@ def test_commands_take_a_file_of_a_network_of_any_class(file, tmp_path, capsys):
     for refused, why in (
         ([*call, "--blocks", "3"], "this model has 1 to 1"),
         (["export", "--onnx", path, str(tmp_path / "m.onnx")], "takes a QuantSR"),
-        (["pack", path, str(tmp_path / "m2.qsr")], "takes a QuantSR"),
+        (["pack", path, str(tmp_path / "m2.qsr")], "is packed already"),
         (["bench", "--model", path, "quantsr-c-x2-w4a4"], "timed alone"),
     ):
         assert cli.main(refused) == 2

@@ -23,20 +23,23 @@ Enlarging = QuantSR | PackedModel | Enlarger  # what makes large pictures of sma
 def load_network(name: str) -> QuantSR:
     """A network that can be trained by its file, zoo:NAME, checkpoint, or run: its best network on
     held-out pictures, else its last. A packed QuantSR is unpacked."""
-    model = load_trained(name)
+    model = _of_run(name) if Path(name).is_dir() else load_quantsr(name)
     return unpack(model) if isinstance(model, PackedModel) else model
 
 
-def load_trained(name: str) -> QuantSR | PackedModel:
-    """The same, a packed one as it is."""
-    if Path(name).is_dir():
-        folder = find_best(name) or (list_checkpoints(name) or [Path(name)])[-1]
-        if not (folder / "state.json").exists():
-            raise ValueError(
-                f"{name} holds no checkpoint; name the folder of a run, or a .qsr file."
-            )
-        return load_checkpoint(folder)[0]
-    return load_quantsr(name)
+def load_trained(name: str) -> QuantSR:
+    """The same as training left it. Raises ValueError for what is packed."""
+    model = _of_run(name) if Path(name).is_dir() else zoo.load(name)
+    if not isinstance(model, QuantSR):
+        raise ValueError(f"{name} is packed already; name what training left, or copy it.")
+    return model
+
+
+def _of_run(name: str) -> QuantSR:
+    folder = find_best(name) or (list_checkpoints(name) or [Path(name)])[-1]
+    if not (folder / "state.json").exists():
+        raise ValueError(f"{name} holds no checkpoint; name the folder of a run, or a .qsr file.")
+    return load_checkpoint(folder)[0]
 
 
 def load_quantsr(name: str) -> QuantSR | PackedModel:

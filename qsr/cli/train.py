@@ -172,9 +172,7 @@ def run_pack(args: argparse.Namespace) -> Lines:
     output = Path(args.output)
     if output.suffix != ".qsr":
         raise ValueError(f"{output} has the suffix {output.suffix!r}; model files end in .qsr.")
-    net = load_trained(args.input)
-    if isinstance(net, PackedModel):
-        raise ValueError(f"{args.input} is packed already; name what training left, or copy it.")
+    net = load_trained(args.input).eval()
     note = "" if Path(args.input).is_dir() else describe(zoo.find(args.input)).get("note", "")
     card = None
     if args.card is not None:  # what can't be written or scored is told before anything is
@@ -182,7 +180,7 @@ def run_pack(args: argparse.Namespace) -> Lines:
         for name in args.sets:
             next(iter(pairs(name, net.config.scale)))
     full = net.config.bits is None
-    save(output, net.eval() if full else pack(net), note=note, overwrite=args.overwrite, half=full)
+    save(output, net if full else pack(net), note=note, overwrite=args.overwrite, half=full)
     yield f"{output}  {output.stat().st_size:,} bytes"
     if card is not None:
         model = load_model(output)  # what the file holds: in full precision, rounded weights

@@ -88,9 +88,9 @@ def _extra(name: str, bits: int, signed: bool) -> dict[str, Tensor]:
 
 def _factor(product: Tensor, one: Tensor) -> Tensor:
     """The other factor of a product that was rounded to float32: near product / one."""
-    found = product / one
+    found = quotient = product / one
     for direction in (torch.inf, 0.0):
-        beside = product / one
+        beside = quotient
         for _ in range(NEAR):
             beside = torch.nextafter(beside, torch.tensor(direction))
             found = torch.where(found * one == product, found, beside)
