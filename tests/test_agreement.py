@@ -37,5 +37,8 @@ def test_a_wrong_step_size_would_be_noticed(trained):
     packed = qsr.pack(trained)
     packed.network.blocks[0].conv1.step_size *= 1.3
     pair = make_pair("noise", textures()["noise"], 2)
-    result = agreement(trained, packed, [pair])
-    assert result.flipped > 0.01 and result.worst_psnr > 0.01
+    whole = agreement(trained, packed, [pair])
+    assert whole.flipped > 0.01 and whole.worst_psnr > 0.01
+    middle = agreement(trained, packed, [pair], window=8)
+    assert middle.worst_psnr == whole.worst_psnr  # pictures are scored whole
+    assert middle.flipped > 0.01 and middle.flipped != whole.flipped

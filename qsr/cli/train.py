@@ -37,6 +37,7 @@ from .networks import check_device, load_network, load_trained, refuse_models
 
 TAIL_PIXELS = 200_000  # of lr, from which --fit-tail finds it; its unknowns are some hundreds
 AGREED = 20  # pictures of a set on which a packed network is compared with its training graph
+WINDOW = 48  # rows and columns of their lr, in the middle, where codes are compared
 
 # train --------------------------------------------------------------------------------------------
 
@@ -191,9 +192,9 @@ def run_pack(args: argparse.Namespace) -> Lines:
         }
         agreed: dict[str, object] = {}
         if isinstance(model, PackedModel):
-            for name in args.sets:  # both layer by layer, so of a part of a large set
-                some = itertools.islice(pairs(name, net.config.scale), AGREED)
-                agreed[name] = agreement(net, model, some)
+            for name in args.sets:  # slow, so of a part of a large set
+                some = list(itertools.islice(pairs(name, net.config.scale), AGREED))
+                agreed[name] = agreement(net, model, some, window=WINDOW, progress=True)
         yield str(zoo.write_card(output, model, card, scores, agreed))
 
 
