@@ -140,13 +140,13 @@ def agreement(
         crop = net.config.scale
         middle = pair.lr if window is None else _middle(pair.lr, window)
         with _recorded_codes(net) as floats:
-            enlarge(middle, net, blocks)
+            trained_sr = enlarge(middle, net, blocks)
         with _recorded_codes(packed.network) as integers:
             enlarge(middle, packed.network, blocks)
-        scores = [
-            psnr_y(enlarge(pair.lr, model, blocks), pair.hr, crop=crop).item()
-            for model in (net, packed)
-        ]
+        if middle.shape != pair.lr.shape:
+            trained_sr = enlarge(pair.lr, net, blocks)
+        packed_sr = enlarge(pair.lr, packed, blocks)
+        scores = [psnr_y(sr, pair.hr, crop=crop).item() for sr in (trained_sr, packed_sr)]
         differences.append(scores[1] - scores[0])
         for a, b in zip(floats, integers, strict=True):
             flipped += int((a != b).sum())
