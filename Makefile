@@ -17,13 +17,14 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 NO_NEWS := {"@jupyterlab/apputils-extension:notification": \
            {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: help lab classroom demo figures docs docs-serve test test-sanitize test-threads soak build \
+.PHONY: help lab classroom demo figures again docs docs-serve test test-sanitize test-threads soak build \
         lint notebooks student slides gpu gpu-rehearsal wheel wheelhouse lock audit clean fuzz fuzz-sanitize
 
 help:
 	@echo "make lab    open the tutorials in JupyterLab (DIR=build/student another folder; ARGS='--port 9999')"
 	@echo "make demo   enlarge the bundled photograph with every model, without a browser"
 	@echo "make figures  draw the paper's figures again, into docs/images"
+	@echo "make again  cards, scores, figures and notebooks again, after a model was replaced (QSR_DATA)"
 	@echo "make docs   build the site into site/     make docs-serve  serve it while you write"
 	@echo "make test   lint, all tests, all notebooks, the site"
 	@echo "make test-sanitize  the tests of the native code under AddressSanitizer and UBSan"
@@ -129,6 +130,16 @@ figures: $(VENV)/lab-$(WANTED)
 	@mkdir -p figures; for n in 1 2 3 4 5 6 7 8; do \
 	    if $(BIN)/qsr reproduce figure$$n --transparent --json > figures/figure$$n.json; then \
 	        cp figures/figure$$n.json figures/figure$$n.png docs/images/; fi; done
+
+# All that shows what the models do, made again from their files after one was replaced. Hours of one
+# core. Tables of docs/benchmarks.md and curve.png, which need a quiet machine, stay as they are.
+again: $(VENV)/lab-$(WANTED)
+	@$(call build_core)
+	$(BIN)/qsr reproduce cards --write
+	$(BIN)/qsr reproduce heldout --measure
+	$(MAKE) demo && cp demo/before_after*.png docs/images/
+	$(MAKE) figures
+	$(MAKE) notebooks
 
 lint: $(VENV)/test-$(WANTED)
 	$(BIN)/ruff check qsr tests tutorials docs setup.py

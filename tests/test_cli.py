@@ -41,7 +41,7 @@ torch.set_num_threads(1)  # on small tensors threads only wait for each other
 COMMANDS = ["upscale", "demo", "evaluate", "train", "convert", "pack", "export", "data", "bench"]
 COMMANDS += ["reproduce", "grade", "models", "info", "completion", "man"]
 NESTED = [["data", "list"], ["data", "pack"], ["reproduce", "table1"], ["reproduce", "ablation"]]
-NESTED += [["reproduce", name] for name in ("table2", "figure1", "figure4", "figure5")]
+NESTED += [["reproduce", name] for name in ("table2", "cards", "figure1", "figure4", "figure5")]
 TINY = ["--network-blocks", 2, "--features", 4, "--patch", 8, "--batch", 2]
 TINY += ["--steps", 4, "--checkpoint-every", 2]
 TRAIN = ["--preset", "quantsr-c-x2-w4a4", *TINY]

@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from ..models import zoo
 from ..paper import (
     ablation,
     baselines,
     baselines_report,
+    cards,
     figures,
     gap,
     heldout,
@@ -87,6 +89,14 @@ def run_heldout(args: argparse.Namespace) -> Lines:
             remark(str(path))
     yield as_json([vars(line) for line in heldout.lines(args.results)])
     yield heldout.text(args.results)
+
+
+def run_cards(args: argparse.Namespace) -> Lines:
+    if args.write:
+        check_writable(zoo.FOLDER)
+    lines = list(cards.again(cards.chosen(args.rows), args.sets, args.write))
+    yield as_json([{**vars(line), "difference": line.difference} for line in lines])
+    yield cards.text(lines)
 
 
 def run_gap(args: argparse.Namespace) -> Lines:

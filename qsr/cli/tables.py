@@ -30,6 +30,7 @@ def add_reproduce(sub: argparse.ArgumentParser) -> None:
     }
     helps |= {
         "heldout": "The models on photographs that training held out, beside Table 1.",
+        "cards": "The models that come with qsr, scored again: does each card say what it should?",
         "gap": "How far 2 bits are below full precision, and what narrowed that.",
     }
     helps |= {f"figure{number}": what for number, what in FIGURES.items()}
@@ -39,6 +40,7 @@ def add_reproduce(sub: argparse.ArgumentParser) -> None:
     _add_ablation(subs["ablation"])
     _add_baselines(subs["baselines"])
     _add_heldout(subs["heldout"])
+    _add_cards(subs["cards"])
     let_run(subs["gap"], later("reproduce.run_gap"))
     for number in FIGURES:
         _add_figure(subs[f"figure{number}"], number)
@@ -86,6 +88,19 @@ def _add_heldout(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--results", metavar="FOLDER", help="records (docs/results/heldout)")
     sub.add_argument(
         "--measure", action="store_true", help="first score models without a record of their file"
+    )
+
+
+def _add_cards(sub: argparse.ArgumentParser) -> None:
+    let_run(sub, later("reproduce.run_cards"))
+    sub.add_argument(
+        "--rows", nargs="+", default=[], metavar="NAME", help="models, or patterns: '*-x4*' (all)"
+    )
+    sub.add_argument(
+        "--sets", nargs="+", default=[], metavar="SET", help="sets (of each card, those here)"
+    )
+    sub.add_argument(
+        "--write", action="store_true", help="also write each card anew, with all of its sets"
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import warnings
 from collections.abc import Sequence
@@ -23,21 +22,18 @@ from ..integer.packing import PackedModel, pack
 from ..models import zoo
 from ..models.edsr import load_edsr
 from ..models.file import config_to_json, describe, load_model, save
-from ..paper import records
+from ..paper import cards, records
 from ..quantizer import Quantizer
 from ..runs.checkpoints import list_checkpoints, load_checkpoint
 from ..runs.fit import fit
 from ..runs.linear_tail import fit_tail
 from ..schedule import TrainConfig
-from ..scores import agreement, evaluate
 from ..system import distributed
 from .arguments import check_writable
 from .common import Failed, Lines, as_json, complain, remark
 from .networks import check_device, load_network, load_trained, refuse_models
 
 TAIL_PIXELS = 200_000  # of lr, from which --fit-tail finds it; its unknowns are some hundreds
-AGREED = 20  # pictures of a set on which a packed network is compared with its training graph
-WINDOW = 48  # rows and columns of their lr, in the middle, where codes are compared
 
 # train --------------------------------------------------------------------------------------------
 
@@ -186,15 +182,7 @@ def run_pack(args: argparse.Namespace) -> Lines:
     if card is not None:
         model = load_model(output)  # what the file holds: in full precision, rounded weights
         assert isinstance(model, (QuantSR, PackedModel))
-        scores = {
-            depth: {name: evaluate(model, name, blocks=depth, progress=True) for name in args.sets}
-            for depth in model.config.depths
-        }
-        agreed: dict[str, object] = {}
-        if isinstance(model, PackedModel):
-            for name in args.sets:  # slow, so of a part of a large set
-                some = list(itertools.islice(pairs(name, net.config.scale), AGREED))
-                agreed[name] = agreement(net, model, some, window=WINDOW, progress=True)
+        scores, agreed = cards.scored(model, args.sets), cards.compared(model, args.sets, net)
         yield str(zoo.write_card(output, model, card, scores, agreed))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import overload
 
@@ -58,8 +59,8 @@ def write_card(
     path: str | os.PathLike,
     model: Model,
     training: str,
-    scores: dict[int, dict],
-    agreements: dict[str, object],
+    scores: Mapping[int, Mapping],
+    agreements: Mapping[str, object],
 ) -> Path:
     """Write the JSON card of a model file and return its path.
 
