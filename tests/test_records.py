@@ -18,6 +18,7 @@ from qsr.scores import evaluate
 NAME = "quantsr-c-x2-w4a4"
 TINY = ["--network-blocks", "2", "--features", "4", "--patch", "8", "--batch", "2", "--steps", "4"]
 CALL = {"data": ["embedded"], "patch": 8, "batch": 2, "seed": 0, "init": "runs/full-x2"}
+CALL |= {"teacher": "zoo:srresnet-x2"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_a_record_says_how_the_network_was_made(made):
     assert made["name"] == f"{NAME}-2-blocks-4-features"
     assert made["network"]["blocks"] == 2 and made["training"]["steps"] == made["steps"] == 10
     assert (made["data"], made["seed"], made["init"]) == (["embedded"], 0, "full-x2")
-    assert made["teacher"] is None and "thread" in made["device"] and made["seconds"] >= 0
+    assert made["teacher"] == "srresnet-x2" and "thread" in made["device"] and made["seconds"] >= 0
     assert made["weights"].endswith("by held-out pictures")
     assert made["qsr"] == qsr.__version__ and made["date"].count("-") == 2
 

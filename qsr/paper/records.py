@@ -111,7 +111,7 @@ def make_record(
     depths = net.config.depths if training["joint"] else net.config.depths[:1]
     call = dict(call or {})
     for key in ("init", "teacher"):  # a name, not a place of one machine
-        call[key] = Path(call[key]).name if call.get(key) else None
+        call[key] = Path(call[key]).name.removeprefix("zoo:") if call.get(key) else None
     device = str(call.pop("device", "cpu"))
     return {
         **made,
