@@ -132,12 +132,14 @@ figures: $(VENV)/lab-$(WANTED)
 	        cp figures/figure$$n.json figures/figure$$n.png docs/images/; fi; done
 
 # All that shows what the models do, made again from their files after one was replaced. Hours of one
-# core. Tables of docs/benchmarks.md and curve.png, which need a quiet machine, stay as they are.
+# core. Times of docs/benchmarks.md are of a quiet machine and stay; pictures of them get new decibels.
 again: $(VENV)/lab-$(WANTED)
 	@$(call build_core)
 	$(BIN)/qsr reproduce cards --write
 	$(BIN)/qsr reproduce heldout --measure
 	$(MAKE) demo && cp demo/before_after*.png docs/images/
+	for name in bench_network curve; do \
+	    $(BIN)/qsr bench --redraw docs/images/$$name.json --plot docs/images/$$name.png; done
 	$(MAKE) figures
 	$(MAKE) notebooks
 

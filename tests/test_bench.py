@@ -5,7 +5,7 @@ No test asserts a time: a machine that runs tests has other work.
 
 import functools
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ import torch
 
 import qsr
 from qsr import cli
-from qsr.bench import engine, peers, report, start
+from qsr.bench import curve, engine, peers, redraw, report, start
 from qsr.integer import kernels
 from qsr.models import zoo
 from qsr.system import native
@@ -266,3 +266,35 @@ def test_the_wait_for_help_is_measured_and_torch_is_seen():
     assert 0 <= processor < 60 and 0 < seconds < 60 and not torch  # processors count in ticks
     assert start.wait(["-c", "import qsr; qsr.QuantSpec"], rounds=1)[2]
     assert not start.wait(start.WAITS["qsr upscale --help"], rounds=1)[2]
+
+
+def test_a_kept_run_is_drawn_again_with_the_cards_of_now(tmp_path, capsys):
+    name = next(name for name in zoo.names() if "-x4-w" in name)
+    depth = max(zoo.card(name)["depths"])
+    ours = engine.Timing(name, "packed", 1, depth, 10.0, 11.0)
+    peer = engine.Timing("theirs", "fp32", 1, None, 30.0, 31.0)
+    points = (curve.Point(name, f"{depth} blocks", 1.0, ours), curve.Point("theirs", "", 2.0, peer))
+    run = curve.Curve("Set5", 4, 16, 1, {}, points)
+    (tmp_path / "curve.json").write_text(json.dumps(asdict(run)))
+    assert redraw.read(tmp_path / "curve.json") == run
+    now = redraw.with_cards(run)
+    assert [p.psnr for p in now.points] == [zoo.card(name)["scores"][str(depth)]["Set5"][0], 2.0]
+    assert [p.timing for p in now.points] == [ours, peer]
+
+    rows = (ours, engine.Timing(name, "depth", 1, depth, 10.0, 11.0))
+    found = engine.Report("network", "a title", {}, 16, 1, 1000, {}, rows)
+    report.write_json(found, tmp_path / "bench.json")
+    assert redraw.read(tmp_path / "bench.json") == found
+    call = ["bench", "--redraw", str(tmp_path / "bench.json")]
+    assert cli.main([*call, "--plot", str(tmp_path / "bench.png")]) == 0
+    assert (tmp_path / "bench_dark.png").stat().st_size > 5000
+    capsys.readouterr()
+
+    (tmp_path / "other.json").write_text("[1]")
+    (tmp_path / "no.json").write_text("{")
+    assert cli.main(call) == 2 and "--plot FILE.png" in capsys.readouterr().err
+    for file, says in {"other": "is no file of", "no": "as JSON", "none": "as JSON"}.items():
+        call[-1] = str(tmp_path / f"{file}.json")
+        assert cli.main([*call, "--plot", str(tmp_path / "x.png")]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1 and not (tmp_path / "x.png").exists()

@@ -50,7 +50,7 @@ from .engine import (
     stored_contenders,
 )
 from .peers import Runner, compile_openvino
-from .report import COLLAPSED, ORDINARY, OWN, SECOND, dress, heading
+from .report import COLLAPSED, ORDINARY, OWN, SECOND, dress, heading, logarithmic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -322,15 +322,10 @@ def figure(curve: Curve, dark: bool = False) -> Figure:
         _label(axes, points[0], name, ink, (4, 8), rotation=70, rotation_mode="anchor")
     lines = [[(p.timing.ms, p.psnr) for p in points] for points in chains.values()]
     axes.add_collection(LineCollection(lines, colors=faint, linewidths=1, alpha=0.6, zorder=1))
-    axes.set_xscale("log")
-    axes.set_xticks([m * 10**e for e in range(-1, 5) for m in (1, 2, 3, 5)])
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
-    axes.margins(x=0.12, y=0.1)
+    logarithmic(axes, [p.timing.ms for p in timed])
+    axes.margins(y=0.1)
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.15 * (high - low))  # for the names of the best
-    times = [p.timing.ms for p in timed]
-    axes.set_xlim(min(times) / 1.25, max(times) * 1.25)  # the ticks reach further
     axes.tick_params(labelsize=11)
     axes.set_xlabel("ms (less is better)", color=ink, fontsize=12)
     axes.set_ylabel(f"PSNR-Y on {curve.data}, dB (more is better)", color=ink, fontsize=12)

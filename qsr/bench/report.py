@@ -193,7 +193,7 @@ def figure(report: Report, dark: bool = False) -> Figure:
         f"{report.title}, {threads} thread{plural}", fontsize=10, loc="left", color=ink
     )
     if points:
-        _speed_and_psnr(axes[0, 1], points, ink)
+        _speed_and_psnr(axes[0, 1], points, ink, paper)
     for ax in axes.flat:
         dress(ax, paper, ink)
     drawn.tight_layout()
@@ -209,6 +209,15 @@ def dress(ax, paper: str, ink: str) -> None:
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(ink)
+
+
+def logarithmic(ax, values: Sequence[float], room: float = 1.25) -> None:
+    """Make x an axis of equal ratios, from the least of `values` to the largest and some room."""
+    ax.set_xscale("log")
+    ax.set_xticks([m * 10**e for e in range(-1, 5) for m in (1, 2, 3, 5)])
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("")
+    ax.set_xlim(min(values) / room, max(values) * room)  # the ticks reach further
 
 
 def _bars(ax, rows: Sequence[Timing], ink: str) -> None:
@@ -249,7 +258,9 @@ def _points(rows: Sequence[Timing]) -> dict[str, list[Point]]:
     return points
 
 
-def _speed_and_psnr(ax, points: dict[str, list[Point]], ink: str) -> None:
+def _speed_and_psnr(ax, points: dict[str, list[Point]], ink: str, paper: str) -> None:
+    from matplotlib.patheffects import withStroke
+
     styles = zip((OWN, ORDINARY, SECOND, COLLAPSED), "os^D", strict=True)
     for (name, depths), (colour, marker) in zip(points.items(), styles, strict=False):
         speed, psnr, blocks = zip(*depths, strict=True)
@@ -258,8 +269,10 @@ def _speed_and_psnr(ax, points: dict[str, list[Point]], ink: str) -> None:
             ax.annotate(
                 f"{count} block{'s' if count > 1 else ''}", (x, y), (6, 4),
                 textcoords="offset points", fontsize=8, color=ink,
+                path_effects=[withStroke(linewidth=3, foreground=paper)],
             )  # fmt: skip
-    ax.margins(x=0.25, y=0.15)
+    ax.margins(y=0.15)
+    logarithmic(ax, [speed for depths in points.values() for speed, _, _ in depths], room=1.6)
     ax.set_xlabel("pictures a second (more is better)")
     ax.set_ylabel("PSNR-Y on Set5, dB (model card)")
     ax.set_title("Models of the zoo at their depths", fontsize=10, loc="left", color=ink)

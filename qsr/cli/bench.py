@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..backbone import QuantSR
-from ..bench import cuda, curve, engine, layers, steps, training
+from ..bench import cuda, curve, engine, layers, redraw, steps, training
 from ..bench.report import markdown, write_figure, write_json, write_twins
 from ..config import preset
 from ..models import zoo
@@ -42,6 +42,11 @@ def run_bench(args: argparse.Namespace) -> Lines:
             check_writable(Path(path).parent)
     if args.plot is not None and (args.what != "network" or Path(args.plot).suffix != ".png"):
         raise ValueError(f"`--plot` is {args.plot}; it draws networks, into a .png file.")
+    if args.redraw is not None:
+        if args.plot is None:
+            raise ValueError("`--redraw` draws a file; name the picture: --plot FILE.png.")
+        yield " ".join(map(str, redraw.redraw(args.redraw, args.plot)))
+        return
     if args.peer_onnx is not None:
         yield from _bench_curve(args, size, rounds)
         return

@@ -198,6 +198,11 @@ def add_bench(sub: argparse.ArgumentParser) -> None:
         "--plot", metavar="FILE.png", help="also draw networks, the zoo's depths among them"
     )
     sub.add_argument(
+        "--redraw",
+        metavar="FILE.json",
+        help="measure nothing: draw what --json kept again, with today's model cards (--plot)",
+    )
+    sub.add_argument(
         "--peer-onnx",
         nargs="+",
         metavar="FILE.onnx",
