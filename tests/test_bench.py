@@ -292,8 +292,14 @@ def test_a_kept_run_is_drawn_again_with_the_cards_of_now(tmp_path, capsys):
 
     (tmp_path / "other.json").write_text("[1]")
     (tmp_path / "no.json").write_text("{")
+    (tmp_path / "empty.json").write_text(json.dumps(asdict(replace(run, points=()))))
+    wrong = replace(found, rows=(replace(ours, best_ms="fast"),))
+    (tmp_path / "wrong.json").write_text(json.dumps(asdict(wrong)))
     assert cli.main(call) == 2 and "--plot FILE.png" in capsys.readouterr().err
-    for file, says in {"other": "is no file of", "no": "as JSON", "none": "as JSON"}.items():
+    assert cli.main([*call, "--plot", str(tmp_path / "x.png"), "--model", name]) == 2
+    assert "no --model" in capsys.readouterr().err
+    no_run = dict.fromkeys(("other", "empty", "wrong"), "is no file of")
+    for file, says in {**no_run, "no": "as JSON", "none": "as JSON"}.items():
         call[-1] = str(tmp_path / f"{file}.json")
         assert cli.main([*call, "--plot", str(tmp_path / "x.png")]) == 2
         error = capsys.readouterr().err

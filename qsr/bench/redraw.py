@@ -29,15 +29,13 @@ def read(path: str | os.PathLike) -> Report | Curve:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}.") from None
     try:
-        if "points" in kept:
-            points = tuple(
-                Point(**{**point, "timing": Timing(**point["timing"])}) for point in kept["points"]
-            )
-            return Curve(**{**kept, "points": points})
-        kept = {key: value for key, value in kept.items() if key != "ratios"}
-        return Report(**{**kept, "rows": tuple(Timing(**row) for row in kept["rows"])})
-    except (TypeError, KeyError, AttributeError):
+        found = _curve(kept) if "points" in kept else _report(kept)
+        timings = found.rows if isinstance(found, Report) else [p.timing for p in found.points]
+        if not all(timing.best_ms is None or timing.best_ms > 0 for timing in timings):
+            raise ValueError
+    except (TypeError, KeyError, AttributeError, ValueError):
         raise ValueError(f"{path} is no file of `qsr bench network --json`.") from None
+    return found
 
 
 def with_cards(kept: Curve) -> Curve:
@@ -54,6 +52,18 @@ def redraw(path: str | os.PathLike, plot: str | os.PathLike) -> tuple[Path, Path
     if isinstance(kept, Report):
         return report.write_figure(kept, plot)  # which reads the cards itself
     return report.write_twins(functools.partial(curve.figure, with_cards(kept)), plot)
+
+
+def _report(kept: dict) -> Report:
+    kept = {key: value for key, value in kept.items() if key != "ratios"}
+    return Report(**{**kept, "rows": tuple(Timing(**row) for row in kept["rows"])})
+
+
+def _curve(kept: dict) -> Curve:
+    points = [{**point, "timing": Timing(**point["timing"])} for point in kept["points"]]
+    if not points or not all(point["psnr"] > 0 for point in points):
+        raise ValueError
+    return Curve(**{**kept, "points": tuple(Point(**point) for point in points)})
 
 
 def _with_card(point: Point, data: str) -> Point:

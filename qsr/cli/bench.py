@@ -45,6 +45,9 @@ def run_bench(args: argparse.Namespace) -> Lines:
     if args.redraw is not None:
         if args.plot is None:
             raise ValueError("`--redraw` draws a file; name the picture: --plot FILE.png.")
+        given = {"--model": args.model, "--peer-onnx": args.peer_onnx, "--json": args.file}
+        if idle := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"`--redraw` measures nothing, so there is no {idle[0]}.")
         yield " ".join(map(str, redraw.redraw(args.redraw, args.plot)))
         return
     if args.peer_onnx is not None:
