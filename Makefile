@@ -139,7 +139,7 @@ again: $(VENV)/lab-$(WANTED)
 	$(BIN)/qsr reproduce heldout --measure
 	$(MAKE) demo && cp demo/before_after*.png docs/images/
 	for name in bench_network curve; do \
-	    $(BIN)/qsr bench --redraw docs/images/$$name.json --plot docs/images/$$name.png; done
+	    $(BIN)/qsr bench --redraw docs/images/$$name.json --plot docs/images/$$name.png || exit 1; done
 	$(MAKE) figures
 	$(MAKE) notebooks
 

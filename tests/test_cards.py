@@ -41,7 +41,7 @@ def test_a_card_is_what_its_file_scores_and_a_changed_number_is_seen(card):
     assert "2 scores, at most 0.250 dB apart" in cards.text(lines)
 
 
-def test_a_card_that_is_written_again_is_the_one_that_packing_wrote(card, monkeypatch):
+def test_a_card_that_is_written_again_is_the_one_that_packing_wrote(card):
     before = json.loads(card.read_text())
     changed = before | {"scores": {"1": {"embedded": [1, 1]}}, "packed_minus_trained": {}}
     card.write_text(json.dumps(changed))

@@ -24,7 +24,6 @@ import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from ..runs.checkpoints import load_checkpoint
 from ..runs.fit import fit
 from ..schedule import TrainConfig
 from . import records
+from .rows import fitting
 from .terms import BASELINE_STEPS, TRAINING_SETS
 
 SCALE = 4
@@ -99,13 +99,9 @@ def chosen_rows(patterns: Sequence[str] = ()) -> tuple[Row, ...]:
     ['rlq-w2a2-seed2', 'cadyq-w8a8-seed0']
     """
     rows = all_rows()
-    for pattern in patterns:
-        if not any(fnmatchcase(row.name, pattern) for row in rows):
-            names = ", ".join(row.name for row in rows)
-            raise ValueError(f"no row is called {pattern!r}; rows are {names}.")
-    return tuple(
-        row for row in rows if not patterns or any(fnmatchcase(row.name, p) for p in patterns)
-    )
+    refusal = "no row is called {pattern}; rows are {names}."
+    named = fitting((row.name for row in rows), patterns, refusal)
+    return tuple(row for row in rows if row.name in named)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from ..backbone import QuantSR
 from ..images.data import list_sets, pairs
@@ -24,6 +23,7 @@ from ..integer.unpacking import unpack
 from ..models import zoo
 from ..scores import Agreement, Scores, agreement, evaluate
 from . import report
+from .rows import fitting
 
 AGREED = 20  # pictures of a set on which a packed network is compared with its training graph
 WINDOW = 48  # rows and columns of their lr, in the middle, where codes are compared
@@ -77,16 +77,7 @@ def chosen(patterns: Sequence[str] = ()) -> list[str]:
     >>> chosen(["srresnet-*"])
     ['srresnet-x2', 'srresnet-x4']
     """
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in zoo.names()):
-            raise ValueError(
-                f"no model is called {pattern!r}; there are {', '.join(zoo.names()) or 'none'}."
-            )
-    return [
-        name
-        for name in zoo.names()
-        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
-    ]
+    return fitting(zoo.names(), patterns, "no model is called {pattern}; there are {names}.")
 
 
 def again(names: Sequence[str], sets: Sequence[str] = (), write: bool = False) -> Iterator[Line]:
@@ -96,18 +87,18 @@ def again(names: Sequence[str], sets: Sequence[str] = (), write: bool = False) -
     found, how the model was trained as it stands there; then all its sets are needed, as a card
     with fewer would have lost something. Raises ValueError before anything is scored.
     """
-    wanted = {name: tuple(sets) or _sets_of(zoo.card(name)) for name in names}
-    here = list_sets()
-    for name, there in wanted.items():
-        if write and (missing := [s for s in _sets_of(zoo.card(name)) if s not in there]):
-            raise ValueError(f"the card of {name} has {', '.join(missing)} too, and would lose it.")
-        if write and (missing := [s for s in there if s not in here]):
+    here, wanted = list_sets(), {}
+    for name in names:
+        own = _sets_of(zoo.card(name))
+        if write and (lost := [s for s in own if sets and s not in sets]):
+            raise ValueError(f"the card of {name} has {', '.join(lost)} too, and would lose it.")
+        if write and (missing := [s for s in sets or own if s not in here]):
             raise ValueError(
                 f"the card of {name} needs {', '.join(missing)}; set QSR_DATA to a folder with it."
             )
+        wanted[name] = sets or [s for s in own if s in here]
     for name, there in wanted.items():
         card, model = zoo.card(name), zoo.load(name)
-        there = tuple(s for s in there if sets or s in here)
         scores = scored(model, there)
         yield from _lines(card, scores)
         if write:

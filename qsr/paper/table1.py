@@ -21,7 +21,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from tqdm.auto import tqdm
@@ -31,6 +30,7 @@ from ..images.data import list_sets
 from ..models import zoo
 from ..scores import evaluate
 from .records import BICUBIC, TEST_SETS, read_records
+from .rows import fitting
 
 Origin = Literal["measured", "card", "record"]
 ATTENTION = "-attn"  # of names: the attention products are quantised too, as in no row of the paper
@@ -181,11 +181,9 @@ def chosen_rows(patterns: Sequence[str] = ()) -> tuple[PrintedScores, ...]:
     [4, 2, 1]
     """
     plain = [pattern.removesuffix(ATTENTION) for pattern in patterns]
-    for pattern in plain:
-        if not any(fnmatchcase(row.name, pattern) for row in TABLE1):
-            names = ", ".join(dict.fromkeys(row.name for row in TABLE1))
-            raise ValueError(f"no row of Table 1 is called {pattern!r}; rows are {names}.")
-    return tuple(row for row in TABLE1 if not plain or any(fnmatchcase(row.name, p) for p in plain))
+    refusal = "no row of Table 1 is called {pattern}; rows are {names}."
+    named = fitting((row.name for row in TABLE1), plain, refusal)
+    return tuple(row for row in TABLE1 if row.name in named)
 
 
 def networks(patterns: Sequence[str] = ()) -> list[str]:
